@@ -1,0 +1,350 @@
+"""The Django admin: which jobs there are, where one stands, and a person's "again" and "never mind".
+
+Nothing is edited, added or deleted by form: lifecycle.py writes, the pruner deletes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.options import IS_POPUP_VAR
+from django.contrib.admin.utils import unquote
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db import router
+from django.db.models import QuerySet
+from django.db.models.functions import Now
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+
+from reliable_jobs.admin import content, story
+from reliable_jobs.admin.listing import BOUND, BoundedPaginator, CreatedFilter, JobChangeList, ShowFilter, search
+from reliable_jobs.admin.operations import OPERATIONS, Chosen, Operation, carry_out, known_queues, plural
+from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.status import Status
+
+if TYPE_CHECKING:
+    _ModelAdmin = admin.ModelAdmin[Job]
+else:
+    _ModelAdmin = admin.ModelAdmin
+
+#: Events and children that a job's page shows.
+EVENTS_SHOWN = 100
+CHILDREN_SHOWN = 20
+JOBS_NAMED = 10
+
+
+def _action(operation: Operation) -> Callable[..., Any]:
+    @admin.action(description=f"{operation.verb} selected jobs…", permissions=[operation.name])
+    def action(self: JobAdmin, request: HttpRequest, queryset: QuerySet[Job]) -> HttpResponse | None:
+        hidden = [
+            ("action", operation.name),
+            ("select_across", request.POST.get("select_across", "0")),
+            *((ACTION_CHECKBOX_NAME, pk) for pk in request.POST.getlist(ACTION_CHECKBOX_NAME)),
+        ]
+        return self.operate(operation, request, Chosen.of(queryset), queryset.db, hidden=hidden)
+
+    action.__name__ = operation.name
+    return action
+
+
+@admin.register(Job)
+class JobAdmin(_ModelAdmin):
+    """Reads and writes the database that jobs are written to. Where jobs are in several, subclass it for another admin
+    site and set ``using``."""
+
+    using: str | None = None
+
+    list_display = ("name", "state", "queue", "age", "attempts", "next_look", "why")
+    list_display_links = ("name",)
+    list_filter = (ShowFilter, CreatedFilter)
+    list_per_page = 100
+    list_max_show_all = 100
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    sortable_by = ()
+    ordering = ("-created_at",)
+    paginator = BoundedPaginator
+    search_fields = ("pk",)  # shows the search box; search() below does the looking up
+    search_help_text = "An exact id, task name or key. To say which: task:shop.tasks.ship or key:order-17."
+    actions = tuple(_action(operation) for operation in OPERATIONS.values())
+    fieldsets = (
+        (None, {"fields": ("identity", "task", "shown_status", "queue", "priority", "key", "shown_worker")}),
+        ("What it was given", {"fields": ("arguments",)}),
+        ("What came of it", {"fields": ("shown_error", "shown_traceback", "shown_result")}),
+        ("Counters", {"fields": ("attempt", "shown_crashes", "interruptions", "requeues", "sends", "epoch", "rev")}),
+        (
+            "Times",
+            {
+                "fields": (
+                    *("created_at", "due_at", "check_at", "started_at", "finished_at"),
+                    *("lease_at", "deadline_at", "expires_at"),
+                )
+            },
+        ),
+        ("Lineage", {"fields": ("root", "parent", "children")}),
+    )
+
+    class Media:
+        css = {"all": ["reliable_jobs/admin.css"]}
+
+    # --- who may do what ----------------------------------------------------------------------------------------------
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_requeue_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, "requeue")
+
+    def has_cancel_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, "cancel")
+
+    def _may(self, request: HttpRequest, operation: str) -> bool:
+        user: Any = request.user
+        return bool(user.has_perm(f"{self.opts.app_label}.{operation}_job")) and self.has_view_permission(request)
+
+    # --- the list -----------------------------------------------------------------------------------------------------
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Job]:
+        # Not a replica: after a requeue the page must show it, and what is read here is written back here.
+        return super().get_queryset(request).using(self.using or router.db_for_write(Job))
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[JobChangeList]:
+        return JobChangeList
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
+        return lookup in (ShowFilter.parameter_name, CreatedFilter.parameter_name)
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        return search(queryset, self.get_queryset(request), search_term), False
+
+    def response_action(self, request: HttpRequest, queryset: QuerySet[Any], *args: Any) -> HttpResponse | None:
+        try:
+            return super().response_action(request, queryset, *args)
+        except ValidationError:  # a selected id that is none
+            self.message_user(request, "No such job was selected.", messages.WARNING)
+            return None
+
+    @admin.display(description="job")
+    def name(self, job: Job) -> SafeString:
+        return format_html('{} <span class="rj-id">{}</span>', job.task or "(no task name)", str(job.pk)[:8])
+
+    @admin.display(description="status")
+    def state(self, job: Any) -> SafeString:
+        label = "waiting, held by a run" if job.held else job.get_status_display()
+        return format_html('<span class="rj-state rj-{}">{}</span>', "running" if job.held else job.status, label)
+
+    @admin.display(description="age")
+    def age(self, job: Any) -> SafeString:
+        return format_html(
+            '<span title="created {}">{}</span>', story.moment(job.created_at), story.span(job.now - job.created_at)
+        )
+
+    @admin.display(description="attempts")
+    def attempts(self, job: Job) -> str:
+        crashes = _crashes(job)
+        return (
+            f"{job.attempt} failed" * bool(job.attempt)
+            + ", " * bool(job.attempt and crashes)
+            + (f"{crashes} crashed" * bool(crashes))
+            or "-"
+        )
+
+    @admin.display(description="next")
+    def next_look(self, job: Any) -> str:
+        if job.is_final:
+            return f"ended {story.span(job.now - job.finished_at)} ago" if job.finished_at else "-"
+        if job.status == Status.RUNNING:
+            label, at = "lease", job.lease_at
+        elif job.sends == 0:
+            label, at = "due", job.due_at
+        else:
+            label, at = "check", job.check_at
+        if at is None:
+            return "-"
+        return f"{label} in {story.span(at - job.now)}" if at > job.now else f"{label} {story.span(job.now - at)} ago"
+
+    @admin.display(description="why")
+    def why(self, job: Any) -> str:
+        reason = job.get_reason_display() if job.reason else ""
+        return ": ".join(part for part in (reason, story.first_line(job.error_start, 100)) if part) or "-"
+
+    # --- one job ------------------------------------------------------------------------------------------------------
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Job | None:
+        job = super().get_object(request, object_id, from_field)
+        if job is not None:
+            # The database's clock, not this process's: the job's times are the database's.
+            now = self.get_queryset(request).filter(pk=job.pk).annotate(now=Now()).values_list("now", flat=True)
+            job.now = now.first() or job.created_at  # type: ignore[attr-defined]
+        return job
+
+    def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        job = kwargs.get("obj")
+        if job is not None:
+            using = job._state.db
+            events = list(JobEvent.objects.using(using).filter(job_id=job.pk).order_by("-pk")[: EVENTS_SHOWN + 1])
+            holder = story.holders([job.pk], using).get(job.pk)
+            context.update(
+                story=story.tell(job, job.now, holder, events[0] if events else None),
+                events=events[:EVENTS_SHOWN],
+                more_events=len(events) > EVENTS_SHOWN,
+                events_shown=EVENTS_SHOWN,
+                may_requeue=job.status != Status.RUNNING and self.has_requeue_permission(request),
+                may_cancel=job.status == Status.WAITING and self.has_cancel_permission(request),
+            )
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    @admin.display(description="id")
+    def identity(self, job: Job) -> str:
+        return str(job.pk)
+
+    @admin.display(description="status")
+    def shown_status(self, job: Job) -> SafeString:
+        reason = f" ({job.get_reason_display()})" if job.reason else ""
+        return format_html('<span class="rj-state rj-{}">{}</span>{}', job.status, job.get_status_display(), reason)
+
+    @admin.display(description="last worker")
+    def shown_worker(self, job: Job) -> str:
+        return job.worker or "-"
+
+    @admin.display(description="crashes")
+    def shown_crashes(self, job: Job) -> int:
+        return _crashes(job)
+
+    @admin.display(description="arguments")
+    def arguments(self, job: Job) -> SafeString:
+        return _block(content.shown_arguments(job))
+
+    @admin.display(description="result")
+    def shown_result(self, job: Job) -> SafeString:
+        return _block(content.shown_result(job))
+
+    @admin.display(description="error")
+    def shown_error(self, job: Job) -> SafeString:
+        return _block(content.Shown(job.error))
+
+    @admin.display(description="traceback")
+    def shown_traceback(self, job: Job) -> SafeString:
+        return _block(content.Shown(job.traceback))
+
+    @admin.display(description="root")
+    def root(self, job: Job) -> SafeString | str:
+        return "itself" if job.root_id == job.pk else self._relative(job, job.root_id)
+
+    @admin.display(description="parent")
+    def parent(self, job: Job) -> SafeString | str:
+        return self._relative(job, job.parent_id)
+
+    @admin.display(description="children")
+    def children(self, job: Job) -> SafeString | str:
+        rows = Job.objects.using(job._state.db).filter(parent_id=job.pk).only("task", "status")
+        found = list(rows[: CHILDREN_SHOWN + 1])
+        links = format_html_join(
+            "\n", "<li>{} {}</li>", ((self._link(child), child.status) for child in found[:CHILDREN_SHOWN])
+        )
+        more = SafeString("<li>and more</li>") if len(found) > CHILDREN_SHOWN else ""
+        return format_html("<ul>{}{}</ul>", links, more) if found else "-"
+
+    def _relative(self, job: Job, pk: Any) -> SafeString | str:
+        if pk is None:
+            return "-"
+        found = Job.objects.using(job._state.db).only("task", "status").filter(pk=pk).first()
+        return f"{pk} (no job here: pruned, or not a reliable task)" if found is None else self._link(found)
+
+    def _link(self, job: Job) -> SafeString:
+        return format_html('<a href="{}">{}</a>', self._page("change", job.pk), str(job))
+
+    def _page(self, name: str, *args: Any) -> str:
+        return reverse(
+            f"admin:{self.opts.app_label}_{self.opts.model_name}_{name}", args=args, current_app=self.admin_site.name
+        )
+
+    # --- requeue and cancel -------------------------------------------------------------------------------------------
+
+    def get_urls(self) -> list[URLPattern]:
+        name = f"{self.opts.app_label}_{self.opts.model_name}"
+        own = [
+            path(
+                f"<path:object_id>/{operation.name}/",
+                self.admin_site.admin_view(functools.partial(self.operation_view, operation)),
+                name=f"{name}_{operation.name}",
+            )
+            for operation in OPERATIONS.values()
+        ]
+        return own + super().get_urls()
+
+    def operation_view(self, operation: Operation, request: HttpRequest, object_id: str) -> HttpResponse:
+        """GET asks, POST acts."""
+        if not getattr(self, f"has_{operation.name}_permission")(request):
+            raise PermissionDenied
+        job = self.get_object(request, unquote(object_id))
+        if job is None:
+            self.message_user(
+                request, f"There is no job {unquote(object_id)}; it may have been pruned.", messages.WARNING
+            )
+            return HttpResponseRedirect(self._page("changelist"))
+        back = self._page("change", job.pk)
+        answer = self.operate(operation, request, Chosen([job]), job._state.db or "default", job=job)
+        return answer or HttpResponseRedirect(back)
+
+    def operate(
+        self,
+        operation: Operation,
+        request: HttpRequest,
+        chosen: Chosen,
+        using: str,
+        *,
+        hidden: list[tuple[str, str]] | None = None,
+        job: Job | None = None,
+    ) -> HttpResponse | None:
+        """The page that asks; or, when its button was pressed, None with everything done and said."""
+        confirmed = request.method == "POST" and "confirmed" in request.POST
+        form = operation.form(request.POST if confirmed else None)
+        if confirmed and form.is_valid():
+            carry_out(operation, request, chosen, using, form.cleaned_data)
+            return None
+        request.current_app = self.admin_site.name
+        number = plural(len(chosen.jobs))
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"{operation.verb} {job if job is not None else number}",
+            "opts": self.opts,
+            "media": self.media + form.media,
+            "operation": operation,
+            "form": form,
+            "number": number,
+            "chosen": chosen,
+            "named": chosen.jobs[:JOBS_NAMED],
+            "bound": BOUND,
+            "hidden": [*(hidden or []), ("confirmed", "yes")],
+            "queues": known_queues() if operation.name == "requeue" else [],
+            "job": job,
+            "is_popup": IS_POPUP_VAR in request.GET,
+        }
+        return TemplateResponse(request, "admin/reliable_jobs/job/operation.html", context)
+
+
+def _crashes(job: Job) -> int:
+    """Starts that never reported. A run in progress is counted as one until it reports; it is none yet."""
+    return max(0, job.crashes - 1) if job.status == Status.RUNNING else job.crashes
+
+
+def _block(shown: content.Shown) -> SafeString:
+    note = format_html('<p class="rj-note">{}</p>', shown.note) if shown.note else ""
+    text = format_html('<pre class="rj-text">{}</pre>', shown.text) if shown.text else ""
+    return format_html("{}{}", note, text) if note or text else SafeString("-")

@@ -1,0 +1,240 @@
+"""In a sentence or two: where a job stands, and what happens next. For whoever is woken by it."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import uuid
+from collections.abc import Sequence
+
+from django.db import connections
+from django.utils import timezone
+from django.utils.formats import date_format
+
+from reliable_jobs.conf import settings
+from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.status import EventKind, Reason, Status
+
+ERROR_SHOWN = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    """The open transaction that holds a job's row: a run, or for a moment the sweeper or a person's action."""
+
+    backend: int
+    since: datetime.datetime | None
+    client: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Story:
+    text: str
+    #: "good", "bad", "busy" or "idle"; the page's colour.
+    tone: str
+
+
+def holders(ids: Sequence[uuid.UUID], using: str) -> dict[uuid.UUID, Holder]:
+    """Which of these rows an open transaction has locked, found without locking anything: a claim that met our lock,
+    were it only for a millisecond, would drop its message as a duplicate. {} where the database can't say.
+
+    A first atomic run shows nothing in its row until it ends; this is how one sees it. PostgreSQL keeps the locker's
+    transaction id in ``xmax``, and a transaction holds a lock on its own id while it is open.
+    """
+    if not ids or connections[using].vendor != "postgresql":
+        return {}
+    with connections[using].cursor() as cursor:
+        cursor.execute(
+            f"""SELECT job.id, held.pid, session.xact_start, session.client_addr::text
+                FROM {connections[using].ops.quote_name(Job._meta.db_table)} job
+                JOIN pg_locks held ON held.locktype = 'transactionid' AND held.transactionid = job.xmax
+                    AND held.mode = 'ExclusiveLock' AND held.granted AND held.pid <> pg_backend_pid()
+                LEFT JOIN pg_stat_activity session ON session.pid = held.pid
+                WHERE job.id = ANY(%s)""",
+            [list(ids)],
+        )
+        return {job_id: Holder(pid, since, client) for job_id, pid, since, client in cursor.fetchall()}
+
+
+def tell(job: Job, now: datetime.datetime, holder: Holder | None = None, last: JobEvent | None = None) -> Story:
+    """The story of a row.
+
+    Args:
+        now: the database's time.
+        holder: see :func:`holders`.
+        last: the latest event of the job.
+    """
+    if job.status == Status.RUNNING:
+        return _running(job, now, holder)
+    if job.status == Status.WAITING:
+        if holder is not None:
+            return Story(f"Probably running: {_held(holder, now)}. It shows here when it ends.", "busy")
+        return _waiting(job, now, last)
+    return _settled(job, now)
+
+
+def _held(holder: Holder, now: datetime.datetime) -> str:
+    since = f" since {moment(holder.since)} ({span(now - holder.since)})" if holder.since else ""
+    client = f" from {holder.client}" if holder.client else ""
+    return f"a transaction{client} has held its row{since}, database backend {holder.backend}"
+
+
+def _running(job: Job, now: datetime.datetime, holder: Holder | None) -> Story:
+    text = f"Running on {job.worker or 'an unknown worker'}, {ordinal(job.attempt + 1)} attempt"
+    if job.started_at is not None:
+        text += f", first started {moment(job.started_at)} ({span(now - job.started_at)} ago)"
+    lease = job.lease_at
+    if holder is not None:
+        text += f"; {_held(holder, now)}."
+    elif lease is not None and lease <= now:
+        text += (
+            f". Its lease ended {span(now - lease)} ago: if the run is dead, the sweeper takes the job back at its "
+            "next round; if the run still holds the row, it goes on."
+        )
+    elif lease is not None:
+        text += f". Should it die, the sweeper takes the job back after its lease, in {span(lease - now)}."
+    else:
+        text += "."
+    return Story(text, "busy")
+
+
+def _waiting(job: Job, now: datetime.datetime, last: JobEvent | None) -> Story:
+    tone = "idle"
+    if job.reason == Reason.PARKED:
+        text = f"Waiting: no worker that it reached can run it ({_error(job)}). Offered again {_when(job.due_at, now)}"
+        if job.deadline_at is not None:
+            left = f"in {span(job.deadline_at - now)}" if job.deadline_at > now else "at the next offer"
+            text += f"; parked as failed {left}, unless a worker with the code comes first"
+        text, tone = f"{text}.", "bad"
+    elif job.reason in (Reason.CRASH, Reason.TIME_LIMIT, Reason.LEASE):
+        text = (
+            f"Waiting after a crash: {job.crashes} of its starts never reported, with {settings.MAX_CRASHES} it is "
+            f"given up. Runs again, with care, {_due(job, now)}."
+        )
+        tone = "bad"
+    elif job.reason == Reason.ERROR:
+        text = f"Waiting for its {ordinal(job.attempt + 1)} attempt, {_due(job, now)}; last error: {_error(job)}."
+        tone = "bad"
+    elif job.reason == Reason.INTERRUPTED:
+        text = (
+            f"Waiting because its run was interrupted ({job.interruptions} of {settings.MAX_INTERRUPTIONS} times): "
+            f"{_error(job)}. Runs again {_due(job, now)}."
+        )
+        tone = "bad"
+    elif job.reason == Reason.ASKED:
+        text = f"Waiting because the task asked to run later: {_due(job, now)}."
+    elif job.reason == Reason.REQUEUED:
+        by = f" by {last.actor}" if last is not None and last.kind == EventKind.REQUEUE and last.actor else ""
+        text = f"Requeued{by}: {_due(job, now)}."
+    elif job.due_at > now:
+        text = f"Scheduled: not before {moment(job.due_at)}, in {span(job.due_at - now)}."
+    else:
+        text = f"Waiting since {moment(job.due_at)} ({span(now - job.due_at)})."
+    return Story(text + _sent(job, now, last) + _expiry(job), tone)
+
+
+def _due(job: Job, now: datetime.datetime) -> str:
+    return f"due {_when(job.due_at, now)}"
+
+
+def _when(at: datetime.datetime, now: datetime.datetime) -> str:
+    return f"in {span(at - now)}" if at > now else "now"
+
+
+def _sent(job: Job, now: datetime.datetime, last: JobEvent | None) -> str:
+    """Where its message is."""
+    if job.sends == 0:
+        if job.due_at > now:
+            return ""
+        text = " Not sent yet: the sweeper publishes it at its next round."
+        if (now - job.due_at).total_seconds() > 60:
+            text += " That should have happened by now: does beat or a worker run, and does the broker answer?"
+        return text
+    if last is not None and last.kind == EventKind.UNROUTABLE:
+        return f" The broker returned its message: {last.detail}. Does queue {job.queue!r} exist?"
+    look = ""
+    if job.check_at is not None:
+        look = f" The sweeper looks again {_when(job.check_at, now)}."
+    if job.sends == 1:
+        return f" Its message is in queue {job.queue!r}: waiting for a worker, or running at this moment.{look}"
+    return (
+        f" Sent {job.sends} times to queue {job.queue!r} without an answer: does a worker consume that queue, and is "
+        f"it free?{look}"
+    )
+
+
+def _expiry(job: Job) -> str:
+    return f" Expires {moment(job.expires_at)}." if job.expires_at is not None else ""
+
+
+def _settled(job: Job, now: datetime.datetime) -> Story:
+    at = f" {moment(job.finished_at)} ({span(now - job.finished_at)} ago)" if job.finished_at else ""
+    kept = _kept(job)
+    if job.status == Status.SUCCEEDED:
+        took = ""
+        if job.started_at is not None and job.finished_at is not None and job.finished_at >= job.started_at:
+            took = f", {span(job.finished_at - job.started_at)} after its first start"
+        how = "Ended by its own wish (Ignore), without a result," if job.reason == Reason.IGNORED else "Succeeded"
+        tries = f", {ordinal(job.attempt + 1)} attempt" if job.attempt else ""
+        return Story(f"{how}{at}{took}{tries}.{kept}", "good")
+    if job.status == Status.CANCELLED:
+        how = "Revoked" if job.reason == Reason.REVOKED else "Cancelled"
+        by = f" {job.error.removeprefix('cancelled ')}" if job.error.startswith("cancelled by ") else ""
+        return Story(f"{how}{by}{at}. It does not run unless somebody requeues it.{kept}", "idle")
+    if job.status == Status.EXPIRED:
+        return Story(f"Expired{at}, before it could start. It does not run unless somebody requeues it.{kept}", "idle")
+    return Story(f"{_failed(job)}{kept}", "bad")
+
+
+def _failed(job: Job) -> str:
+    if job.reason == Reason.PARKED:
+        return f"Parked: {_error(job)}. Requeue it once the workers have the code."
+    if job.reason in (Reason.CRASH, Reason.TIME_LIMIT, Reason.LEASE):
+        how = ", the last one killed by the hard time limit" if job.reason == Reason.TIME_LIMIT else ""
+        return f"Failed: {job.crashes} starts never reported{how}. Requeue it when mended."
+    if job.reason == Reason.INTERRUPTED:
+        return f"Failed: too many runs were interrupted. {_error(job)}. Requeue it when the database is well."
+    if job.reason == Reason.REJECTED:
+        return f"Failed: the task rejected it ({_error(job)}). Requeue it when mended."
+    tries = f"{job.attempt} attempt{'' if job.attempt == 1 else 's'}"
+    return f"Failed after {tries}: {_error(job)}. Nothing more happens by itself; requeue it when mended."
+
+
+def _kept(job: Job) -> str:
+    days = settings.RETENTION.get(job.status)
+    if days is None or job.finished_at is None:
+        return ""
+    return f" Kept until about {moment(job.finished_at + datetime.timedelta(days=days))[:10]}."
+
+
+def _error(job: Job) -> str:
+    return first_line(job.error) or "no error was recorded"
+
+
+def first_line(text: str, limit: int = ERROR_SHOWN) -> str:
+    """The first line of an error, without its full stop."""
+    line = text.strip().split("\n", 1)[0].strip()
+    return (line[: limit - 1] + "…") if len(line) > limit else line.removesuffix(".")
+
+
+def moment(at: datetime.datetime | None) -> str:
+    """A time in the page's time zone, to the second."""
+    return "-" if at is None else date_format(timezone.localtime(at) if timezone.is_aware(at) else at, "Y-m-d H:i:s")
+
+
+def span(delta: datetime.timedelta) -> str:
+    """How long, in the two largest units worth reading."""
+    seconds = int(abs(delta.total_seconds()))
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if hours < 1:
+        return f"{minutes} min"
+    if days < 2:
+        return f"{hours} h {minutes % 60} min" if minutes % 60 else f"{hours} h"
+    return f"{days} days"
+
+
+def ordinal(number: int) -> str:
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"

@@ -1,0 +1,14 @@
+"""System checks: each names one dangerous configuration, and its hint how to mend it.
+
+``manage.py check`` runs them, every worker does at its start, and ``check --deploy`` adds those that only matter in
+production. ``migrate`` and ``check --database default`` add those that must ask the database. Silence one by its id in
+``SILENCED_SYSTEM_CHECKS``. The ids: E0xx errors, W00x to W01x Celery's settings, W02x databases, W03x single tasks.
+
+Importing this package registers them.
+"""
+
+from __future__ import annotations
+
+from reliable_jobs.checks import celery_settings, databases, tasks
+
+__all__ = ["celery_settings", "databases", "tasks"]

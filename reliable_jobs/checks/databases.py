@@ -1,0 +1,117 @@
+"""The databases that hold jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from django.core.checks import CheckMessage, Tags, Warning, register
+from django.db import DatabaseError, connections
+
+from reliable_jobs.checks.celery_settings import TAG
+from reliable_jobs.sweeper import aliases
+
+#: A non-atomic run needs a second connection for its lease, the sweeper beside the worker a third.
+SMALLEST_POOL = 3
+#: psycopg_pool's default for min_size, and for max_size where only that is given.
+POOL_DEFAULT = 4
+
+
+def _of(vendor: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Alias, settings and OPTIONS of our databases of one vendor ("" for all)."""
+    for alias in aliases():
+        connection = connections[alias]
+        if vendor in ("", connection.vendor):
+            yield alias, connection.settings_dict, connection.settings_dict.get("OPTIONS") or {}
+
+
+@register(TAG)
+def check_isolation(**kwargs: Any) -> list[CheckMessage]:
+    found: list[CheckMessage] = []
+    for alias, _, options in _of("mysql"):
+        level = options.get("isolation_level", "read committed")
+        if str(level).lower() != "read committed":
+            found.append(
+                Warning(
+                    f"Database {alias!r} runs at {level or 'the server default of (repeatable read)'}: a transaction "
+                    "does not see rows that another one has committed meanwhile, so keys and claims collide.",
+                    hint="Remove isolation_level from its OPTIONS; READ COMMITTED is Django's default.",
+                    id="reliable_jobs.W020",
+                )
+            )
+    return found
+
+
+@register(TAG)
+def check_sqlite_mode(**kwargs: Any) -> list[CheckMessage]:
+    return [
+        Warning(
+            f"Database {alias!r} is SQLite without transaction_mode IMMEDIATE: a transaction that reads before it "
+            "writes fails at once with 'database is locked' when worker and web process meet.",
+            hint="Set OPTIONS = {'transaction_mode': 'IMMEDIATE', 'timeout': 20, "
+            "'init_command': 'PRAGMA journal_mode=WAL;'}. For more than a small site use PostgreSQL.",
+            id="reliable_jobs.W021",
+        )
+        for alias, _, options in _of("sqlite")
+        if str(options.get("transaction_mode") or "DEFERRED").upper() not in ("IMMEDIATE", "EXCLUSIVE")
+    ]
+
+
+@register(Tags.database)
+def check_sqlite_journal(databases: Any = None, **kwargs: Any) -> list[CheckMessage]:
+    found: list[CheckMessage] = []
+    for alias, _, _ in _of("sqlite"):
+        if alias not in (databases or ()):
+            continue
+        try:
+            with connections[alias].cursor() as cursor:
+                cursor.execute("PRAGMA journal_mode")
+                mode = str(cursor.fetchone()[0]).lower()
+        except DatabaseError:
+            continue
+        if mode not in ("wal", "memory"):
+            found.append(
+                Warning(
+                    f"Database {alias!r} is SQLite with journal_mode {mode}: whoever writes locks out all readers.",
+                    hint="Set OPTIONS['init_command'] = 'PRAGMA journal_mode=WAL;'.",
+                    id="reliable_jobs.W022",
+                )
+            )
+    return found
+
+
+@register(TAG)
+def check_persistent_connections(**kwargs: Any) -> list[CheckMessage]:
+    return [
+        Warning(
+            f"Database {alias!r} keeps connections (CONN_MAX_AGE) without looking whether they still live: after a "
+            "restart of the server the first request or job of each fails.",
+            hint="Set CONN_HEALTH_CHECKS to True.",
+            id="reliable_jobs.W023",
+        )
+        for alias, configured, _ in _of("")
+        if configured.get("CONN_MAX_AGE") != 0
+        and not configured.get("CONN_HEALTH_CHECKS")
+        and connections[alias].vendor != "sqlite"
+    ]
+
+
+@register(TAG)
+def check_pool(**kwargs: Any) -> list[CheckMessage]:
+    found: list[CheckMessage] = []
+    for alias, _, options in _of("postgresql"):
+        pool = options.get("pool")
+        if not isinstance(pool, dict):
+            continue
+        size = pool.get("max_size") or pool.get("min_size", POOL_DEFAULT)
+        if size < SMALLEST_POOL:
+            found.append(
+                Warning(
+                    f"Database {alias!r} has a pool of {size} connection(s) per process; a non-atomic run needs two at "
+                    "once and the sweeper beside the worker one, so they wait for each other until the pool times out.",
+                    hint=f"Set OPTIONS['pool']['max_size'] to {SMALLEST_POOL} or more, and for thread pools to twice "
+                    "their concurrency and one.",
+                    id="reliable_jobs.W024",
+                )
+            )
+    return found

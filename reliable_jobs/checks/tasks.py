@@ -1,0 +1,189 @@
+"""The reliable tasks themselves: what their classes say."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Iterator
+from types import CodeType
+from typing import Any
+
+from celery import Celery
+from django.core.checks import CheckMessage, Error, Warning, register
+
+from reliable_jobs.checks.celery_settings import TAG
+from reliable_jobs.checks.loading import configured_app, load_tasks, reliable_tasks
+from reliable_jobs.task import ReliableTask
+
+#: What a task class may set, where a slip of the pen changes what happens to a job and nothing says so. Names that are
+#: ordinary words (queue, name …) are left out: "queues" is somebody's own attribute.
+ATTRIBUTES = (
+    *("acks_late", "acks_on_failure_or_timeout", "atomic", "autoretry_for", "compression", "default_retry_delay"),
+    *("dont_autoretry_for", "expires", "ignore_result", "max_retries", "priority", "rate_limit"),
+    *("reject_on_worker_lost", "retry_backoff", "retry_backoff_max", "retry_jitter", "retry_kwargs", "retry_window"),
+    *("routing_key", "sensitive", "serializer", "soft_time_limit", "store_eager_result"),
+    *("store_errors_even_if_ignored", "time_limit", "track_started"),
+)
+_NEAR = 0.8
+#: Names shown in one message; a base class with a slip of the pen may have hundreds of tasks.
+_SHOWN = 5
+
+
+@register(TAG)
+def check_tasks(**kwargs: Any) -> list[CheckMessage]:
+    app = configured_app()
+    if app is None:
+        return []
+    try:
+        load_tasks(app)
+    except Exception as error:  # a project's module may raise anything
+        return [
+            Error(
+                f"The task modules can't be imported: {type(error).__name__}: {error}. No worker would start.",
+                hint="Import them in manage.py shell to see the traceback.",
+                id="reliable_jobs.E003",
+            )
+        ]
+    tasks = reliable_tasks(app)
+    return [*_pickled(tasks), *_delivery(tasks), *_unlimited(app, tasks), *_classes(tasks), *_windows(tasks)]
+
+
+def _pickled(tasks: list[Any]) -> Iterator[CheckMessage]:
+    names = [task.name for task in tasks if task.serializer in ("pickle", "application/x-python-serialize")]
+    conf_says_it = bool(tasks) and tasks[0].app.conf.task_serializer == "pickle"
+    if names and not conf_says_it:
+        yield Error(
+            f"serializer is pickle, which reliable tasks refuse, so every enqueue would fail: {_list(names)}.",
+            hint="Remove the attribute; JSON is the default.",
+            id="reliable_jobs.E002",
+        )
+
+
+def _delivery(tasks: list[Any]) -> Iterator[CheckMessage]:
+    early = [task.name for task in tasks if not task.acks_late]
+    if early:
+        yield Warning(
+            f"acks_late is off, so a job whose worker dies runs again only when the sweeper misses it, after "
+            f"RELIABLE_JOBS['GRACE'] or later: {_list(early)}.",
+            hint="Leave acks_late as ReliableTask sets it.",
+            id="reliable_jobs.W031",
+        )
+    unrejected = [task.name for task in tasks if task.acks_late and not task.reject_on_worker_lost]
+    if unrejected:
+        yield Warning(
+            "reject_on_worker_lost is off, so the message of a killed child is acknowledged and its job runs again "
+            f"only when the sweeper misses it: {_list(unrejected)}.",
+            hint="Leave reject_on_worker_lost as ReliableTask sets it; crashes are bounded by MAX_CRASHES.",
+            id="reliable_jobs.W032",
+        )
+    rejected = [task.name for task in tasks if task.acks_late and not task.acks_on_failure_or_timeout]
+    if rejected:
+        yield Warning(
+            "acks_on_failure_or_timeout is off, so messages of failed jobs go to the queue's dead-letter exchange, "
+            f"though their rows are settled; run from there they do nothing: {_list(rejected)}.",
+            hint="Remove task_acks_on_failure_or_timeout = False; failed jobs are kept, and requeued, as rows.",
+            id="reliable_jobs.W033",
+        )
+
+
+def _unlimited(app: Celery, tasks: list[Any]) -> Iterator[CheckMessage]:
+    names = [task.name for task in tasks if not task.atomic and not task.time_limit and not app.conf.task_time_limit]
+    if names:
+        yield Warning(
+            "Non-atomic tasks without a time limit: a call across the network that never answers holds a worker's slot "
+            f"for ever, and its job for RELIABLE_JOBS['RUN_DEADLINE']: {_list(names)}.",
+            hint="Set time_limit (and a lower soft_time_limit) on the task, or task_time_limit for all, and give the "
+            "network call a timeout.",
+            id="reliable_jobs.W034",
+        )
+
+
+def _classes(tasks: list[Any]) -> Iterator[CheckMessage]:
+    """Each class once, however many tasks inherit from it."""
+    users: dict[type, list[str]] = {}
+    for task in tasks:
+        for cls in _own_classes(task):
+            users.setdefault(cls, []).append(task.name)
+    for cls, names in users.items():
+        if _call_stops_at(cls):
+            yield Warning(
+                f"{cls.__module__}.{cls.__qualname__} overrides __call__ without calling super().__call__(): its jobs "
+                f"run without being claimed or settled, again and again: {_list(names)}.",
+                hint="Call super().__call__(*args, **kwargs), or move the code to before_start() or run().",
+                id="reliable_jobs.W030",
+            )
+        for wrong, right in _misspelt(cls):
+            yield Warning(
+                f"{wrong} is no attribute that a task knows; {right} is: {_list(names)}.",
+                hint=f"Write {right}; or, if it is an attribute of your own, give it a less similar name.",
+                id="reliable_jobs.W035",
+            )
+
+
+def _windows(tasks: list[Any]) -> Iterator[CheckMessage]:
+    names = [
+        task.name
+        for task in tasks
+        if task.retry_window is not None
+        and not getattr(task, "autoretry_for", None)
+        and not any("retry" in _names(function) for cls in _own_classes(task) for function in _functions(cls))
+    ]
+    if names:
+        yield Warning(
+            f"retry_window is set, but nothing retries: neither autoretry_for nor a call of retry(): {_list(names)}.",
+            hint="Name the errors in autoretry_for, or use the base class RetriedTask.",
+            id="reliable_jobs.W036",
+        )
+
+
+def _own_classes(task: Any) -> list[type]:
+    """The project's classes of a task: those before ReliableTask, without the ready-made bases of this package."""
+    mro = type(task).__mro__
+    return [cls for cls in mro[: mro.index(ReliableTask)] if not cls.__module__.startswith("reliable_jobs.")]
+
+
+def _call_stops_at(cls: type) -> bool:
+    call = vars(cls).get("__call__")
+    names = _names(call)
+    return call is not None and bool(names) and not {"super", "__call__"} & names
+
+
+def _misspelt(cls: type) -> Iterator[tuple[str, str]]:
+    for name, value in vars(cls).items():
+        if name.startswith("_") or hasattr(ReliableTask, name) or name in ATTRIBUTES:
+            continue
+        if callable(value) or isinstance(value, (property, classmethod, staticmethod)):
+            continue
+        near = difflib.get_close_matches(name, ATTRIBUTES, n=1, cutoff=_NEAR)
+        if near:
+            yield name, near[0]
+
+
+def _functions(cls: type) -> Iterator[Any]:
+    for value in vars(cls).values():
+        value = getattr(value, "__func__", value)
+        if inspect.isfunction(value):
+            yield value
+
+
+def _names(function: Any) -> set[str]:
+    """Every global and attribute that a Python function mentions, inner functions included; empty for others."""
+    try:
+        code = inspect.unwrap(function).__code__
+    except (AttributeError, ValueError):
+        return set()
+    return {"", *_names_in(code)}
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    yield from code.co_freevars
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)
+
+
+def _list(names: Iterable[str]) -> str:
+    names = sorted(set(names))
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

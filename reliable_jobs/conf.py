@@ -1,0 +1,137 @@
+"""The one settings dict, ``RELIABLE_JOBS``: validated as a whole, read lazily, follows ``override_settings``."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+
+from reliable_jobs.status import FINAL
+
+
+def _default_retention() -> Mapping[str, float | None]:
+    return {"succeeded": 7, "failed": 90, "cancelled": 30, "expired": 30}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Values of ``RELIABLE_JOBS``. Times are in seconds unless the comment says otherwise.
+
+    Raises:
+        django.core.exceptions.ImproperlyConfigured: an unknown key, a wrong type or a value out of range.
+    """
+
+    #: "on_commit": the committing process publishes. "relay": it writes rows only; a sweeper publishes them when due.
+    DISPATCH: str = "on_commit"
+    #: All that one request may spend on the broker, connecting included. The first failure opens the breaker.
+    PUBLISH_TIMEOUT: float = 0.8
+    #: Rows that a sweep publishes under one wait for confirms.
+    PUBLISH_WINDOW: int = 500
+    #: How long after its send a row is first looked at; each further send doubles it.
+    GRACE: float = 15.0
+    #: Longest time between two looks at a sent row.
+    MAX_GRACE: float = 3600.0
+    #: Largest serialised body (arguments, callbacks), in bytes.
+    MAX_BODY_BYTES: int = 64 * 1024
+    #: How long a committed claim stays valid without a sign of life.
+    LEASE: float = 10.0
+    #: Starts that never reported, after which a job is failed instead of run again.
+    MAX_CRASHES: int = 3
+    #: Database failures in mid-body after which a job is failed instead of run again.
+    MAX_INTERRUPTIONS: int = 10
+    #: How long a worker that lacks a task's code (or its new signature) hands the job back before parking it.
+    DEPLOY_GRACE: float = 600.0
+    #: Absolute limit of one non-atomic run whose task has no ``time_limit``; its lease is not extended past it.
+    RUN_DEADLINE: float = 6 * 3600.0
+    #: How long a worker holds a delivery while the database is away. Below RabbitMQ's consumer_timeout (30 min).
+    HOLD: float = 1200.0
+    #: First interval of the beat sweeper; afterwards its django-celery-beat row rules.
+    SWEEP_INTERVAL: int = 1
+    #: Interval of the fallback sweeper beside each worker; 0 switches it off.
+    WORKER_SWEEP_INTERVAL: float = 10.0
+    #: Rows that one sweep takes of each kind.
+    SWEEP_LIMIT: int = 2000
+    #: Recovery messages outstanding per queue while nothing of that queue settles.
+    RECOVERY_LIMIT: int = 200
+    #: Days that settled rows are kept, by status; None keeps them for ever.
+    RETENTION: Mapping[str, float | None] = dataclasses.field(default_factory=_default_retention)
+
+    def __post_init__(self) -> None:
+        if self.DISPATCH not in ("on_commit", "relay"):
+            raise ImproperlyConfigured(f"RELIABLE_JOBS['DISPATCH'] is {self.DISPATCH!r}; use 'on_commit' or 'relay'.")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type in ("int", "float"):
+                self._check_number(field.name, field.type, value)
+        if not isinstance(self.RETENTION, Mapping):
+            raise ImproperlyConfigured(
+                f"RELIABLE_JOBS['RETENTION'] is {self.RETENTION!r}; it must be a dict of days by status."
+            )
+        unknown = set(self.RETENTION) - {str(status) for status in FINAL}
+        if unknown:
+            raise ImproperlyConfigured(
+                f"RELIABLE_JOBS['RETENTION'] names {sorted(unknown)}; only settled rows are pruned: {', '.join(FINAL)}."
+            )
+        for status, days in self.RETENTION.items():
+            if days is not None:
+                self._check_number(f"RETENTION[{status!r}]", "float", days)
+        # A status left out of the dict keeps its default instead of being kept for ever by accident.
+        object.__setattr__(self, "RETENTION", {**_default_retention(), **self.RETENTION})
+
+    @staticmethod
+    def _check_number(name: str, kind: str, value: Any) -> None:
+        allowed = (int,) if kind == "int" else (int, float)
+        may_be_zero = name in ("WORKER_SWEEP_INTERVAL",) or name.startswith("RETENTION")
+        if isinstance(value, bool) or not isinstance(value, allowed):
+            wanted = "a whole number" if kind == "int" else "a number"
+            raise ImproperlyConfigured(f"RELIABLE_JOBS[{name!r}] is {value!r}; it must be {wanted}.")
+        if not value >= 0 or value == float("inf") or (value == 0 and not may_be_zero):
+            raise ImproperlyConfigured(f"RELIABLE_JOBS[{name!r}] is {value!r}; it must be finite and above zero.")
+
+
+_loaded: Settings | None = None
+
+
+def load() -> Settings:
+    """Return the validated settings, reading Django's only once until they change.
+
+    Raises:
+        django.core.exceptions.ImproperlyConfigured: see :class:`Settings`.
+    """
+    global _loaded
+    if _loaded is None:
+        given = getattr(django_settings, "RELIABLE_JOBS", {})
+        if not isinstance(given, Mapping):
+            raise ImproperlyConfigured(f"RELIABLE_JOBS must be a dict, not {type(given).__name__}.")
+        known = [field.name for field in dataclasses.fields(Settings)]
+        for key in given:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else f" Known keys: {', '.join(known)}."
+                raise ImproperlyConfigured(f"RELIABLE_JOBS has the unknown key {key!r}.{hint}")
+        _loaded = Settings(**given)
+    return _loaded
+
+
+def _forget(*, setting: str, **kwargs: Any) -> None:
+    global _loaded
+    if setting == "RELIABLE_JOBS":
+        _loaded = None
+
+
+setting_changed.connect(_forget, dispatch_uid="reliable_jobs.conf")
+
+
+class _Lazy:
+    """``conf.settings.GRACE`` reads the current value at each access."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(load(), name)
+
+
+settings = _Lazy()

@@ -1,0 +1,79 @@
+"""Errors that a user meets. Each message says what to do instead."""
+
+from __future__ import annotations
+
+
+class ReliableJobsError(Exception):
+    """Base of all errors raised by reliable_jobs itself."""
+
+
+class EnqueueError(ReliableJobsError, ValueError):
+    """The job can't be written as it was asked for; nothing was written."""
+
+
+class UnserialisableArguments(EnqueueError, TypeError):
+    """An argument can't travel in a message: pass a reference (a primary key, a URL) instead of the thing itself."""
+
+
+class JobTooLarge(EnqueueError):
+    """The serialised arguments are larger than MAX_BODY_BYTES: store them and pass the key."""
+
+
+class KeyConflict(EnqueueError):
+    """The idempotency key, or the task id, already belongs to a job with other arguments or to a settled one."""
+
+
+class KeyBusy(ReliableJobsError):
+    """Another open transaction has just used the same key and has not ended yet: try again when it has."""
+
+
+class AmbiguousTransaction(EnqueueError):
+    """Transactions are open on more than one database; name the one that the job belongs to with ``using=``."""
+
+
+class InvalidOption(EnqueueError, TypeError):
+    """An option of apply_async or an attribute of the task is misspelt, unknown, or can't be honoured."""
+
+
+class RetryNotAllowed(ReliableJobsError, RuntimeError):
+    """retry() was called where the run has already been settled."""
+
+
+class RunTakenAway(ReliableJobsError, RuntimeError):
+    """This run no longer owns its job: its lease ended, or it was cancelled. What it does now must not count."""
+
+
+class BodyExited(ReliableJobsError, RuntimeError):
+    """The body called sys.exit(); the worker process was kept alive and the job counts as failed."""
+
+
+class BodyOutOfMemory(ReliableJobsError, RuntimeError):
+    """The body raised MemoryError; the worker process was kept alive and the job counts as failed."""
+
+
+class BrokenTransaction(ReliableJobsError, RuntimeError):
+    """The body ended the transaction it was given (a raw COMMIT or ROLLBACK, DDL on MySQL, ``atomic(durable=True)``).
+
+    Set ``atomic = False`` on the task and open its own transactions with ``self.fenced()``.
+    """
+
+
+class ShownFailure(ReliableJobsError, RuntimeError):
+    """Stands in Celery's log and result backend for an error whose own text must not or can't stand there: it held the
+    value of a sensitive argument, or characters that no database takes."""
+
+
+class CrashLimitExceeded(ReliableJobsError, RuntimeError):
+    """The job's process died more often than MAX_CRASHES allows; it is not started again by itself."""
+
+
+class InterruptionLimitExceeded(ReliableJobsError, RuntimeError):
+    """The database failed during the job's body more often than MAX_INTERRUPTIONS allows."""
+
+
+class JobExpired(ReliableJobsError, RuntimeError):
+    """The job's ``expires`` had passed before a worker could start it."""
+
+
+class JobParked(ReliableJobsError, RuntimeError):
+    """No worker has the code that the job needs; requeue it once the code is deployed."""

@@ -1,0 +1,109 @@
+"""Telling errors apart. A database's own troubles cost a job time, never an attempt (I5)."""
+
+from __future__ import annotations
+
+import traceback as traceback_module
+from collections.abc import Iterator
+from typing import Any
+
+from django.db import DatabaseError, DataError, Error, IntegrityError, InterfaceError, OperationalError, connections
+from django.db.transaction import TransactionManagementError
+
+#: Serialisation failure, deadlock, connection exceptions, operator intervention, too many connections.
+_TRANSIENT_STATES = ("40001", "40P01", "53300")
+_TRANSIENT_CLASSES = ("08", "57P0")
+#: Deadlock, lock wait timeout, and the client's "server has gone away" family.
+_MYSQL_TRANSIENT = (1205, 1213, 2002, 2003, 2006, 2013, 1040, 1053)
+_SQLITE_BUSY = ("database is locked", "database table is locked", "database is busy")
+
+
+def sqlstate(error: BaseException | None) -> str | None:
+    """The SQLSTATE behind a Django database error, where the driver tells one (psycopg)."""
+    while error is not None:
+        state = getattr(error, "sqlstate", None)
+        if state:
+            return str(state)
+        error = error.__cause__
+    return None
+
+
+def is_transient(error: BaseException, using: str) -> bool:
+    """Whether the database, and not the body, is to blame, so that running again may help.
+
+    ``statement_timeout`` and ``lock_timeout`` arrive as OperationalError like a lost server; the SQLSTATE tells.
+    """
+    if not isinstance(error, (OperationalError, InterfaceError, DatabaseError)):
+        return False
+    state = sqlstate(error)
+    if state is not None:
+        return state in _TRANSIENT_STATES or state.startswith(_TRANSIENT_CLASSES)
+    connection = connections[using]
+    if connection.vendor == "mysql":
+        return bool(error.args) and error.args[0] in _MYSQL_TRANSIENT
+    if connection.vendor == "sqlite":
+        return any(words in str(error).lower() for words in _SQLITE_BUSY)
+    # psycopg gives no SQLSTATE for a connection that could not be made or was lost.
+    return isinstance(error, (OperationalError, InterfaceError))
+
+
+def prevents_start(error: BaseException) -> bool:
+    """Whether a claim that failed so says something of the database (away, full, read-only after a failover,
+    not migrated yet) and nothing of the job. Then the message is held: no body has begun."""
+    return isinstance(error, Error) and not isinstance(error, (DataError, IntegrityError))
+
+
+def is_lock_conflict(error: BaseException) -> bool:
+    """A deadlock or serialisation failure: the whole transaction must start anew, a savepoint does not help."""
+    return sqlstate(error) in ("40001", "40P01") or (bool(error.args) and error.args[0] in (1205, 1213))
+
+
+def describe(error: BaseException) -> str:
+    """``Type: message``, with advice where the error is a known trap of atomic bodies."""
+    try:
+        said = str(error)
+    except Exception as trouble:  # an exception whose __str__ fails must not hide that it was raised
+        said = f"(its text can't be had: {trouble!r})"
+    text = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    advice = _advice(error)
+    return f"{text}\n{advice}" if advice else text
+
+
+def _advice(error: BaseException) -> str:
+    state = sqlstate(error)
+    if state == "25P02" or isinstance(error, TransactionManagementError):
+        return (
+            "The body caught a database error and went on in the broken transaction, or ended it itself. Put the "
+            "statement that may fail in a savepoint (with transaction.atomic(): …), or set atomic = False on the task."
+        )
+    if state in ("3B001", "25P01"):
+        return (
+            "The body ended the transaction it was given (a raw COMMIT or ROLLBACK?). Set atomic = False and use "
+            "self.fenced() for its own transactions."
+        )
+    if isinstance(error, RuntimeError) and "durable" in str(error):
+        return "An atomic body already runs in a transaction. Set atomic = False and use self.fenced()."
+    return ""
+
+
+def trace(error: BaseException) -> str:
+    return "".join(traceback_module.format_exception(type(error), error, error.__traceback__))
+
+
+def redact(text: str, secrets: list[Any]) -> str:
+    """The text without the values of sensitive arguments, nor the parts of them, however they were printed."""
+    shown = {form for secret in secrets for part in _parts(secret) for form in (str(part), repr(part))}
+    # The longest first: a secret inside another would leave the rest of it standing.
+    for form in sorted(shown, key=len, reverse=True):
+        if len(form) >= 3:
+            text = text.replace(form, "[hidden]")
+    return text
+
+
+def _parts(secret: Any) -> Iterator[Any]:
+    """A value and, of a list or dict, what is in it: an error seldom prints the whole."""
+    if secret is None or isinstance(secret, bool):
+        return  # every traceback is full of them
+    yield secret
+    if isinstance(secret, (list, tuple, set, frozenset, dict)):
+        for item in secret.values() if isinstance(secret, dict) else secret:
+            yield from _parts(item)

@@ -1,0 +1,132 @@
+"""Taking a job for a run."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+import uuid
+
+from django.db import transaction
+from django.db.models import F
+from django.db.models.functions import Least, Now
+
+from reliable_jobs.lifecycle.transition import Claim, Refusal, find, seconds, transition
+from reliable_jobs.models import Job
+from reliable_jobs.status import Status
+
+#: Two suspects that are claimed at the same instant would not see each other. Only those of one process matter: they
+#: die together.
+_one_claim_at_a_time = threading.Lock()
+
+
+def claim_atomic(job_id: uuid.UUID, rev: int, using: str) -> Claim | Refusal:
+    """Lock the row for a first run; shown to nobody until the body's transaction commits. Call it inside that one."""
+    claim = _lock_if_fit(job_id, rev, using)
+    return Refusal.SUSPECT if isinstance(claim, Claim) and claim.job.crashes else claim
+
+
+def _lock_if_fit(job_id: uuid.UUID, rev: int, using: str) -> Claim | Refusal:
+    """Lock the row and see whether a message of this rev may run it now."""
+    job = Job.objects.using(using).defer("body", "envelope").annotate(now=Now()).filter(pk=job_id).lock().first()
+    if job is None:
+        seen = find(job_id, using)
+        if seen is None:
+            return Refusal.MISSING
+        return Refusal.FINAL if seen.is_final else Refusal.LOCKED
+    now: datetime.datetime = job.now  # type: ignore[attr-defined]  # annotated above
+    if job.status == Status.RUNNING:
+        return Refusal.LOCKED
+    if job.is_final:
+        return Refusal.FINAL
+    if job.rev != rev:
+        return Refusal.STALE
+    if job.due_at > now:
+        return Refusal.NOT_DUE
+    return Claim(job, using, now)
+
+
+def claim_committed(
+    job_id: uuid.UUID, rev: int, using: str, *, worker: str, lease: float, deadline: float | None = None
+) -> Claim | Refusal:
+    """Take the row with a token and a lease, in a transaction of its own, and count the start as a crash until the run
+    reports: simultaneous copies can't each count, and a run that never reports has been counted.
+
+    Args:
+        lease: seconds until the sweeper may take the job back from a dead run.
+        deadline: seconds after which the lease is not extended (non-atomic runs).
+    """
+    with _one_claim_at_a_time, transaction.atomic(using=using):
+        claim = _lock_if_fit(job_id, rev, using)
+        if isinstance(claim, Refusal):
+            return claim
+        job = claim.job
+        if job.crashes and _another_suspect_runs(job, using, worker):
+            return Refusal.ALONE
+        token = uuid.uuid4()
+        won = transition(
+            job,
+            using,
+            Status.RUNNING,
+            token=token,
+            lease_at=Now() + seconds(lease),
+            deadline_at=Now() + seconds(deadline) if deadline else None,
+            crashes=job.crashes + 1,
+            started_at=job.started_at or Now(),
+            worker=worker,
+        )
+        if not won:
+            return Refusal.LOCKED
+        job.status = Status.RUNNING
+        job.crashes += 1
+        job.started_at = job.started_at or claim.now
+        claim.token = token
+        return claim
+
+
+def _another_suspect_runs(job: Job, using: str, worker: str) -> bool:
+    """Whether a job that has crashed before runs on this worker: a death of its process would be blamed on both."""
+    node = worker.split(" pid ")[0]
+    suspects = (
+        Job.objects.using(using)
+        .filter(status=Status.RUNNING, crashes__gte=2, worker__startswith=f"{node} pid ")
+        .exclude(pk=job.pk)
+    )
+    if suspects.filter(lease_at__gt=Now()).exists():
+        return True
+    # An atomic body outlives its lease: while it lives, its row is locked.
+    ended = suspects.lock().values_list("pk", flat=True)
+    return bool(set(suspects.values_list("pk", flat=True)) - set(ended))
+
+
+def step_back(job_id: uuid.UUID, using: str, delay: float) -> bool:
+    """A suspect makes room for another one: due again after ``delay`` seconds, published by the sweeper."""
+    with transaction.atomic(using=using):
+        job = Job.objects.using(using).filter(pk=job_id, status=Status.WAITING).lock().first()
+        return job is not None and transition(
+            job, using, Status.WAITING, sends=0, check_at=None, due_at=Now() + seconds(delay)
+        )
+
+
+def hold_by_token(claim: Claim) -> bool:
+    """Lock the row of a committed claim inside the body's transaction; from there the lock is the lease.
+
+    Waits for the row: with our token on it nobody can hold it but for a moment (a copy of the message that looks at
+    it, the heartbeat). Skipping it then would leave the claim to its lease, and a crash counted that never happened.
+    """
+    return (
+        Job.objects.using(claim.using)
+        .filter(pk=claim.job.pk, token=claim.token, status=Status.RUNNING)
+        .lock(wait=True)
+        .values_list("pk")
+        .first()
+        is not None
+    )
+
+
+def extend_lease(claim: Claim, lease: float) -> bool:
+    """Heartbeat of a non-atomic run. False when the run has lost its job; True also while it holds the row itself."""
+    rows = Job.objects.using(claim.using).filter(pk=claim.job.pk, token=claim.token, status=Status.RUNNING)
+    with transaction.atomic(using=claim.using):
+        mine = rows.lock().values_list("pk", flat=True)
+        rows.filter(pk__in=list(mine)).update(lease_at=Least(Now() + seconds(lease), F("deadline_at")))
+    return rows.exists()

@@ -1,0 +1,232 @@
+"""What people, the sweeper and workers without the code do to jobs from outside a run. Nothing waits for a body."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from django.db import IntegrityError, transaction
+from django.db.models import Case, F, Value, When
+from django.db.models.functions import Now
+
+from reliable_jobs.conf import settings
+from reliable_jobs.lifecycle.settle import fail, run_again
+from reliable_jobs.lifecycle.transition import ERROR_LIMIT, Claim, clean, find, record, seconds, transition
+from reliable_jobs.message import rerouted
+from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.retry import crash_delay
+from reliable_jobs.status import FINAL, EventKind, Reason, Status
+
+
+@dataclasses.dataclass
+class Report:
+    """What an action on several jobs did: the ids that changed, and why the others did not."""
+
+    done: list[uuid.UUID] = dataclasses.field(default_factory=list)
+    skipped: dict[uuid.UUID, str] = dataclasses.field(default_factory=dict)
+
+
+_BATCH = 1000
+
+
+def requeue(ids: Iterable[uuid.UUID], using: str, *, actor: str, queue: str | None = None) -> Report:
+    """A person's "again": settled jobs start anew with fresh counters, waiting ones become due now. Running ones are
+    skipped. Nothing waits for a running body.
+
+    Args:
+        actor: who asks, for the history.
+        queue: send them to this queue instead of the one they had.
+    """
+    report = Report()
+    wanted = list(ids)
+    for start in range(0, len(wanted), _BATCH):
+        _requeue_batch(wanted[start : start + _BATCH], using, actor, queue, report)
+    return report
+
+
+def _requeue_batch(ids: Sequence[uuid.UUID], using: str, actor: str, queue: str | None, report: Report) -> None:
+    with transaction.atomic(using=using):
+        rows = Job.objects.using(using)
+        locked = list(rows.filter(pk__in=ids).exclude(status=Status.RUNNING).defer("body").lock())
+        _explain_skips(ids, {job.pk for job in locked}, using, report)
+        keyed = {job.pk for job in locked if job.is_final and job.key is not None and job.live_key is None}
+        plain = [job.pk for job in locked if job.pk not in keyed]
+        changes: dict[str, Any] = {
+            "status": Status.WAITING,
+            "reason": Reason.REQUEUED,
+            "epoch": F("epoch") + 1,
+            "requeues": F("requeues") + 1,
+            "sends": 0,
+            "due_at": Now(),
+            "check_at": None,
+            "attempt": 0,
+            "crashes": 0,
+            "interruptions": 0,
+            "started_at": None,
+            "finished_at": None,
+            "deadline_at": None,
+            "expires_at": None,
+            "result": None,
+        }
+        if queue is not None:
+            changes["queue"] = queue
+        rows.filter(pk__in=plain).update(**changes)
+        taken = _take_keys_again(rows, keyed, changes)
+        for job in locked:
+            if job.pk in keyed - taken:
+                report.skipped[job.pk] = f"key {job.key!r} belongs to a newer unfinished job"
+        done = [*plain, *taken]
+        if queue is not None:
+            moved = [job for job in locked if job.pk not in keyed or job.pk in taken]
+            for job in moved:
+                job.envelope = rerouted(job.envelope, queue)
+            rows.bulk_update(moved, ["envelope"], batch_size=200)
+        before = {job.pk: job.status for job in locked}
+        _record_many(
+            done,
+            using,
+            EventKind.REQUEUE,
+            actor,
+            lambda pk: f"was {before[pk]}" + (f", to queue {queue}" if queue else ""),
+        )
+        report.done.extend(done)
+
+
+def _take_keys_again(rows: Any, ids: set[uuid.UUID], changes: dict[str, Any]) -> set[uuid.UUID]:
+    """Requeue jobs whose keys had become free; returns those whose keys still are. All at once, where none has been
+    taken meanwhile; else one by one, to see which."""
+    with contextlib.suppress(IntegrityError), transaction.atomic(using=rows.db):
+        rows.filter(pk__in=ids).update(**changes, live_key=F("key"))
+        return ids
+    taken = set()
+    for pk in ids:
+        with contextlib.suppress(IntegrityError), transaction.atomic(using=rows.db):
+            rows.filter(pk=pk).update(**changes, live_key=F("key"))
+            taken.add(pk)
+    return taken
+
+
+def cancel(ids: Iterable[uuid.UUID], using: str, *, actor: str, reason: str = Reason.NONE) -> Report:
+    """Settle waiting jobs as cancelled. Running ones are skipped, and nothing waits for their bodies."""
+    report = Report()
+    wanted = list(ids)
+    for start in range(0, len(wanted), _BATCH):
+        batch = wanted[start : start + _BATCH]
+        with transaction.atomic(using=using):
+            rows = Job.objects.using(using)
+            locked = list(rows.filter(pk__in=batch, status=Status.WAITING).lock().values_list("pk", flat=True))
+            _explain_skips(batch, set(locked), using, report)
+            rows.filter(pk__in=locked, status=Status.WAITING).update(
+                status=Status.CANCELLED,
+                reason=reason,
+                epoch=F("epoch") + 1,
+                finished_at=Now(),
+                live_key=_freed_key(),
+                error=clean(f"cancelled by {actor}", ERROR_LIMIT),
+            )
+            _record_many(locked, using, EventKind.CANCEL, actor, lambda pk: str(reason))
+            report.done.extend(locked)
+    return report
+
+
+def _freed_key() -> Any:
+    return Case(When(key_forever=True, then=F("live_key")), default=Value(None))
+
+
+def _explain_skips(ids: Sequence[uuid.UUID], locked: set[uuid.UUID], using: str, report: Report) -> None:
+    missing = [pk for pk in ids if pk not in locked]
+    if not missing:
+        return
+    statuses = dict(Job.objects.using(using).filter(pk__in=missing).values_list("pk", "status"))
+    for pk in missing:
+        status = statuses.get(pk)
+        if status is None:
+            report.skipped[pk] = "no such job"
+        elif status in FINAL:
+            report.skipped[pk] = f"already {status}"
+        else:
+            report.skipped[pk] = "running"
+
+
+def _record_many(
+    ids: Sequence[uuid.UUID], using: str, kind: str, actor: str, detail: Callable[[uuid.UUID], str]
+) -> None:
+    JobEvent.objects.using(using).bulk_create(
+        JobEvent(job_id=pk, kind=kind, actor=clean(actor, 255)[:255], detail=clean(detail(pk), ERROR_LIMIT))
+        for pk in ids
+    )
+
+
+def rescue(using: str, limit: int, *, actor: str = "sweeper") -> int:
+    """Take jobs back from dead runs: the lease is over and nobody holds the row. Returns how many."""
+    with transaction.atomic(using=using):
+        lost = list(Job.objects.using(using).lost_runs().defer("body", "envelope").lock()[:limit])
+        rescued = 0
+        for job in lost:
+            why = f"run {job.token} on {job.worker or 'an unknown worker'} ended without a word (start {job.crashes})"
+            if transition(
+                job,
+                using,
+                Status.WAITING,
+                token=None,
+                lease_at=None,
+                deadline_at=None,
+                sends=0,
+                check_at=None,
+                due_at=Now() + seconds(crash_delay(job.crashes) if job.crashes > 1 else 0),
+                reason=Reason.CRASH,
+            ):
+                record(job.pk, using, EventKind.RESCUE, actor, why)
+                rescued += 1
+    return rescued
+
+
+def last_death(job_id: uuid.UUID, using: str) -> JobEvent | None:
+    """The latest event that says how a run of this job died, as its worker's parent process saw it."""
+    return (
+        JobEvent.objects.using(using)
+        .filter(job_id=job_id, kind__in=[EventKind.CRASH, EventKind.TIME_LIMIT])
+        .order_by("-pk")
+        .first()
+    )
+
+
+def hand_back(job_id: uuid.UUID, using: str, *, worker: str, why: str, delay: float) -> str:
+    """A worker without the job's code gives it back; after DEPLOY_GRACE it is parked. Returns the status written, or
+    the one found when somebody else was faster."""
+    with transaction.atomic(using=using):
+        job = Job.objects.using(using).annotate(now=Now()).filter(pk=job_id, status=Status.WAITING).lock().first()
+        if job is None:
+            seen = find(job_id, using)
+            return seen.status if seen else "missing"
+        claim = Claim(job, using, job.now)  # type: ignore[attr-defined]
+        if job.deadline_at is not None and job.deadline_at <= claim.now:
+            fail(claim, worker, Reason.PARKED, why, "", kind=EventKind.PARKED)
+            return Status.FAILED
+        run_again(
+            claim,
+            worker,
+            Reason.PARKED,
+            delay=delay,
+            error=why,
+            kind=None if job.deadline_at else EventKind.PARKED,
+            park_at=seconds(settings.DEPLOY_GRACE),
+        )
+        return Status.WAITING
+
+
+def park(job: Job, using: str, *, worker: str, why: str) -> bool:
+    """Keep a message from elsewhere that nothing here can run, as a failed row that can be requeued."""
+    job.status = Status.FAILED
+    job.reason = Reason.PARKED
+    job.error = clean(why, ERROR_LIMIT)
+    job.worker = worker
+    with transaction.atomic(using=using):
+        Job.objects.using(using).bulk_create([job], ignore_conflicts=True)
+        changed = Job.objects.using(using).filter(pk=job.pk, finished_at=None).update(finished_at=Now())
+        if changed:
+            record(job.pk, using, EventKind.PARKED, worker, why)
+    return bool(changed)

@@ -1,0 +1,109 @@
+"""Recording how a run ended. A run that reports gives its crash back."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from django.db.models.functions import Now
+
+from reliable_jobs.lifecycle.transition import (
+    ERROR_LIMIT,
+    TRACEBACK_LIMIT,
+    Claim,
+    clean,
+    record,
+    seconds,
+    transition,
+)
+from reliable_jobs.message import Rendered
+from reliable_jobs.status import EventKind, Reason, Status
+
+
+def succeed(claim: Claim, worker: str, result: str | None, reason: str = Reason.NONE) -> bool:
+    """The body returned. ``result`` is JSON text, or None to store nothing."""
+    return _leave(claim, Status.SUCCEEDED, worker, reason=reason, result=result, error="", traceback="")
+
+
+def fail(claim: Claim, worker: str, reason: str, error: str, traceback: str, *, kind: str = EventKind.FAILURE) -> bool:
+    """Given up. Counts the failure when it was the body's own."""
+    error, traceback = clean(error, ERROR_LIMIT), clean(traceback, TRACEBACK_LIMIT)
+    attempt = claim.job.attempt + (1 if kind == EventKind.FAILURE else 0)
+    won = _leave(claim, Status.FAILED, worker, reason=reason, error=error, traceback=traceback, attempt=attempt)
+    if won:
+        record(claim.job.pk, claim.using, kind, worker, f"gave up: {error}", traceback)
+    return won
+
+
+def expire(claim: Claim, worker: str) -> bool:
+    won = _leave(claim, Status.EXPIRED, worker, error=f"expired at {claim.job.expires_at}")
+    if won:
+        record(
+            claim.job.pk, claim.using, EventKind.EXPIRY, worker, f"expired at {claim.job.expires_at}, before it started"
+        )
+    return won
+
+
+def run_again(
+    claim: Claim,
+    worker: str,
+    reason: str,
+    *,
+    delay: float = 0.0,
+    at: datetime.datetime | None = None,
+    error: str = "",
+    traceback: str = "",
+    kind: str | None = None,
+    attempt: int = 0,
+    interruption: int = 0,
+    content: Rendered | None = None,
+    expires: datetime.datetime | None = None,
+    park_at: datetime.timedelta | None = None,
+) -> bool:
+    """Back to waiting, to be published by the sweeper when due.
+
+    Args:
+        delay: seconds from now; ``at`` is an absolute time instead.
+        attempt, interruption: 1 where this run counts as one.
+        kind: the event to record, if any.
+        content: new content of the job (``retry(args=…)``, ``replace()``): the rev rises.
+        park_at: set, or keep, the moment after which a job without code is parked.
+    """
+    error, traceback = clean(error, ERROR_LIMIT), clean(traceback, TRACEBACK_LIMIT)
+    job = claim.job
+    changes: dict[str, Any] = {
+        "sends": 0,
+        "check_at": None,
+        "due_at": at if at is not None else Now() + seconds(delay),
+        "reason": reason,
+        "error": error,
+        "traceback": traceback,
+        "attempt": job.attempt + attempt,
+        "interruptions": job.interruptions + interruption,
+        "deadline_at": None if park_at is None else job.deadline_at or Now() + park_at,
+    }
+    if park_at is not None:
+        changes["started_at"] = job.started_at  # nothing has started
+    if expires is not None:
+        changes["expires_at"] = expires
+    if content is not None:
+        changes.update(_content(content), rev=job.rev + 1)
+    won = _leave(claim, Status.WAITING, worker, **changes)
+    if won and kind is not None:
+        record(job.pk, claim.using, kind, worker, error, traceback)
+    return won
+
+
+def _content(rendered: Rendered) -> dict[str, Any]:
+    names = ("task", "queue", "priority", "body", "content_type", "content_encoding", "envelope")
+    return {name: getattr(rendered, name) for name in names}
+
+
+def _leave(claim: Claim, status: str, worker: str, **changes: Any) -> bool:
+    """The one way out of a run. A run that reports gives its crash back."""
+    job = claim.job
+    if claim.token is not None:
+        changes.update(crashes=job.crashes - 1, token=None, lease_at=None)
+    changes.setdefault("deadline_at", None)
+    changes.setdefault("started_at", job.started_at or claim.now)
+    return transition(job, claim.using, status, token_now=claim.token, worker=worker, **changes)

@@ -1,0 +1,90 @@
+"""The one conditional UPDATE behind every transition of a single job, and the words that the package shares."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import enum
+import uuid
+from typing import Any
+
+from django.db.models import F
+from django.db.models.functions import Now
+
+from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.status import FINAL, TRANSITIONS, Status
+
+ERROR_LIMIT = 10_000
+TRACEBACK_LIMIT = 50_000
+
+
+class Refusal(enum.Enum):
+    """Why a delivery gets no claim."""
+
+    MISSING = "no such row"
+    FINAL = "settled already"
+    LOCKED = "held by another run"
+    NOT_DUE = "not due yet"
+    STALE = "message of an earlier content"
+    SUSPECT = "crashed before: wants the careful path"
+    ALONE = "suspects run one at a time"
+
+
+@dataclasses.dataclass
+class Claim:
+    """The right to run a job once, and what the row said when it was given."""
+
+    job: Job
+    using: str
+    #: The database's time of the claim.
+    now: datetime.datetime
+    #: Set when the claim was committed; a first atomic run has the row lock instead.
+    token: uuid.UUID | None = None
+
+    @property
+    def age(self) -> float:
+        """Seconds since the first recorded start of the job."""
+        return (self.now - (self.job.started_at or self.now)).total_seconds()
+
+
+def seconds(value: float) -> datetime.timedelta:
+    return datetime.timedelta(seconds=value)
+
+
+def clean(text: str, limit: int) -> str:
+    """Text that every database takes: PostgreSQL refuses NUL, no encoding takes lone surrogates (file names are full of
+    them), and a megabyte of error helps nobody."""
+    text = text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+    return (
+        text
+        if len(text) <= limit
+        else f"{text[: limit // 2]}\n… {len(text) - limit} characters left out …\n{text[-limit // 2 :]}"
+    )
+
+
+def find(job_id: uuid.UUID, using: str) -> Job | None:
+    """The row as committed, without its body; None when there is none."""
+    return Job.objects.using(using).defer("body").filter(pk=job_id).first()
+
+
+def transition(job: Job, using: str, status: str, *, token_now: uuid.UUID | None = None, **changes: Any) -> bool:
+    if status not in TRANSITIONS[job.status]:
+        raise ValueError(f"{job}: no transition from {job.status} to {status}")
+    if status in FINAL:
+        changes["finished_at"] = Now()
+        if not job.key_forever and job.live_key is not None:
+            changes["live_key"] = None
+    fence = {"token": token_now, "status": Status.RUNNING} if token_now else {"epoch": job.epoch, "status": job.status}
+    rows = Job.objects.using(using).filter(pk=job.pk, **fence)
+    return rows.update(status=status, epoch=F("epoch") + 1, **changes) == 1
+
+
+def record(job_id: uuid.UUID, using: str, kind: str, actor: str, detail: str = "", traceback: str = "") -> None:
+    """Write an event. It takes no lock on the job's row."""
+    JobEvent.objects.using(using).create(
+        job_id=job_id,
+        kind=kind,
+        actor=clean(actor, 255)[:255],
+        detail=clean(detail, ERROR_LIMIT),
+        traceback=clean(traceback, TRACEBACK_LIMIT),
+    )

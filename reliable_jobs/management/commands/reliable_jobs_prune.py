@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+
+from reliable_jobs import pruner
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+class Command(BaseCommand):
+    help = "Delete settled jobs that are older than RELIABLE_JOBS['RETENTION'], with their history."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--limit", type=_positive, default=100_000, help="Most jobs to delete per database (default: %(default)s)."
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        self.stdout.write(f"Pruned {pruner.prune(limit=options['limit'])} job(s).")

@@ -1,0 +1,300 @@
+"""A rendered Celery message ⇄ the columns of a row.
+
+Celery itself renders: ``apply_async(producer=Capture())`` makes it do routing, headers, canvas and
+``before_task_publish``, and hand the finished message to :meth:`Capture.publish` instead of a broker. ``producer=`` is
+a documented option of ``Task.apply_async``; what it asks of the object (``publish``, ``connection``) is pinned by
+tests/test_message.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import struct
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from amqp.exceptions import FrameSyntaxError
+from amqp.serialization import dumps as amqp_dumps
+from django.db.models import Model, QuerySet
+from kombu import Exchange, Queue
+from kombu.compression import compress, decompress
+from kombu.exceptions import EncodeError, SerializerNotInstalled
+from kombu.serialization import dumps, loads
+from kombu.utils import json as kombu_json
+
+from reliable_jobs.conf import settings
+from reliable_jobs.errors import InvalidOption, JobTooLarge, UnserialisableArguments
+
+if TYPE_CHECKING:
+    from reliable_jobs.models import Job
+
+#: Name of the message header that marks a message as a pointer to a row.
+HEADER = "reliable_jobs"
+ENVELOPE_VERSION = 1
+_PICKLE = ("pickle", "application/x-python-serialize")
+_DELIVERY_MODES = {"transient": 1, "persistent": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rendered:
+    """What Celery made of one call: the message columns of a row."""
+
+    task: str
+    queue: str
+    priority: int | None
+    body: bytes
+    content_type: str
+    content_encoding: str
+    envelope: str
+    root_id: uuid.UUID | None
+    parent_id: uuid.UUID | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Outgoing:
+    """A message ready for the broker. ``id`` is the job's, carried as ``message_id`` to tell returned ones apart."""
+
+    id: uuid.UUID
+    queue: str
+    exchange: str
+    routing_key: str
+    body: bytes
+    content_type: str
+    content_encoding: str
+    headers: dict[str, Any]
+    properties: dict[str, Any]
+
+
+class _NoConnection:
+    """Stands where send_task expects the producer's connection."""
+
+    @contextlib.contextmanager
+    def _reraise_as_library_errors(self) -> Iterator[None]:
+        yield
+
+
+class Capture:
+    """A producer that keeps the task message instead of sending it."""
+
+    #: Read by Celery in eager mode to choose a serializer; None means "the configured one".
+    serializer = None
+
+    def __init__(self) -> None:
+        self.rendered: Rendered | None = None
+        #: Whether admin pages must show the message's argsrepr instead of its arguments.
+        self.sensitive = False
+        self.connection = _NoConnection()
+
+    def publish(
+        self,
+        body: Any,
+        *,
+        exchange: Any = None,
+        routing_key: str | None = None,
+        serializer: str | None = None,
+        compression: str | None = None,
+        delivery_mode: Any = None,
+        declare: Any = None,
+        headers: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """Keep the message. A second call is the ``task-sent`` event of ``task_send_sent_event``: it belongs to the
+        confirmed dispatch and is dropped here.
+
+        Raises:
+            UnserialisableArguments, JobTooLarge, InvalidOption: with nothing written.
+        """
+        if self.rendered is not None:
+            return
+        headers = dict(headers or {})
+        if serializer in _PICKLE:
+            raise InvalidOption(
+                f"{headers.get('task')}: the pickle serializer is refused, a forged message could run any code. "
+                "Use json (the default), or msgpack or yaml."
+            )
+        try:
+            content_type, content_encoding, data = dumps(body, serializer=serializer)
+        except SerializerNotInstalled as error:
+            raise InvalidOption(
+                f"{headers.get('task')}: the serializer {serializer!r} is not installed. Use json (the default), or "
+                "install what it needs (msgpack, PyYAML)."
+            ) from error
+        except (EncodeError, TypeError, ValueError) as error:
+            raise _explain(headers.get("task"), body, serializer, error) from error
+        payload = data.encode() if isinstance(data, str) else data
+        if len(payload) > settings.MAX_BODY_BYTES:
+            raise _too_large(headers.get("task"), body, serializer, len(payload))
+        if compression:
+            payload, headers["compression"] = compress(payload, compression)
+        for option in ("retry", "retry_policy", "timeout", "confirm_timeout", "mandatory", "immediate", "expiration"):
+            options.pop(option, None)  # how Celery would have published; publisher.py has its own answers
+        if delivery_mode is not None:
+            options["delivery_mode"] = _DELIVERY_MODES.get(delivery_mode, delivery_mode)
+        priority = options.pop("priority", None)
+        queue = next((entity.name for entity in declare or () if isinstance(entity, Queue)), None)
+        envelope = {
+            "v": ENVELOPE_VERSION,
+            "sensitive": self.sensitive,
+            "exchange": exchange.name if isinstance(exchange, Exchange) else exchange or "",
+            "routing_key": routing_key or "",
+            "headers": headers,
+            "properties": {key: value for key, value in options.items() if value is not None},
+        }
+        try:
+            text = kombu_json.dumps(envelope)
+            kombu_json.loads(text)  # refuses what looks like a type of kombu's own and is none
+            amqp_dumps("F", [headers])
+        except (TypeError, ValueError, OverflowError, struct.error, FrameSyntaxError) as error:
+            raise UnserialisableArguments(
+                f"{headers.get('task')}: a header or publish option can't travel in a message: {error}. "
+                "Use text, numbers below 2**63, lists and dicts."
+            ) from error
+        self.rendered = Rendered(
+            task=headers["task"],
+            queue=queue or routing_key or "",
+            priority=priority,
+            body=payload,
+            content_type=content_type,
+            content_encoding=content_encoding,
+            envelope=text,
+            root_id=as_uuid(headers.get("root_id")),
+            parent_id=as_uuid(headers.get("parent_id")),
+        )
+
+
+def as_uuid(value: Any) -> uuid.UUID | None:
+    """The value as a UUID, or None where it is none."""
+    try:
+        return uuid.UUID(str(value))
+    except ValueError:
+        return None
+
+
+def outgoing(job: Job, using: str) -> Outgoing:
+    """The broker message for a row: what Celery rendered, plus the pointer (rev, alias, number of the send).
+
+    The job is as it was *before* this send: ``sends`` counts from 1 in the header.
+    """
+    envelope = kombu_json.loads(job.envelope)
+    headers = envelope["headers"]
+    headers[HEADER] = {"rev": job.rev, "using": using, "send": job.sends, "requeues": job.requeues}
+    properties = {**envelope["properties"], "message_id": str(job.id), "correlation_id": str(job.id)}
+    properties.setdefault("delivery_mode", 2)
+    if job.priority is not None:
+        properties["priority"] = job.priority
+    return Outgoing(
+        id=job.id,
+        queue=job.queue,
+        exchange=envelope["exchange"],
+        routing_key=envelope["routing_key"],
+        body=bytes(job.body),
+        content_type=job.content_type,
+        content_encoding=job.content_encoding,
+        headers=headers,
+        properties=properties,
+    )
+
+
+def rerouted(envelope_text: str, queue: str) -> str:
+    """The envelope sent to another queue through the default exchange."""
+    envelope = json.loads(envelope_text)
+    envelope.update(exchange="", routing_key=queue)
+    return json.dumps(envelope)
+
+
+def headers_of(job: Job) -> dict[str, Any]:
+    """The Celery headers of a row; {} when they can't be read."""
+    try:
+        headers = json.loads(job.envelope)["headers"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return headers if isinstance(headers, dict) else {}
+
+
+def arguments(job: Job) -> tuple[list[Any], dict[str, Any]]:
+    """Decode a row's arguments.
+
+    Raises:
+        ValueError: the body can't be decoded, or is pickled (never loaded).
+    """
+    if job.content_type in _PICKLE:
+        raise ValueError("pickled body, not loaded")
+    body = bytes(job.body)
+    compression = headers_of(job).get("compression")
+    try:
+        if compression:
+            body = decompress(body, compression)
+        content = loads(body, job.content_type, job.content_encoding, accept=[job.content_type])
+        args, kwargs = content[0], content[1]
+        return list(args), dict(kwargs)
+    except Exception as error:  # any registered codec may raise anything on hostile bytes
+        raise ValueError(f"undecodable body: {error}") from error
+
+
+def same_call(job: Job, rendered: Rendered) -> bool:
+    """Whether a row asks for the same arguments as a freshly rendered call."""
+    if job.task != rendered.task:
+        return False
+    if bytes(job.body) == rendered.body:
+        return True
+    try:
+        theirs = loads(rendered.body, rendered.content_type, rendered.content_encoding, accept=[rendered.content_type])
+        return arguments(job) == (list(theirs[0]), dict(theirs[1]))
+    except Exception:  # compressed or exotic content that can't be compared is "other arguments"
+        return False
+
+
+def _explain(task: Any, body: Any, serializer: str | None, error: Exception) -> UnserialisableArguments:
+    args, kwargs = (body[0], body[1]) if isinstance(body, tuple) else ((), {})
+    for name, value in _named(args, kwargs):
+        found = _model_inside(value)
+        if found is not None:
+            kind = type(found).__name__
+            what = (
+                "list(queryset.values_list('pk', flat=True))"
+                if isinstance(found, QuerySet)
+                else f"its primary key (.pk) and load the {kind} in the task"
+            )
+            return UnserialisableArguments(
+                f"{task}: {name} holds a {kind}; a job carries references, not values. Pass {what}."
+            )
+    for name, value in _named(args, kwargs):
+        try:
+            dumps(value, serializer=serializer)
+        except Exception as reason:
+            return UnserialisableArguments(
+                f"{task}: {name} ({type(value).__name__}) can't be serialised as {serializer or 'json'}: {reason}. "
+                "Pass a primary key, a URL or plain data."
+            )
+    return UnserialisableArguments(f"{task}: the call can't be serialised as {serializer or 'json'}: {error}")
+
+
+def _too_large(task: Any, body: Any, serializer: str | None, size: int) -> JobTooLarge:
+    args, kwargs = (body[0], body[1]) if isinstance(body, tuple) else ((), {})
+    sizes = {name: len(dumps(value, serializer=serializer)[2]) for name, value in _named(args, kwargs)}
+    largest = max(sizes, key=lambda name: sizes[name], default="the body")
+    return JobTooLarge(
+        f"{task}: the serialised call has {size} bytes, the limit is {settings.MAX_BODY_BYTES} "
+        f"(RELIABLE_JOBS['MAX_BODY_BYTES']); the largest part is {largest}. "
+        "Store the data and pass its primary key or URL."
+    )
+
+
+def _named(args: Any, kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for position, value in enumerate(args):
+        yield f"argument {position + 1}", value
+    yield from kwargs.items()
+
+
+def _model_inside(value: Any, depth: int = 4) -> Model | QuerySet[Any] | None:
+    if isinstance(value, (Model, QuerySet)):
+        return value
+    if depth and isinstance(value, (list, tuple, set, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            found = _model_inside(item, depth - 1)
+            if found is not None:
+                return found
+    return None

@@ -1,0 +1,168 @@
+"""The two tables. A scope (``due``, ``overdue`` …) repeats the condition of its partial index word for word, so that
+PostgreSQL and SQLite can use it; tests/test_models.py reads the plans."""
+
+from __future__ import annotations
+
+import uuid
+
+from django.db import connections, models
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from reliable_jobs.status import FINAL, EventKind, Reason, Status
+
+_FINAL = [str(status) for status in FINAL]
+
+
+class JobQuerySet(models.QuerySet["Job"]):
+    def due(self) -> JobQuerySet:
+        """Waiting, no message believed out, and the time has come."""
+        return self.filter(status=Status.WAITING, sends=0, due_at__lte=Now())
+
+    def overdue(self) -> JobQuerySet:
+        """Waiting, published, and not settled by the time the sweeper was to look."""
+        return self.filter(status=Status.WAITING, sends__gt=0, check_at__lte=Now())
+
+    def lost_runs(self) -> JobQuerySet:
+        """Claims whose lease is over. Whether the run is dead the row lock tells: see :meth:`lock`."""
+        return self.filter(status=Status.RUNNING, lease_at__lte=Now())
+
+    def unfinished(self) -> JobQuerySet:
+        return self.filter(status__in=[Status.WAITING, Status.RUNNING])
+
+    def final(self) -> JobQuerySet:
+        return self.filter(status__in=_FINAL)
+
+    def lock(self, *, wait: bool = False) -> JobQuerySet:
+        """Lock what can be locked at once, skipping rows that a run holds; ``wait`` only for a row that none can hold.
+
+        NO KEY UPDATE where there is one: FOR UPDATE would also skip a row on which somebody merely holds a foreign
+        key's KEY SHARE lock. On SQLite the transaction's write lock stands in for the row's.
+        """
+        features = connections[self.db].features
+        return self.select_for_update(
+            skip_locked=features.has_select_for_update_skip_locked and not wait,
+            no_key=features.has_select_for_no_key_update,
+        )
+
+
+class Job(models.Model):
+    """One requested run of a task: outbox row and receipt at once. Its id is the Celery task id.
+
+    Only lifecycle.py writes ``status``; outbox.py inserts; the sweeper raises ``sends`` and ``check_at``.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    task = models.CharField(max_length=255)
+    queue = models.CharField(max_length=255)
+    priority = models.SmallIntegerField(null=True, blank=True)
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.WAITING)
+    reason = models.CharField(max_length=12, choices=Reason.choices, default=Reason.NONE, blank=True)
+
+    #: No claim succeeds before this time (database clock).
+    due_at = models.DateTimeField()
+    #: When the sweeper next looks at a published row.
+    check_at = models.DateTimeField(null=True, blank=True)
+    #: Publishes since the row last became waiting; 0 = no message is believed out.
+    sends = models.PositiveIntegerField(default=0)
+    expires_at = models.DateTimeField(null=True, blank=True)
+
+    #: Rises with every transition, never reset: what fences them.
+    epoch = models.PositiveIntegerField(default=0)
+    #: Rises when the content changes; a message of another rev is stale.
+    rev = models.PositiveIntegerField(default=0)
+    token = models.UUIDField(null=True, blank=True)
+    lease_at = models.DateTimeField(null=True, blank=True)
+    deadline_at = models.DateTimeField(null=True, blank=True)
+
+    #: Failures that were reported.
+    attempt = models.PositiveIntegerField(default=0)
+    #: Starts that never reported.
+    crashes = models.PositiveIntegerField(default=0)
+    #: Database failures in mid-body.
+    interruptions = models.PositiveIntegerField(default=0)
+    #: How often a person said "again".
+    requeues = models.PositiveIntegerField(default=0)
+
+    #: The idempotency key as given; ``live_key`` is the copy that the constraint watches, emptied when the key is free.
+    key = models.CharField(max_length=255, null=True, blank=True)  # noqa: DJ001 - NULLs are distinct, '' is not
+    live_key = models.CharField(max_length=255, null=True, blank=True, editable=False)  # noqa: DJ001 - as above
+    key_forever = models.BooleanField(default=False)
+
+    #: The serialised body exactly as it goes on the wire; nothing is re-encoded.
+    body = models.BinaryField()
+    content_type = models.CharField(max_length=127)
+    content_encoding = models.CharField(max_length=63)
+    #: The rest of the rendered message as JSON text: see message.py. Text, because jsonb refuses a NUL character.
+    envelope = models.TextField()
+
+    root_id = models.UUIDField(null=True, blank=True)
+    parent_id = models.UUIDField(null=True, blank=True)
+
+    #: JSON text of the return value; NULL for none, or ``ignore_result``.
+    result = models.TextField(null=True, blank=True)  # noqa: DJ001 - "" is no JSON; NULL is "no result"
+    error = models.TextField(blank=True, default="")
+    traceback = models.TextField(blank=True, default="")
+    worker = models.CharField(max_length=255, blank=True, default="")
+
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    #: Start of the first run that was recorded; the retry window counts from here.
+    started_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    objects = JobQuerySet.as_manager()
+
+    class Meta:
+        constraints = (models.UniqueConstraint(fields=["task", "live_key"], name="reliable_job_key"),)
+        indexes = (
+            models.Index(fields=["due_at"], name="reliable_job_due", condition=Q(status=Status.WAITING, sends=0)),
+            models.Index(
+                fields=["queue", "check_at"],
+                name="reliable_job_overdue",
+                condition=Q(status=Status.WAITING, sends__gt=0),
+            ),
+            models.Index(fields=["lease_at"], name="reliable_job_lease", condition=Q(status=Status.RUNNING)),
+            # Settled rows are those with a finished_at. "status IN (…)" says the same, but with parameters in the
+            # query SQLite can't see that, and reads the whole table.
+            models.Index(
+                fields=["queue", "finished_at"], name="reliable_job_settled", condition=Q(finished_at__isnull=False)
+            ),
+            models.Index(
+                fields=["status", "finished_at"], name="reliable_job_prune", condition=Q(finished_at__isnull=False)
+            ),
+            models.Index(fields=["created_at"], name="reliable_job_created"),
+            models.Index(fields=["status", "created_at"], name="reliable_job_status"),
+            models.Index(fields=["task", "created_at"], name="reliable_job_task"),
+            models.Index(fields=["parent_id"], name="reliable_job_parent", condition=Q(parent_id__isnull=False)),
+            models.Index(fields=["key"], name="reliable_job_by_key", condition=Q(key__isnull=False)),
+            models.Index(fields=["created_at"], name="reliable_job_requeued", condition=Q(requeues__gt=0)),
+            models.Index(fields=["created_at"], name="reliable_job_crashed", condition=Q(crashes__gt=0)),
+            models.Index(fields=["created_at"], name="reliable_job_parked", condition=Q(reason=Reason.PARKED)),
+        )
+        permissions = (("requeue_job", "Can requeue jobs"), ("cancel_job", "Can cancel jobs"))
+
+    def __str__(self) -> str:
+        return f"{self.task}[{self.id}]"
+
+    @property
+    def is_final(self) -> bool:
+        return self.status in FINAL
+
+
+class JobEvent(models.Model):
+    """Something that a person will ask about. The reference to the job is not a database constraint: an event must be
+    writable while a run holds the job's row, and pruning must not take a lock on it."""
+
+    job = models.ForeignKey(Job, on_delete=models.CASCADE, db_constraint=False, related_name="events")
+    kind = models.CharField(max_length=20, choices=EventKind.choices)
+    at = models.DateTimeField(db_default=Now())
+    #: Who or what did it: a user's name, a worker's, "sweeper".
+    actor = models.CharField(max_length=255, blank=True, default="")
+    detail = models.TextField(blank=True, default="")
+    traceback = models.TextField(blank=True, default="")
+
+    class Meta:
+        indexes = (models.Index(fields=["at"], name="reliable_job_event_at"),)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.at:%Y-%m-%d %H:%M:%S}" if self.at else self.kind

@@ -1,0 +1,288 @@
+"""Enqueue: one row in the caller's transaction; dispatch: its message once that transaction has committed.
+
+Every enqueue registers an ``on_commit`` hook of its own, because Django drops the hooks of a savepoint that rolls
+back; one flag "registered already" would lose jobs with the savepoint that set it. The first hook that fires publishes
+for all that are left in one pipeline: the list holds them weakly, and a dropped hook is gone from it. Should something
+else keep a dropped hook alive, its message is published without a row and dropped by the worker.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import datetime
+import itertools
+import logging
+import threading
+import uuid
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from celery import Celery
+from django.db import OperationalError, connections, router, transaction
+from django.db.models import DateTimeField, Value
+from django.db.models.functions import Greatest, Now
+from django.utils import timezone
+
+from reliable_jobs.conf import settings
+from reliable_jobs.errors import AmbiguousTransaction, EnqueueError, KeyBusy, KeyConflict
+from reliable_jobs.message import Outgoing, Rendered, outgoing, same_call
+from reliable_jobs.models import Job
+from reliable_jobs.publisher import publisher
+
+logger = logging.getLogger("reliable_jobs.outbox")
+
+#: How long an enqueue waits for another open transaction that holds the same key.
+KEY_LOCK_TIMEOUT_MS = 2000
+_KEY_ROUNDS = 3
+#: Jobs of one transaction that its commit publishes; the rest is born unsent and published by the sweeper.
+MAX_ON_COMMIT = 1000
+
+
+@dataclasses.dataclass
+class Request:
+    """One call of ``apply_async``, rendered and with its times taken out of the message."""
+
+    job_id: uuid.UUID
+    rendered: Rendered
+    countdown: float | None = None
+    eta: datetime.datetime | None = None
+    expires: datetime.datetime | float | None = None
+    key: str | None = None
+    key_forever: bool = False
+    #: The caller named the id, so it may exist already.
+    id_given: bool = False
+
+    @property
+    def later(self) -> bool:
+        if self.eta is not None:
+            return self.eta > timezone.now()
+        return bool(self.countdown and self.countdown > 0)
+
+
+def enqueue(app: Celery, request: Request, *, using: str | None = None, transactional: bool = True) -> uuid.UUID:
+    """Write the job's row and see to its dispatch on commit. Returns the job's id: with a key, or a task id that is
+    waiting already, that of the existing job.
+
+    Raises:
+        AmbiguousTransaction, KeyConflict, KeyBusy, EnqueueError: with nothing written.
+        django.db.Error: the row can't be written; inside a transaction that one is then broken, as with any write.
+    """
+    alias = using or write_alias()
+    if transactional:
+        return _write(app, request, alias)
+    return _outside_transaction(app, request, alias)
+
+
+def write_alias() -> str:
+    """The database whose open transaction the job belongs to; the router's write alias where none is open.
+
+    Raises:
+        AmbiguousTransaction: transactions are open on two databases that both hold the jobs table.
+    """
+    default = router.db_for_write(Job)
+    open_aliases = [
+        connection.alias
+        for connection in connections.all(initialized_only=True)
+        if _in_users_transaction(connection) and router.allow_migrate_model(connection.alias, Job)
+    ]
+    if len(open_aliases) > 1:
+        raise AmbiguousTransaction(
+            f"Transactions are open on {' and '.join(sorted(open_aliases))}; a job can commit with only one of them. "
+            "Say which: apply_async(..., using='…')."
+        )
+    return open_aliases[0] if open_aliases else default
+
+
+def pointer_alias(pointer: Any) -> str:
+    """The database that a message's pointer names; where it names none of ours, the one that a job would go to."""
+    using = pointer.get("using") if isinstance(pointer, dict) else None
+    return using if isinstance(using, str) and using in connections else write_alias()
+
+
+def _in_users_transaction(connection: Any) -> bool:
+    # Django's TestCase holds one on every database; it is not the user's. Private: pinned by tests/test_outbox.py.
+    return any(not getattr(block, "_from_testcase", False) for block in connection.atomic_blocks)
+
+
+def _write(app: Celery, request: Request, alias: str) -> uuid.UUID:
+    relayed = settings.DISPATCH == "relay" or publisher(app).breaker_open
+    # What one request can't publish within its budget is better not begun: the sweeper takes it in windows.
+    crowded = len(_pending.of(alias)) >= MAX_ON_COMMIT
+    immediate = not relayed and not crowded and not request.later
+    job = _row(request, sends=1 if immediate else 0)
+    if request.key is None and not request.id_given:
+        job.save(using=alias, force_insert=True)
+    else:
+        existing = _insert_unless_there(job, request, alias)
+        if existing is not None:
+            return existing
+    if immediate:
+        # The row's own values hold expressions now; the message needs only what was given.
+        hook = _DispatchOnCommit(app, alias, outgoing(job, alias))
+        transaction.on_commit(hook, using=alias)
+    return request.job_id
+
+
+def _row(request: Request, sends: int) -> Job:
+    rendered = request.rendered
+    now = Now()
+    due: Any = now
+    if request.eta is not None:
+        # Not before the eta by the database's clock, however fast this machine's runs.
+        due = request.eta if request.later else Greatest(now, Value(request.eta, DateTimeField()))
+    elif request.countdown and request.later:
+        due = now + datetime.timedelta(seconds=request.countdown)
+    expires: Any = request.expires
+    if isinstance(expires, (int, float)):
+        expires = now + datetime.timedelta(seconds=expires)
+    return Job(
+        id=request.job_id,
+        task=rendered.task,
+        queue=rendered.queue,
+        priority=rendered.priority,
+        due_at=due,
+        check_at=now + datetime.timedelta(seconds=settings.GRACE) if sends else None,
+        sends=sends,
+        expires_at=expires,
+        key=request.key,
+        live_key=request.key,
+        key_forever=request.key_forever,
+        body=rendered.body,
+        content_type=rendered.content_type,
+        content_encoding=rendered.content_encoding,
+        envelope=rendered.envelope,
+        root_id=rendered.root_id,
+        parent_id=rendered.parent_id,
+    )
+
+
+def _insert_unless_there(job: Job, request: Request, alias: str) -> uuid.UUID | None:
+    """Insert; or return the id of the job that has the key or the task id already."""
+    rows = Job.objects.using(alias)
+    holders = rows.filter(task=job.task, live_key=job.key) if job.key is not None else rows.none()
+    for _ in range(_KEY_ROUNDS):
+        found = holders.first() or (rows.filter(pk=job.pk).first() if request.id_given else None)
+        if found is not None:
+            return _same_or_conflict(found, request)
+        with transaction.atomic(using=alias), _bounded_wait(alias, job):
+            rows.bulk_create([job], ignore_conflicts=True)
+        if rows.filter(pk=job.pk).exists():
+            return None
+    raise KeyBusy(
+        f"{job.task}: key {job.key!r} changed hands {_KEY_ROUNDS} times while it was being enqueued; try again."
+    )
+
+
+def _same_or_conflict(found: Job, request: Request) -> uuid.UUID:
+    what = f"key {request.key!r}" if request.key is not None else f"task id {request.job_id}"
+    if request.key is not None and found.live_key != request.key:
+        raise KeyConflict(
+            f"{request.rendered.task}: task id {found.pk} belongs to a job without {what} already. Leave task_id out; "
+            "the key alone says which job is meant."
+        )
+    if not same_call(found, request.rendered):
+        raise KeyConflict(
+            f"{request.rendered.task}: {what} already belongs to job {found.pk} ({found.task}, {found.status}) with "
+            "other arguments. The same key must always mean the same job; put what differs into the key."
+        )
+    if request.key is None and found.is_final:
+        raise KeyConflict(
+            f"{request.rendered.task}: task id {found.pk} belongs to a job that has {found.status} already. "
+            "Leave task_id out, or requeue that job."
+        )
+    return found.pk
+
+
+@contextlib.contextmanager
+def _bounded_wait(alias: str, job: Job) -> Iterator[None]:
+    """ON CONFLICT waits for another transaction that has inserted the key and is still open: not for ever."""
+    connection = connections[alias]
+    if connection.vendor != "postgresql":
+        yield
+        return
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting('lock_timeout')")
+        before = cursor.fetchone()[0]
+        cursor.execute("SELECT set_config('lock_timeout', %s, true)", [str(KEY_LOCK_TIMEOUT_MS)])
+        try:
+            yield
+        except OperationalError as error:
+            if getattr(error.__cause__, "sqlstate", None) != "55P03":
+                raise
+            raise KeyBusy(
+                f"{job.task}: another open transaction has just used key {job.key!r} and has not ended after "
+                f"{KEY_LOCK_TIMEOUT_MS} ms. Enqueue keyed jobs late in the transaction, in one order."
+            ) from error
+        cursor.execute("SELECT set_config('lock_timeout', %s, true)", [before])
+
+
+class _Pending(threading.local):
+    """The hooks of this thread's open transactions, by alias, in the order of their enqueue."""
+
+    def __init__(self) -> None:
+        self._by_alias: dict[str, weakref.WeakValueDictionary[int, _DispatchOnCommit]] = {}
+
+    def of(self, alias: str) -> weakref.WeakValueDictionary[int, _DispatchOnCommit]:
+        return self._by_alias.setdefault(alias, weakref.WeakValueDictionary())
+
+
+_pending = _Pending()
+_order = itertools.count()
+
+
+class _DispatchOnCommit:
+    """One job's on_commit hook. See the module's docstring for how they find each other."""
+
+    def __init__(self, app: Celery, alias: str, message: Outgoing) -> None:
+        self.app = app
+        self.message = message
+        self.dispatched = False
+        self.pending = _pending.of(alias)
+        self.pending[next(_order)] = self
+
+    def __call__(self) -> None:
+        if self.dispatched:
+            return
+        left = [hook for hook in self.pending.values() if hook.app is self.app and not hook.dispatched]
+        for hook in left:
+            hook.dispatched = True
+        try:
+            dispatch(self.app, [hook.message for hook in left])
+        except Exception:
+            # A hook that raises would skip the hooks after it. The rows are safe: the sweeper looks at them.
+            logger.exception("Dispatch on commit failed; the sweeper will publish %d job(s).", len(left))
+
+
+def dispatch(app: Celery, messages: list[Outgoing]) -> None:
+    """Publish within the request's budget. Nothing is written, whatever comes of it: the rows' grace covers a failure.
+
+    A failure is logged once, by the breaker.
+    """
+    if not messages or publisher(app).breaker_open:
+        return
+    receipt = publisher(app).publish(messages)
+    for job_id, why in receipt.returned.items():
+        logger.warning("Job %s was not routed (%s); the sweeper tries again.", job_id, why)
+
+
+def _outside_transaction(app: Celery, request: Request, alias: str) -> uuid.UUID:
+    """Write on a connection of its own, so that the job stays although the caller's transaction rolls back."""
+    if not connections[alias].in_atomic_block:
+        return _write(app, request, alias)
+    if connections[alias].vendor == "sqlite" and _in_users_transaction(connections[alias]):
+        raise EnqueueError(
+            f"{request.rendered.task}: transactional=False inside an open transaction needs a second writer, which "
+            "SQLite does not have. Enqueue before the transaction, or after it."
+        )
+
+    def write() -> uuid.UUID:
+        try:
+            return _write(app, request, alias)
+        finally:
+            connections[alias].close()
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="reliable_jobs") as executor:
+        return executor.submit(write).result()

@@ -1,0 +1,273 @@
+"""How a body ended, as a settlement to write and an answer for Celery's tracer.
+
+Each builder below takes one kind of ending. Nothing is written here: ``Outcome.settle`` is called inside the
+transaction that is to hold the settlement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import datetime
+import os
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from celery.exceptions import Ignore, Reject, Retry
+from django.db import Error as DatabaseError
+from kombu.serialization import dumps
+
+from reliable_jobs import failures, lifecycle
+from reliable_jobs.conf import settings
+from reliable_jobs.errors import (
+    BodyExited,
+    BodyOutOfMemory,
+    InterruptionLimitExceeded,
+    JobExpired,
+    JobParked,
+    ShownFailure,
+)
+from reliable_jobs.lifecycle import Claim
+from reliable_jobs.message import Rendered
+from reliable_jobs.retry import handback_delay, interruption_delay
+from reliable_jobs.status import EventKind, Reason
+
+if TYPE_CHECKING:
+    from reliable_jobs.task import ReliableTask
+
+#: Exit codes with which billiard ends a child on a signal: -(256 - signum).
+_SIGNAL_EXITS = range(-256, -190)
+
+
+@dataclasses.dataclass
+class Again:
+    """Run later: what ``retry()``, ``snooze()`` and ``replace()`` ask for."""
+
+    delay: float = 0.0
+    at: datetime.datetime | None = None
+    counts: bool = True
+    content: Rendered | None = None
+    expires: datetime.datetime | None = None
+    cause: BaseException | None = None
+
+
+@dataclasses.dataclass
+class Run:
+    """One run in progress; the body reaches it through ``request.reliable_run``."""
+
+    claim: Claim
+    #: Set by retry(), snooze() and replace().
+    again: Again | None = None
+    open: bool = True
+    #: The heartbeat found that the job belongs to another run.
+    lost: bool = False
+
+
+@dataclasses.dataclass
+class Outcome:
+    """``settle`` writes the end and says whether this run still owned the job; Celery hears ``error`` or ``value``."""
+
+    settle: Callable[[Claim], bool]
+    value: Any = None
+    error: BaseException | None = None
+
+
+class Interrupted(Exception):
+    """The whole transaction is to be rolled back and the run put down to the database; the cause says why."""
+
+
+_identity: tuple[int, str] | None = None
+
+
+def worker_name(task: ReliableTask) -> str:
+    """This process in the database: a fresh id for each incarnation, because host names and pids come back."""
+    global _identity
+    if _identity is None or _identity[0] != os.getpid():
+        _identity = (os.getpid(), uuid.uuid4().hex[:8])
+    return f"{task.request.hostname or 'unknown'} pid {os.getpid()} #{_identity[1]}"
+
+
+def encode_result(task: ReliableTask, value: Any) -> str | None:
+    """The return value as JSON text for the row; None when there is nothing to store.
+
+    Raises:
+        TypeError: it can't be stored; raised inside the savepoint, so the body's effects are undone with it.
+    """
+    request = task.request
+    if value is None or request.ignore_result or (task.ignore_result and "ignore_result" not in vars(request)):
+        return None
+    try:
+        text = dumps(value, "json")[2]
+    except Exception as error:
+        raise TypeError(
+            f"{task.name} returned a {type(value).__name__} that can't be stored as JSON ({error}). Return plain data "
+            "or an id, or set ignore_result = True. Its database effects were rolled back."
+        ) from error
+    return text if isinstance(text, str) else text.decode()
+
+
+def from_exception(task: ReliableTask, run: Run, error: BaseException) -> Outcome:
+    """The body raised, and its savepoint is undone.
+
+    Raises:
+        Interrupted: the database is to blame.
+        BaseException: what ends the process is passed on.
+    """
+    if isinstance(error, Retry):
+        cause = run.again.cause if run.again is not None else error.exc
+        if isinstance(cause, DatabaseError) and failures.is_transient(cause, run.claim.using):
+            raise Interrupted(str(cause)) from cause  # autoretry_for=(Exception,) would make it cost an attempt
+        return again(task, run.again or Again(delay=_delay_of(error, task), cause=error.exc), error)
+    if isinstance(error, Reject):
+        if error.requeue:
+            return again(task, Again(delay=1.0, counts=False, cause=error), Ignore(f"requeued by its task: {error}"))
+        return failure(task, error, Reason.REJECTED)
+    if isinstance(error, MemoryError):
+        # Passed on, it would end the whole worker (celery #10462).
+        replacement: Exception = BodyOutOfMemory(
+            "The body ran out of memory (MemoryError); the worker process lives on."
+        )
+        replacement.__cause__ = error
+        return failure(task, replacement)
+    if isinstance(error, SystemExit) and not _is_shutdown(error):
+        replacement = BodyExited(f"The body called sys.exit({error.code!r}); raise an exception instead to fail a job.")
+        replacement.__cause__ = error
+        return failure(task, replacement)
+    if isinstance(error, asyncio.CancelledError):
+        # No Exception, so it would end the child process, and nobody would say why.
+        replacement = BodyExited("The body ended with asyncio.CancelledError; catch it where the await is cancelled.")
+        replacement.__cause__ = error
+        return failure(task, replacement)
+    if not isinstance(error, Exception):
+        raise error
+    if isinstance(error, DatabaseError) and failures.is_transient(error, run.claim.using):
+        raise Interrupted(str(error)) from error
+    if run.again is not None and run.again.counts:
+        # retry(throw=False), and then this: what is recorded is why the body ended.
+        wish = dataclasses.replace(run.again, cause=error)
+        return again(task, wish, asked(wish, error))
+    # A snooze or replace() costs no attempt; one that is followed by an error would go round for ever.
+    return failure(task, error)
+
+
+def _is_shutdown(error: SystemExit) -> bool:
+    """Celery ends workers with subclasses of SystemExit, billiard its children with a code made from the signal."""
+    return type(error) is not SystemExit or (isinstance(error.code, int) and error.code in _SIGNAL_EXITS)
+
+
+def _delay_of(error: Retry, task: ReliableTask) -> float:
+    if isinstance(error.when, (int, float)):
+        return float(error.when)
+    if isinstance(error.when, datetime.datetime):
+        return max(0.0, (error.when - datetime.datetime.now(error.when.tzinfo)).total_seconds())
+    return float(task.default_retry_delay)
+
+
+def failure(task: ReliableTask, error: Exception, reason: str = Reason.ERROR) -> Outcome:
+    """Given up after the body's own error."""
+    text, trace, told = _told(task, error)
+    return Outcome(lambda claim: lifecycle.fail(claim, worker_name(task), reason, text, trace), error=told)
+
+
+def again(task: ReliableTask, wish: Again, signal: BaseException) -> Outcome:
+    """Back to waiting; ``signal`` is what the tracer hears: Retry or Ignore."""
+    failed = wish.cause is not None and wish.counts
+    text = trace = ""
+    if wish.cause is not None:
+        text, trace, told = _told(task, wish.cause)
+        if told is not wish.cause and isinstance(signal, Retry):
+            signal = Retry(exc=told, when=signal.when)
+
+    def settle(claim: Claim) -> bool:
+        return lifecycle.run_again(
+            claim,
+            worker_name(task),
+            Reason.ERROR if failed else Reason.ASKED,
+            delay=wish.delay,
+            at=wish.at,
+            error=text,
+            traceback=trace,
+            kind=EventKind.FAILURE if failed else None,
+            attempt=1 if wish.counts else 0,
+            content=wish.content,
+            expires=wish.expires,
+        )
+
+    return Outcome(settle, error=signal)
+
+
+def asked(wish: Again, error: Exception | None = None) -> Retry:
+    """What the tracer hears of a ``retry(throw=False)`` whose body has ended."""
+    return Retry("retry requested", error or wish.cause, wish.delay)
+
+
+def _told(task: ReliableTask, error: BaseException) -> tuple[str, str, BaseException]:
+    """Text, traceback and exception as they may be shown: without the values of sensitive arguments, and storable."""
+    text, trace = failures.describe(error), failures.trace(error)
+    secrets = task.secrets(task.request.args, task.request.kwargs)
+    shown_text, shown_trace = failures.redact(text, secrets), failures.redact(trace, secrets)
+    storable = lifecycle.clean(trace, len(trace)) == trace
+    if storable and (shown_text, shown_trace) == (text, trace):
+        return text, trace, error
+    return shown_text, shown_trace, ShownFailure(lifecycle.clean(shown_text, len(shown_text)))
+
+
+def expired(task: ReliableTask, claim: Claim) -> Outcome:
+    text = f"Job {claim.job.pk} expired at {claim.job.expires_at} before it could start."
+    return Outcome(lambda claim: lifecycle.expire(claim, worker_name(task)), error=JobExpired(text))
+
+
+def misfit(task: ReliableTask, claim: Claim, why: str) -> Outcome:
+    """The arguments don't fit this worker's code: an old worker during a deploy, or a job left behind by one. Handed
+    back with back-off, parked after DEPLOY_GRACE."""
+    job = claim.job
+    text = f"{task.name} can't take the job's arguments: {why}"
+    if job.deadline_at is not None and job.deadline_at <= claim.now:
+        return Outcome(
+            lambda claim: lifecycle.fail(claim, worker_name(task), Reason.PARKED, text, "", kind=EventKind.PARKED),
+            error=JobParked(text),
+        )
+    elapsed = settings.DEPLOY_GRACE - (job.deadline_at - claim.now).total_seconds() if job.deadline_at else 0.0
+    return Outcome(
+        lambda claim: lifecycle.run_again(
+            claim,
+            worker_name(task),
+            Reason.PARKED,
+            delay=handback_delay(int(elapsed).bit_length()),
+            error=text,
+            kind=None if job.deadline_at else EventKind.PARKED,
+            park_at=lifecycle.seconds(settings.DEPLOY_GRACE),
+        ),
+        error=Ignore(text),
+    )
+
+
+def interruption(
+    task: ReliableTask, claim: Claim, cause: BaseException, signal: BaseException | None = None
+) -> Outcome:
+    """The database broke the run off, or the worker was told to stop at once: again, within a budget of its own."""
+    count = claim.job.interruptions + 1
+    text, trace, _ = _told(task, cause)
+    if count > settings.MAX_INTERRUPTIONS:
+        why = f"{count} runs were interrupted (MAX_INTERRUPTIONS={settings.MAX_INTERRUPTIONS}), the last by {text}"
+        return Outcome(
+            lambda claim: lifecycle.fail(
+                claim, worker_name(task), Reason.INTERRUPTED, why, trace, kind=EventKind.INTERRUPTION
+            ),
+            error=signal or InterruptionLimitExceeded(why),
+        )
+    delay = interruption_delay(count - 1)
+    return Outcome(
+        lambda claim: lifecycle.run_again(
+            claim,
+            worker_name(task),
+            Reason.INTERRUPTED,
+            delay=delay,
+            error=text,
+            traceback=trace,
+            kind=EventKind.INTERRUPTION,
+            interruption=1,
+        ),
+        error=signal or Retry(f"interrupted: {text}", cause if isinstance(cause, Exception) else None, delay),
+    )

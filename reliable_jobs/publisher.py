@@ -1,0 +1,209 @@
+"""Messages out, confirmed, within a time budget: the pool of broker connections and the breaker before it.
+
+A connection is used by one publish at a time, never across a fork, and never again after an error: a late ack of an
+earlier message would confirm the next one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from celery import Celery, current_app
+
+from reliable_jobs.conf import settings
+from reliable_jobs.link import BrokerTimeout, Link, Receipt
+from reliable_jobs.message import Outgoing
+
+logger = logging.getLogger("reliable_jobs.publisher")
+
+#: Idle connections kept per process.
+MAX_IDLE = 10
+
+
+class Publisher:
+    """Connections to one app's broker, shared by the threads of a process, and the breaker before them."""
+
+    def __init__(self, app: Celery) -> None:
+        self.app = app
+        self._reset()
+
+    def _reset(self) -> None:
+        self.pid = os.getpid()
+        self._lock = threading.Lock()
+        self._idle: list[Link] = []
+        self._open = False
+        self._probe: threading.Thread | None = None
+
+    def _forked(self) -> None:
+        # kombu's after-fork hook does not cover a raw os.fork (gunicorn's preload, uWSGI).
+        if self.pid != os.getpid():
+            self._reset()
+
+    @property
+    def breaker_open(self) -> bool:
+        """Whether the last publish failed and no probe has succeeded since."""
+        self._forked()
+        return self._open
+
+    def publish(self, messages: Sequence[Outgoing], timeout: float | None = None) -> Receipt:
+        """Publish, wait for every confirm, and say what became of each message. Never raises a broker's error.
+
+        Args:
+            messages: any number; more than a window go out in windows on one connection.
+            timeout: seconds for everything, connecting included; PUBLISH_TIMEOUT when omitted.
+        """
+        self._forked()
+        deadline = time.monotonic() + (settings.PUBLISH_TIMEOUT if timeout is None else timeout)
+        total = self._attempt(messages, deadline, reuse=True)
+        while left := [message for message in messages if total.worth_another_try(message.id)]:
+            again = self._again(left, total, deadline)
+            if again is None:
+                break
+            total = again
+        if total.error is not None and not total.confirmed:
+            self._trip(total.error)
+        return total
+
+    def _again(self, left: list[Outgoing], so_far: Receipt, deadline: float) -> Receipt | None:
+        """Another attempt for what is left, where one can help: a kept connection may have died unnoticed, a queue been
+        deleted (a new connection declares it anew), one message have spoilt the batch. None when there is no point."""
+        error = so_far.error
+        exhausted = so_far.attempts > 2 + len(so_far.returned) or time.monotonic() >= deadline
+        if exhausted or isinstance(error, BrokerTimeout):
+            return None
+        left = [message for message in left if message.id != so_far.unsendable]
+        # A refused message (no such exchange, no permission, a wrong user_id) closes the channel and does not say which
+        # one it was: one at a time finds out.
+        singly = _is_refusal(error)
+        batches = [[message] for message in left] if singly else [left]
+        total = Receipt(confirmed=so_far.confirmed, returned=so_far.given_up(), attempts=so_far.attempts + 1)
+        for batch in batches:
+            receipt = self._attempt(batch, deadline, reuse=singly)
+            total.confirmed |= receipt.confirmed
+            total.returned |= receipt.returned
+            total.nacked |= receipt.nacked
+            if singly and _is_refusal(receipt.error):
+                total.returned[batch[0].id] = f"unroutable: {receipt.error}"
+            elif receipt.error is not None:
+                total.error, total.unsendable = receipt.error, receipt.unsendable
+                break
+        return total
+
+    def _attempt(self, messages: Sequence[Outgoing], deadline: float, reuse: bool) -> Receipt:
+        if not messages:
+            return Receipt()
+        try:
+            # A handshake is several reads, each with its own timeout: leave room for them all.
+            link = self._take(max(0.05, (deadline - time.monotonic()) * 0.6), reuse)
+            receipt = link.publish(messages, deadline)
+        except Exception as error:
+            return Receipt(error=error)
+        if receipt.error is None and not receipt.returned:
+            self._keep(link)
+        else:
+            link.drop()
+        return receipt
+
+    def _take(self, timeout: float, reuse: bool) -> Link:
+        with self._lock:
+            if reuse and self._idle:
+                return self._idle.pop()
+        return Link(self.app, timeout=timeout)
+
+    def _keep(self, link: Link) -> None:
+        with self._lock:
+            keep = len(self._idle) < MAX_IDLE
+            if keep:
+                self._idle.append(link)
+        if not keep:
+            link.close()
+
+    def reachable(self, timeout: float = 5.0, *, keep: bool = True) -> bool:
+        """Whether the broker takes and confirms a message now. Not for requests: it may take the whole timeout."""
+        self._forked()
+        for reuse in (True, False):
+            try:
+                link = self._take(timeout, reuse)
+            except Exception:
+                return False
+            try:
+                link.probe(timeout)
+            except Exception:
+                link.drop()
+                if not link.used:
+                    return False
+            else:
+                if keep:
+                    self._keep(link)
+                else:
+                    link.close()
+                return True
+        return False
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for link in idle:
+            link.close()
+
+    def _trip(self, error: Exception) -> None:
+        with self._lock:
+            if self._open:
+                return
+            self._open = True
+            self._probe = threading.Thread(target=self._probe_until_back, name="reliable_jobs-probe", daemon=True)
+        logger.warning(
+            "Broker %s can't be reached or does not confirm (%s: %s). Jobs are safe in the database; the sweeper "
+            "publishes them when it is back.",
+            self.app.connection_for_write().as_uri(),
+            type(error).__name__,
+            error,
+        )
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for link in idle:
+            link.drop()
+        self._probe.start()
+
+    def _probe_until_back(self, sleep: Callable[[float], None] = time.sleep) -> None:
+        pause = 0.5
+        while not self.reachable(timeout=2.0, keep=False):
+            sleep(pause)
+            pause = min(pause * 2, 15.0)
+        self._open = False
+        logger.warning("Broker is back; publishing on commit again.")
+
+
+def _is_refusal(error: Exception | None) -> bool:
+    """Whether the broker closed the channel over one message: AMQP's soft errors."""
+    return getattr(error, "code", None) in (311, 403, 404, 405, 406)
+
+
+_publishers: dict[int, Publisher] = {}
+_publishers_lock = threading.Lock()
+
+
+def _new_lock_after_fork() -> None:
+    global _publishers_lock
+    _publishers_lock = threading.Lock()
+
+
+# The sweeper's thread beside a worker may hold it at the moment when the pool forks a new child.
+os.register_at_fork(after_in_child=_new_lock_after_fork)
+
+
+def publisher(app: Celery | None = None) -> Publisher:
+    """The process's publisher for an app (the current one by default)."""
+    real = app if app is not None else current_app._get_current_object()
+    with _publishers_lock:
+        found = _publishers.get(id(real))
+        if found is None or found.app is not real:
+            found = _publishers[id(real)] = Publisher(real)
+            atexit.register(found.close)
+        return found

@@ -1,0 +1,63 @@
+"""When to run again. Pure: takes what is known of the job and answers with a delay or with "no more"."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import random
+
+#: Hours of trying that the ready-made subclasses promise.
+TEN_HOURS = 10 * 3600
+DAY = 24 * 3600
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """How often, or how long, a task wants to be tried.
+
+    Args:
+        max_retries: retries after the first attempt; None means unlimited (as in Celery).
+        window: seconds from the first start within which a retry may begin; None means no window.
+    """
+
+    max_retries: int | None
+    window: float | None
+
+    def refuses(self, attempt: int, age: float, delay: float) -> str | None:
+        """Why no further run is allowed, or None when one is.
+
+        Args:
+            attempt: failures so far, not counting the one that asks.
+            age: seconds since the first start.
+            delay: seconds until the run that is asked for.
+        """
+        if self.window is not None and age + delay > self.window:
+            return f"retry window of {self.window:g} s is over"
+        if self.max_retries is not None and attempt + 1 > self.max_retries:
+            return f"max_retries={self.max_retries} reached"
+        return None
+
+
+def crash_delay(crashes: int) -> float:
+    """Seconds before a job that killed its process runs again: 1, 2, 4 … 60, with jitter so that suspects that died
+    together do not start together."""
+    return float(min(60.0, 2.0 ** min(max(0, crashes - 1), 6)) * random.uniform(0.5, 1.5))
+
+
+def interruption_delay(interruptions: int) -> float:
+    """Seconds before a run that the database broke off starts again. Deadlocks want a short, uneven pause."""
+    return float(min(30.0, 0.1 * 2.0 ** min(interruptions, 10)) * random.uniform(0.5, 1.5))
+
+
+def handback_delay(handbacks: int) -> float:
+    """Seconds before a worker without the job's code sees it again."""
+    return float(min(60.0, 2.0 * 2.0 ** min(handbacks, 6)) * random.uniform(0.8, 1.2))
+
+
+def next_check(grace: float, sends: int, limit: float) -> float:
+    """Seconds from the ``sends``-th publish to the sweeper's next look: it doubles with every send (I8)."""
+    return min(limit, grace * 2.0 ** min(max(sends, 1) - 1, 32))
+
+
+def seconds_between(earlier: datetime.datetime, later: datetime.datetime) -> float:
+    return (later - earlier).total_seconds()

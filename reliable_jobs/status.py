@@ -1,0 +1,93 @@
+"""The words for where a job stands, why, and which moves are allowed. Pure: no query, no clock.
+
+``waiting → (running) → succeeded | failed | cancelled | expired``; the graph is drawn in docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+from django.db import models
+
+
+class Status(models.TextChoices):
+    #: Not settled and not visibly running. Written by enqueue, retry, snooze, rescue and requeue; left by a claim.
+    #: A first atomic run shows nothing here: the lock on the row says that it runs.
+    WAITING = "waiting", "waiting"
+    #: A committed claim with token and lease: non-atomic tasks, and every run after a redelivery or a second send.
+    #: Left by the run itself, or by the sweeper's rescue once the lease is over and nobody holds the row.
+    RUNNING = "running", "running"
+    #: The body returned; its writes, its follow-up jobs and this status were committed together. Final.
+    SUCCEEDED = "succeeded", "succeeded"
+    #: Given up; ``reason``, ``error`` and the events say why. Final until a person requeues it.
+    FAILED = "failed", "failed"
+    #: A person, ``revoke()`` or a purge said so. Final until a person requeues it.
+    CANCELLED = "cancelled", "cancelled"
+    #: Its ``expires`` had passed before it could start. Final until a person requeues it.
+    EXPIRED = "expired", "expired"
+
+
+FINAL = (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.EXPIRED)
+UNFINISHED = (Status.WAITING, Status.RUNNING)
+
+#: Every move that lifecycle.py may make; anything else is a bug and raises there.
+TRANSITIONS: dict[str, tuple[str, ...]] = {
+    Status.WAITING: (Status.WAITING, Status.RUNNING, *FINAL),
+    Status.RUNNING: (Status.WAITING, *FINAL),
+    Status.SUCCEEDED: (Status.WAITING,),
+    Status.FAILED: (Status.WAITING,),
+    Status.CANCELLED: (Status.WAITING,),
+    Status.EXPIRED: (Status.WAITING,),
+}
+
+#: What Celery calls it, for result backends and ``AsyncResult.state``.
+CELERY_STATES: dict[str, str] = {
+    Status.WAITING: "PENDING",
+    Status.RUNNING: "STARTED",
+    Status.SUCCEEDED: "SUCCESS",
+    Status.FAILED: "FAILURE",
+    Status.CANCELLED: "REVOKED",
+    Status.EXPIRED: "REVOKED",
+}
+
+
+class Reason(models.TextChoices):
+    """Why a row is where it is, where the status alone does not say."""
+
+    NONE = "", "-"
+    #: The body raised; waiting for another attempt, or failed because none is left.
+    ERROR = "error", "error"
+    #: ``retry()`` without an exception, a Reject(requeue=True), or a snooze: the task itself asked to run later.
+    ASKED = "asked", "asked to run later"
+    #: The process that ran it died without reporting (signal, OOM kill, power); bounded by MAX_CRASHES.
+    CRASH = "crash", "crashed"
+    #: As crash, and the killer was Celery's hard time limit.
+    TIME_LIMIT = "time limit", "hard time limit"
+    #: The database failed in mid-body (deadlock, serialisation failure, restart); bounded by MAX_INTERRUPTIONS.
+    INTERRUPTED = "interrupted", "interrupted"
+    #: No code here could run it: unknown task, arguments that do not fit, undecodable body.
+    PARKED = "parked", "parked"
+    #: The body raised ``Reject(requeue=False)``.
+    REJECTED = "rejected", "rejected"
+    #: The body raised ``Ignore``: it ended by its own wish, without a result.
+    IGNORED = "ignored", "ignored"
+    #: Cancelled through Celery's revoke or terminate.
+    REVOKED = "revoked", "revoked"
+    #: Requeued by a person and not run since.
+    REQUEUED = "requeued", "requeued"
+    #: The lease of a non-atomic run ended without a heartbeat.
+    LEASE = "lease", "lease lost"
+
+
+class EventKind(models.TextChoices):
+    """What a person will ask about later. A plain success writes no event."""
+
+    FAILURE = "failure", "failure"
+    CRASH = "crash", "crash"
+    TIME_LIMIT = "time limit", "hard time limit"
+    INTERRUPTION = "interruption", "interruption"
+    RESCUE = "rescue", "rescue"
+    REQUEUE = "requeue", "requeue"
+    CANCEL = "cancel", "cancel"
+    CANCEL_REQUEST = "cancel request", "cancel request"
+    EXPIRY = "expiry", "expiry"
+    PARKED = "parked", "parked"
+    UNROUTABLE = "unroutable", "unroutable"

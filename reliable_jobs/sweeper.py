@@ -1,0 +1,302 @@
+"""Publishes what is due and was never sent, publishes again what is overdue, takes jobs back from dead runs.
+
+The order at each tick: due rows, overdue rows, lost runs, declared querysets. A row's ``sends`` and ``check_at`` are
+raised and committed *before* its message goes out, so that no lock is held across anything that can block, and two
+sweepers never send the same row twice. Any number of them may run: SKIP LOCKED shares the work out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from celery import Celery
+from django.db import DatabaseError, connections, router, transaction
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from reliable_jobs import lifecycle
+from reliable_jobs.conf import settings
+from reliable_jobs.declared import sweep_declared
+from reliable_jobs.lifecycle import seconds
+from reliable_jobs.link import Receipt
+from reliable_jobs.message import outgoing
+from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.publisher import publisher
+from reliable_jobs.retry import next_check
+from reliable_jobs.status import FINAL, EventKind, Status
+
+logger = logging.getLogger("reliable_jobs.sweeper")
+
+#: What one batch may spend on the broker. Not a request's budget: a sweep has time.
+PUBLISH_TIMEOUT = 10.0
+#: Settlements looked at to see how far a queue has come.
+FRONTIER_SAMPLE = 200
+#: How long ago a settlement still says something about its queue, in seconds.
+FRONTIER_AGE = 30.0
+#: How much earlier than a settled job a row must have been due to count as overtaken, in seconds: prefetched messages
+#: and long bodies finish out of order.
+OVERTAKING_SLACK = 5.0
+
+
+@dataclasses.dataclass
+class Report:
+    """What one sweep did, per database added up."""
+
+    published: int = 0
+    republished: int = 0
+    unconfirmed: int = 0
+    rescued: int = 0
+    found: int = 0
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(self).items())
+
+    @property
+    def idle(self) -> bool:
+        return not any(dataclasses.asdict(self).values())
+
+
+def aliases() -> list[str]:
+    """The databases that hold the jobs table."""
+    return [alias for alias in connections if router.allow_migrate_model(alias, Job)]
+
+
+def sweep(app: Celery, *, actor: str = "sweeper") -> Report:
+    """One round over every database that holds jobs.
+
+    Raises:
+        django.db.DatabaseError: of a database that could not be swept, after the others have been.
+    """
+    report = Report()
+    trouble: DatabaseError | None = None
+    for alias in aliases():
+        try:
+            _publish_due(app, alias, report)
+            _publish_overdue(app, alias, report)
+            if _database_settled(alias):
+                report.rescued += lifecycle.rescue(alias, settings.SWEEP_LIMIT, actor=actor)
+        except DatabaseError as error:  # one database that is away must not keep the others from their sweep
+            logger.warning("The sweep of database %r failed: %s", alias, error)
+            trouble = error
+    report.found = sweep_declared()
+    if not report.idle:
+        logger.info("Sweep: %s", report)
+    if trouble is not None:
+        raise trouble
+    return report
+
+
+# --- due, never sent --------------------------------------------------------------------------------------------------
+
+
+def _publish_due(app: Celery, alias: str, report: Report) -> None:
+    left = settings.SWEEP_LIMIT
+    checked = False
+    while left > 0:
+        window = min(left, settings.PUBLISH_WINDOW)
+        if not checked:
+            if not Job.objects.using(alias).due().exists():
+                return
+            if not publisher(app).reachable():
+                return  # no live broker, no raise
+            checked = True
+        with transaction.atomic(using=alias):
+            jobs = list(Job.objects.using(alias).due().order_by("due_at").lock()[:window])
+            _raise_sends(alias, jobs)
+        if not jobs:
+            return
+        receipt = _publish(app, alias, jobs, report)
+        report.published += len(receipt.confirmed)
+        if receipt.error is not None or receipt.nacked:
+            return  # what went back is due again at once: not in this round
+        left -= len(jobs)
+
+
+def _raise_sends(alias: str, jobs: Iterable[Job]) -> None:
+    """Count the send and set the next look, one statement per number of sends."""
+    by_sends: dict[int, list[uuid.UUID]] = {}
+    for job in jobs:
+        by_sends.setdefault(job.sends, []).append(job.pk)
+        job.sends += 1
+    for sends, ids in by_sends.items():
+        pause = next_check(settings.GRACE, sends + 1, settings.MAX_GRACE)
+        Job.objects.using(alias).filter(pk__in=ids, status=Status.WAITING, sends=sends).update(
+            sends=sends + 1, check_at=Now() + seconds(pause)
+        )
+
+
+def _publish(app: Celery, alias: str, jobs: list[Job], report: Report) -> Receipt:
+    messages, unreadable = [], {}
+    for job in jobs:
+        try:
+            messages.append(outgoing(job, alias))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # one bad row must not hold up the others
+            unreadable[job.pk] = f"unreadable envelope: {error!r}"
+    receipt = publisher(app).publish(messages, timeout=PUBLISH_TIMEOUT)
+    receipt.returned.update(unreadable)
+    unconfirmed = [job for job in jobs if job.pk not in receipt.confirmed]
+    if unconfirmed:
+        report.unconfirmed += len(unconfirmed)
+        _take_back(alias, unconfirmed, receipt)
+    return receipt
+
+
+def _take_back(alias: str, jobs: list[Job], receipt: Receipt) -> None:
+    """What a failed batch did not confirm goes back: it costs no doubling. What was returned keeps its doubling, so
+    that an exchange that does not exist is not tried every second, and says so in the job's history."""
+    returned = [job for job in jobs if job.pk in receipt.returned]
+    rest = [job for job in jobs if job.pk not in receipt.returned]
+    for sends in {job.sends for job in rest}:
+        ids = [job.pk for job in rest if job.sends == sends]
+        changes: dict[str, Any] = {"sends": sends - 1}
+        if sends > 1:
+            changes["check_at"] = Now() + seconds(settings.GRACE)
+        # Raised again by nobody but another sweeper, and then ``sends`` differs.
+        Job.objects.using(alias).filter(pk__in=ids, status=Status.WAITING, sends=sends).update(**changes)
+    for job in returned:
+        logger.warning("Job %s was not routed: %s", job.pk, receipt.returned[job.pk])
+    JobEvent.objects.using(alias).bulk_create(
+        JobEvent(job_id=job.pk, kind=EventKind.UNROUTABLE, actor="sweeper", detail=receipt.returned[job.pk])
+        for job in returned
+    )
+
+
+# --- overdue ----------------------------------------------------------------------------------------------------------
+
+
+def _publish_overdue(app: Celery, alias: str, report: Report) -> None:
+    queues = list(Job.objects.using(alias).overdue().order_by().values_list("queue", flat=True).distinct())
+    if not queues or not publisher(app).reachable():
+        return
+    for queue in queues:
+        with transaction.atomic(using=alias):
+            jobs = _suspects(alias, queue)
+            _raise_sends(alias, jobs)
+        if not jobs:
+            continue
+        receipt = _publish(app, alias, jobs, report)
+        report.republished += len(receipt.confirmed)
+        if receipt.error is not None:
+            return
+
+
+def _suspects(alias: str, queue: str) -> list[Job]:
+    """Overdue rows of a queue whose messages are probably lost.
+
+    Where jobs of a priority move, overtaking decides: a first-send job of the same one that was due later has settled.
+    Where none has settled lately, doubling alone, topped up to a bounded number of recovery messages. A row that is not
+    selected costs no write.
+    """
+    overdue = Job.objects.using(alias).overdue().filter(queue=queue)
+    overtaken, unseen = Q(pk=None), Q()
+    for priority, due_at in _frontier(alias, queue).items():
+        overtaken |= Q(priority=priority, due_at__lt=due_at - seconds(OVERTAKING_SLACK))
+        unseen &= Q(priority__isnull=False) if priority is None else Q(priority__isnull=True) | ~Q(priority=priority)
+    found = list(overdue.filter(overtaken).order_by("check_at").lock()[: settings.PUBLISH_WINDOW])
+    # Priorities of which nothing has settled lately are not overtaken by anybody: they must not wait for that.
+    outstanding = (
+        Job.objects.using(alias)
+        .filter(unseen, queue=queue, status=Status.WAITING, sends__gt=1, check_at__gt=Now())[: settings.RECOVERY_LIMIT]
+        .count()
+    )
+    limit = settings.RECOVERY_LIMIT - outstanding
+    if limit > 0:
+        found += overdue.filter(unseen).order_by("check_at").lock()[:limit]
+    return found
+
+
+def _frontier(alias: str, queue: str) -> dict[int | None, datetime.datetime]:
+    """By priority, the latest due time among the first-send jobs that settled lately. {} when none did."""
+    recent = (
+        Job.objects.using(alias)
+        .filter(
+            queue=queue,
+            # A cancelled job says nothing of how far the workers have come.
+            status__in=[str(status) for status in FINAL if status != Status.CANCELLED],
+            finished_at__gt=Now() - seconds(FRONTIER_AGE),
+        )
+        .order_by("-finished_at")
+        .values("priority", "due_at", "sends", "attempt", "requeues")[:FRONTIER_SAMPLE]
+    )
+    newest: dict[int | None, datetime.datetime] = {}
+    for row in recent:
+        if row["sends"] == 1 and row["attempt"] == 0:
+            known = newest.get(row["priority"])
+            newest[row["priority"]] = row["due_at"] if known is None else max(known, row["due_at"])
+    return newest
+
+
+def _database_settled(alias: str) -> bool:
+    """No rescue until one lease after the database's own start: its clients may not have reconnected yet."""
+    if connections[alias].vendor != "postgresql":
+        return True
+    with connections[alias].cursor() as cursor:
+        cursor.execute(
+            "SELECT clock_timestamp() - pg_postmaster_start_time() > make_interval(secs => %s)", [settings.LEASE]
+        )
+        return bool(cursor.fetchone()[0])
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+class SweepLoop:
+    """A thread that sweeps: at an interval of its own, or whenever :meth:`wake` is called."""
+
+    def __init__(
+        self,
+        app: Celery,
+        *,
+        actor: str,
+        interval: float | None,
+        keep_connections: bool = False,
+        before: Callable[[], None] | None = None,
+    ) -> None:
+        self.app = app
+        self.actor = actor
+        self.interval = interval
+        self.keep_connections = keep_connections
+        self.before = before
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self.run, name=f"reliable_jobs-{actor}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def stop(self, timeout: float | None = 5.0) -> None:
+        self._stop.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def run(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait(self.interval)
+            self._wake.clear()
+            if self._stop.is_set():
+                break
+            self.once()
+        connections.close_all()
+
+    def once(self) -> None:
+        try:
+            if self.before is not None:
+                self.before()
+            sweep(self.app, actor=self.actor)
+        except Exception as error:
+            # A sweeper that dies would be noticed only when jobs are missing; it logs and goes on.
+            logger.warning("Sweep by %s failed (%s: %s); trying again.", self.actor, type(error).__name__, error)
+            connections.close_all()
+        else:
+            if not self.keep_connections:
+                connections.close_all()

@@ -1,0 +1,286 @@
+"""``ReliableTask``: a Celery task whose calls are rows and whose runs are settled with their effects."""
+
+from __future__ import annotations
+
+import datetime
+import inspect
+import uuid
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from asgiref.sync import sync_to_async
+from celery.contrib.django.task import DjangoTask
+from celery.result import AsyncResult
+from celery.utils.functional import head_from_fun
+from celery.utils.time import maybe_iso8601, maybe_make_aware
+from django.db import transaction
+
+from reliable_jobs import delivery, outbox
+from reliable_jobs.conf import settings
+from reliable_jobs.control import RunControl
+from reliable_jobs.errors import InvalidOption
+from reliable_jobs.message import Capture, Rendered, as_uuid
+from reliable_jobs.results import JobResult
+from reliable_jobs.retry import DAY, TEN_HOURS
+
+HIDDEN = "[hidden]"
+
+
+class ReliableTask(RunControl, DjangoTask):
+    """Base class: ``@shared_task(base=ReliableTask)``, ``@app.task(base=ReliableTask)``, a subclass with ``run``, or
+    ``Celery(task_cls="reliable_jobs:ReliableTask")`` for a whole app.
+
+    ``delay()`` and ``apply_async()`` write a job in the current transaction and return the usual ``AsyncResult``. All
+    of Celery's task attributes keep their meaning; these are new:
+
+    Attributes:
+        atomic: run the body in one transaction with the job's settlement, so that its database effects happen exactly
+            once. Set it to False for bodies that wait for the network or report progress; then use :meth:`fenced`.
+        retry_window: seconds after the first start within which retries may begin. With it, Celery's default
+            ``max_retries`` of 3 no longer applies; one that you set does.
+        sensitive: True, or the names of the arguments that no admin page, log line or error may show.
+    """
+
+    acks_late = True
+    reject_on_worker_lost = True
+    Request = "reliable_jobs.worker:ReliableRequest"
+
+    atomic: bool = True
+    retry_window: float | None = None
+    sensitive: bool | Iterable[str] = ()
+
+    #: Tells followups.py and worker.py that a call of this task becomes a row.
+    writes_outbox: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Celery checks the signature of decorated functions only.
+        run = vars(cls).get("run")
+        if inspect.isfunction(run) and "__header__" not in vars(cls):
+            cls.__header__ = staticmethod(head_from_fun(run, bound=True))
+
+    # --- call ---------------------------------------------------------------------------------------------------------
+
+    def apply_async(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        task_id: str | None = None,
+        producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        *,
+        countdown: float | None = None,
+        eta: datetime.datetime | str | None = None,
+        expires: float | datetime.datetime | str | None = None,
+        key: str | None = None,
+        key_forever: bool = False,
+        using: str | None = None,
+        transactional: bool = True,
+        **options: Any,
+    ) -> AsyncResult[Any]:
+        """Write the job; publish it when the transaction commits.
+
+        All of Celery's options are taken. ``producer``, ``connection`` and the publish-retry options have no effect:
+        the outbox dispatches. New ones:
+
+        Args:
+            countdown: seconds from now before which the job does not start.
+            eta: the same as a time; a naive one is UTC, as in Celery.
+            expires: seconds, or a time, after which the job must not start any more.
+            key: idempotency key, unique per task: the same key is the same job while that one is unfinished.
+            key_forever: the key stays taken after the job has settled, until its row is pruned.
+            using: the database alias to write to; by default the one whose transaction is open.
+            transactional: False writes on a connection of its own, so that the job stays though the caller rolls back.
+
+        Raises:
+            TypeError: the arguments don't fit the task's signature.
+            reliable_jobs.errors.EnqueueError: unserialisable or oversized arguments, a key or task id in use for
+                something else, transactions open on two databases. Nothing was written.
+        """
+        app = self._get_app()
+        if app.conf.task_always_eager:
+            eager = {"countdown": countdown, "eta": eta, "expires": expires}
+            options.update({name: value for name, value in eager.items() if value is not None})
+            return super().apply_async(args, kwargs, task_id, None, link, link_error, shadow, **options)
+        job_id = self._job_id(task_id)
+        if key is not None and (not isinstance(key, str) or not 0 < len(key) <= 255 or "\0" in key):
+            raise InvalidOption(f"{self.name}: key={key!r} must be a string of 1 to 255 characters without NUL.")
+        if expires is None:
+            expires = getattr(self, "expires", None)
+        request = outbox.Request(
+            job_id=job_id,
+            rendered=self._render(args, kwargs, str(job_id), link, link_error, shadow, options),
+            countdown=self._seconds("countdown", countdown),
+            eta=None if countdown else self._time("eta", eta),
+            expires=self._seconds_or_time("expires", expires),
+            key=key,
+            key_forever=key_forever,
+            id_given=task_id is not None,
+        )
+        written = outbox.enqueue(app, request, using=using, transactional=transactional)
+        result = self.AsyncResult(str(written))
+        result.ignored = bool(options.get("ignore_result", self.ignore_result))
+        parent = app.current_worker_task
+        if parent and options.get("add_to_parent", True):
+            parent.add_trail(result)
+        return result
+
+    def delay_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
+        """The same as ``delay()``, which already waits for the commit."""
+        return self.delay(*args, **kwargs)
+
+    def apply_async_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
+        """The same as ``apply_async()``, which already waits for the commit."""
+        return self.apply_async(*args, **kwargs)
+
+    async def adelay(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
+        """``delay()`` for async views: the row is written in Django's thread for database work."""
+        return await self.aapply_async(args, kwargs)
+
+    async def aapply_async(self, *args: Any, **options: Any) -> AsyncResult[Any]:
+        """``apply_async()`` for async views."""
+        return await sync_to_async(self.apply_async)(*args, **options)
+
+    def _job_id(self, task_id: Any) -> uuid.UUID:
+        if task_id is None:
+            return uuid.uuid4()
+        found = as_uuid(task_id)
+        if found is None:
+            raise InvalidOption(
+                f"{self.name}: task_id={task_id!r} is not a UUID. For a natural id use key={task_id!r}: the same key "
+                "is the same job."
+            )
+        return found
+
+    def _render(
+        self,
+        args: Any,
+        kwargs: Any,
+        task_id: str,
+        link: Any,
+        link_error: Any,
+        shadow: str | None,
+        options: dict[str, Any],
+    ) -> Rendered:
+        """Have Celery make the message, with its times left out: they live in the row."""
+        capture = Capture()
+        options = {name: value for name, value in options.items() if name not in ("connection", "publisher")}
+        if self.sensitive:
+            shown = self._shown(args or (), kwargs or {})
+            options.update(argsrepr=shown[0], kwargsrepr=shown[1])
+            capture.sensitive = True
+        options.update(countdown=None, eta=None, expires=None, add_to_parent=False)
+        super().apply_async(args, kwargs, task_id, capture, link, link_error, shadow, **options)
+        if capture.rendered is None:
+            raise InvalidOption(f"{self.name}: Celery did not render a message; is apply_async overridden?")
+        return capture.rendered
+
+    def _time(self, name: str, value: Any) -> datetime.datetime | None:
+        if value is None:
+            return None
+        try:
+            value = maybe_make_aware(maybe_iso8601(value), self.app.timezone)
+            value.astimezone(datetime.timezone.utc)  # one past the year 9999 could be written, and never read again
+            return value
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
+            raise InvalidOption(
+                f"{self.name}: {name}={value!r} is not a datetime between the years 1 and 9999."
+            ) from error
+
+    def _seconds_or_time(self, name: str, value: Any) -> float | datetime.datetime | None:
+        return self._seconds(name, value) if isinstance(value, (int, float)) else self._time(name, value)
+
+    def _seconds(self, name: str, value: Any) -> float | None:
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) > 10**9:
+            raise InvalidOption(f"{self.name}: {name}={value!r} must be a number of seconds.")
+        return float(value)
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[Any]:
+        """The result of a job of this task: its row answers first, then the result backend."""
+        return JobResult(task_id, backend=self.backend, app=self._get_app(), task_name=self.name, **kwargs)
+
+    # --- sensitive arguments ------------------------------------------------------------------------------------------
+
+    def _is_sensitive(self, name: str) -> bool:
+        return self.sensitive is True or (self.sensitive is not False and name in self.sensitive)
+
+    def _shown(self, args: Any, kwargs: Any) -> tuple[str, str]:
+        names = self._positional_names()
+        shown_args = [
+            HIDDEN if self._is_sensitive(names[i] if i < len(names) else "*") else repr(value)
+            for i, value in enumerate(args)
+        ]
+        shown_kwargs = {name: HIDDEN if self._is_sensitive(name) else repr(value) for name, value in kwargs.items()}
+        return (
+            f"({', '.join(shown_args)})",
+            "{" + ", ".join(f"{name!r}: {value}" for name, value in shown_kwargs.items()) + "}",
+        )
+
+    def secrets(self, args: Any, kwargs: Any) -> list[Any]:
+        """The values of the sensitive arguments, to be taken out of errors."""
+        if not self.sensitive:
+            return []
+        names = self._positional_names()
+        found = [value for i, value in enumerate(args or ()) if self._is_sensitive(names[i] if i < len(names) else "*")]
+        return found + [value for name, value in (kwargs or {}).items() if self._is_sensitive(name)]
+
+    def _positional_names(self) -> list[str]:
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return [p.name for p in inspect.signature(self.run).parameters.values() if p.kind in kinds]
+
+    # --- run ----------------------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """In a worker: one delivery of a job, run to its settlement. Called directly or eagerly: just the body, for an
+        atomic task in a transaction when eager."""
+        request = self.request
+        if request.called_directly or self._run_in_progress() is not None:
+            # The second: a body that calls its own task (recursion) while a worker runs it.
+            return super().__call__(*args, **kwargs)
+        if request.is_eager:
+            if not self.atomic:
+                return self.run(*args, **kwargs)
+            with transaction.atomic(using=outbox.write_alias()):
+                return self.run(*args, **kwargs)
+        return delivery.deliver(self, args, kwargs)
+
+    def misfit(self, args: Any, kwargs: Any) -> str | None:
+        """Why these arguments don't fit the code at hand; None when they do, or the task has ``typing = False``."""
+        check = getattr(self, "__header__", None)
+        if check is None or self.typing is False:
+            return None
+        try:
+            check(*args, **kwargs)
+        except TypeError as error:
+            return str(error)
+        return None
+
+    def run_deadline(self) -> float:
+        """Seconds after which a non-atomic run's lease is not extended any more."""
+        limit = (self.request.timelimit or (None, None))[0] or self.time_limit
+        return float(limit) + settings.LEASE if limit else float(settings.RUN_DEADLINE)
+
+
+class RetriedTask(ReliableTask):
+    """Retries every error with exponential back-off and jitter, up to ``max_retries`` times."""
+
+    autoretry_for = (Exception,)
+    retry_backoff = True
+    retry_backoff_max = 600
+    retry_jitter = True
+
+
+class TenHourTask(RetriedTask):
+    """Keeps trying for ten hours."""
+
+    retry_window = TEN_HOURS
+
+
+class DayLongTask(RetriedTask):
+    """Keeps trying for 24 hours."""
+
+    retry_window = DAY

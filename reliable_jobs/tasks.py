@@ -1,0 +1,40 @@
+"""The sweeper and the pruner as Celery tasks.
+
+In a beat process a tick of the sweeper does not become a message: it would wait behind every busy worker. It wakes the
+sweep loop in beat itself, so that beat keeps the time and its editable row the interval. Anywhere else the task is an
+ordinary one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from celery import Task, shared_task
+from celery.result import AsyncResult
+
+from reliable_jobs import pruner, sweeper
+from reliable_jobs.schedule import PRUNE_TASK, SWEEP_TASK
+
+#: Set while this process is a beat; see worker.py.
+beat_loop: sweeper.SweepLoop | None = None
+
+
+class _SweepTask(Task):
+    def apply_async(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
+        if beat_loop is not None:
+            beat_loop.wake()
+            return AsyncResult(kwargs.get("task_id") or "reliable_jobs-sweep-in-beat", app=self.app)
+        return super().apply_async(*args, **kwargs)
+
+
+@shared_task(base=_SweepTask, name=SWEEP_TASK, ignore_result=True, expires=60)
+def sweep() -> dict[str, int]:
+    """Sweep once, here and now."""
+    return dataclasses.asdict(sweeper.sweep(sweep.app, actor="sweep task"))
+
+
+@shared_task(base=Task, name=PRUNE_TASK, ignore_result=True)
+def prune() -> int:
+    """Prune once, here and now."""
+    return pruner.prune()

@@ -1,0 +1,228 @@
+"""Running what was enqueued, the way of a worker."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import logging
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from celery import Celery, current_app
+from celery.app.trace import build_tracer
+from celery.backends.base import DisabledBackend
+from celery.exceptions import NotRegistered
+from django.db import connections, router
+from django.db.models import F
+from django.db.models.functions import Now
+from kombu.message import Message
+
+from reliable_jobs.message import outgoing
+from reliable_jobs.models import Job
+from reliable_jobs.status import Status
+from reliable_jobs.testing.dispatch import in_order, override_dispatch
+
+logger = logging.getLogger("reliable_jobs.testing")
+
+#: What a worker would be called in the rows.
+WORKER = "reliable_jobs.testing"
+_TIMES = ("due_at", "check_at", "expires_at", "started_at", "lease_at", "deadline_at", "created_at")
+#: Result backends of these packages live in the test's own database or process.
+_LOCAL_BACKENDS = ("django_celery_results.", "celery.backends.filesystem")
+
+
+@dataclasses.dataclass(frozen=True)
+class JobRun:
+    """One run of one job."""
+
+    job_id: uuid.UUID
+    task: str
+    #: What Celery made of it: SUCCESS, FAILURE, RETRY, IGNORED, REJECTED.
+    state: str
+    #: The row's status afterwards: "waiting" when it is to run again.
+    status: str
+    value: Any = None
+    #: The body's exception, or Celery's Retry, Ignore or Reject.
+    error: BaseException | None = None
+
+
+@dataclasses.dataclass
+class RunReport:
+    """The runs, in their order. A job that was retried stands here once for each run."""
+
+    runs: list[JobRun] = dataclasses.field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    @property
+    def succeeded(self) -> list[JobRun]:
+        return [run for run in self.runs if run.status == Status.SUCCEEDED]
+
+    @property
+    def failed(self) -> list[JobRun]:
+        """Runs that ended their job without success: failed or expired."""
+        return [run for run in self.runs if run.status in (Status.FAILED, Status.EXPIRED, Status.CANCELLED)]
+
+    @property
+    def again(self) -> list[JobRun]:
+        """Runs after which the job waits to run again: retried, snoozed, replaced."""
+        return [run for run in self.runs if run.status == Status.WAITING]
+
+
+def run_jobs(
+    *,
+    until_empty: bool = True,
+    advance: float | datetime.timedelta = 0.0,
+    raise_errors: bool = False,
+    limit: int = 1000,
+    using: str | None = None,
+) -> RunReport:
+    """Run what is enqueued and due, here and now, in the order of its due times.
+
+    Every job goes the way of a worker: Celery's tracer around it, claim, body and settlement in one transaction (a
+    savepoint inside Django's ``TestCase``), retries in the row, results, signals, ``on_failure`` and the like.
+    ``transaction.on_commit`` hooks of a body run after its job, also where the test's own transaction never commits.
+    Time limits are not enforced, and a body that kills its process kills the tests.
+
+    Args:
+        until_empty: also run what the jobs enqueue, and retries that are due. False runs each job that is due now once.
+        advance: seconds (or a timedelta) that pass meanwhile, so that delayed jobs and retries come due one after the
+            other. The unfinished rows' times are moved back as time passes.
+        raise_errors: raise the exception of the first job that ends failed; one that is to be retried does not count.
+        limit: most runs, against jobs that enqueue each other for ever.
+        using: the database alias; by default the one that jobs are written to.
+
+    Raises:
+        celery.exceptions.NotRegistered: a job's task is not known here; a worker would hand it back, then park it.
+        RuntimeError: more than ``limit`` runs.
+        Exception: with ``raise_errors``, the body's own.
+    """
+    alias = using or router.db_for_write(Job)
+    left = advance if isinstance(advance, datetime.timedelta) else datetime.timedelta(seconds=advance)
+    only = None if until_empty else set(_waiting(alias, left).values_list("pk", flat=True))
+    report = RunReport()
+    #: Rows that a delivery left as they were (held by somebody else): not delivered over and over.
+    stuck: set[uuid.UUID] = set()
+    # The lease of a body in a TestCase can't be extended (its row is not committed), and a lost database ends the test.
+    with override_dispatch(LEASE=86400.0, HOLD=0.001):
+        while True:
+            rows = _waiting(alias, left).exclude(pk__in=stuck)
+            job = in_order(rows if only is None else rows.filter(pk__in=only), "due_at").first()
+            if job is None:
+                return report
+            if len(report) >= limit:
+                raise RuntimeError(
+                    f"run_jobs() stopped after {limit} runs; the next one is {job}. "
+                    "Do jobs enqueue each other for ever?"
+                )
+            left -= _pass_time_until(job, alias)
+            run = _run(job, alias)
+            report.runs.append(run)
+            if only is not None:
+                only.discard(job.pk)
+            elif not Job.objects.using(alias).filter(pk=job.pk, epoch__gt=job.epoch).exists():
+                stuck.add(job.pk)
+            if raise_errors and run.error is not None and run in report.failed:
+                raise run.error
+
+
+def _waiting(alias: str, within: datetime.timedelta) -> Any:
+    rows = Job.objects.using(alias).annotate(now=Now())
+    return rows.filter(status=Status.WAITING, due_at__lte=Now() + within if within else Now())
+
+
+def _pass_time_until(job: Any, alias: str) -> datetime.timedelta:
+    gap: datetime.timedelta = job.due_at - job.now
+    if gap <= datetime.timedelta(0):
+        return datetime.timedelta(0)
+    gap += datetime.timedelta(milliseconds=1)  # the clock of SQLite and of some MySQL columns is that coarse
+    Job.objects.using(alias).unfinished().update(**{name: F(name) - gap for name in _TIMES})
+    return gap
+
+
+def _run(job: Job, alias: str) -> JobRun:
+    app: Celery = current_app._get_current_object()
+    task = app.tasks.get(job.task)
+    if task is None:
+        raise NotRegistered(
+            f"{job.task!r}: no such task here. Import the module that defines it, or is it named differently now?"
+        )
+    job.sends = max(job.sends, 1)  # as the sweeper would have raised it
+    sent = outgoing(job, alias)
+    message = Message(
+        body=sent.body,
+        content_type=sent.content_type,
+        content_encoding=sent.content_encoding,
+        headers=sent.headers,
+        properties=sent.properties,
+        accept=[sent.content_type],
+    )
+    args, kwargs, embed = message.payload
+    request = {
+        **sent.headers,
+        **(embed or {}),
+        "args": args,
+        "kwargs": kwargs,
+        "hostname": WORKER,
+        "is_eager": False,
+        "reply_to": sent.properties.get("reply_to"),
+        "correlation_id": sent.properties.get("correlation_id"),
+        "properties": sent.properties,
+        "delivery_info": {
+            "exchange": sent.exchange,
+            "routing_key": sent.routing_key,
+            "priority": job.priority,
+            "redelivered": False,
+        },
+    }
+    if request.get("ignore_result") is None:
+        request["ignore_result"] = task.ignore_result
+    with _local_backend(task), _as_if_committed():
+        trace = build_tracer(task.name, task, app=app, hostname=WORKER)
+        value, info, _, _ = trace(str(request["id"]), args, kwargs, request)
+    status = Job.objects.using(alias).values_list("status", flat=True).get(pk=job.pk)
+    if info is None:
+        return JobRun(job.pk, job.task, "SUCCESS", status, value=value)
+    return JobRun(job.pk, job.task, info.state, status, error=info.retval)
+
+
+@contextlib.contextmanager
+def _local_backend(task: Any) -> Iterator[None]:
+    """Results go to the row in any case; a result backend across the network is left out."""
+    backend = task.backend
+    module = type(backend).__module__
+    local = module.startswith(_LOCAL_BACKENDS) or getattr(backend, "backend", None) == "memory"
+    if local or isinstance(backend, DisabledBackend):
+        yield
+        return
+    own = vars(task).get("_backend")
+    task.backend = DisabledBackend(task.app)
+    try:
+        yield
+    finally:
+        task.backend = own
+
+
+@contextlib.contextmanager
+def _as_if_committed() -> Iterator[None]:
+    """In a test's open transaction, do what the commit of a job would: run its body's on_commit hooks, once."""
+    open_ones = [connection for connection in connections.all(initialized_only=True) if connection.in_atomic_block]
+    before = [(connection, len(connection.run_on_commit)) for connection in open_ones]
+    yield
+    for connection, start in before:
+        if connection.vendor == "postgresql":
+            # The run has checked them; the test's own transaction goes on as it was (Django's own check does the same).
+            with connection.cursor() as cursor:
+                cursor.execute("SET CONSTRAINTS ALL DEFERRED")
+        while len(connection.run_on_commit) > start:
+            registered: Any = connection.run_on_commit.pop(start)
+            _, hook, robust = registered
+            try:
+                hook()
+            except Exception:
+                if not robust:
+                    raise
+                logger.exception("A robust on_commit hook of a job failed.")
