@@ -1,0 +1,73 @@
+"""``--break fence|lock|sweep``: one protection of reliable_jobs switched off, in the processes that the demo starts.
+
+The library has no hook for this: its functions are replaced from outside, as a test would do it.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from typing import Any
+
+from django.db.models import F
+from django.db.models.functions import Now
+from django.utils import timezone
+
+VARIABLE = "DEMO_BREAK"
+CHOICES = ("fence", "lock", "sweep")
+
+
+def apply() -> None:
+    """Break what the environment names; nothing by default."""
+    broken = os.environ.get(VARIABLE)
+    if broken:
+        {"fence": _without_fence, "lock": _without_lock, "sweep": _without_sweep}[broken]()
+
+
+def _without_fence() -> None:
+    """A run that has lost its job is not told so: it commits, and settles, all the same."""
+    from reliable_jobs import lifecycle
+    from reliable_jobs.lifecycle import settle
+    from reliable_jobs.models import Job
+    from reliable_jobs.status import FINAL
+
+    def transition(job: Job, using: str, status: str, *, token_now: uuid.UUID | None = None, **changes: Any) -> bool:
+        if status in FINAL:
+            changes["finished_at"] = Now()
+        Job.objects.using(using).filter(pk=job.pk).update(status=status, epoch=F("epoch") + 1, **changes)
+        return True
+
+    _replace(settle, "transition", transition)
+    _replace(lifecycle, "hold_by_token", lambda claim: True)
+    _replace(lifecycle, "extend_lease", lambda claim, lease: True)
+
+
+def _without_lock() -> None:
+    """A claim doesn't keep others out: rows are read without a lock, and a second run shares the first one's claim."""
+    from reliable_jobs import lifecycle
+    from reliable_jobs.models import JobQuerySet
+
+    claim_committed = lifecycle.claim_committed
+
+    def share(job_id: uuid.UUID, rev: int, using: str, **options: Any) -> Any:
+        claim = claim_committed(job_id, rev, using, **options)
+        if claim is lifecycle.Refusal.LOCKED:
+            job = lifecycle.find(job_id, using)
+            if job is not None and job.token is not None:
+                return lifecycle.Claim(job, using, timezone.now(), job.token)
+        return claim
+
+    _replace(JobQuerySet, "lock", lambda self, **options: self)
+    _replace(lifecycle, "claim_committed", share)
+
+
+def _without_sweep() -> None:
+    """Nobody looks after what was published and not settled, what is due, or what died."""
+    from reliable_jobs import sweeper
+
+    _replace(sweeper, "sweep", lambda app, actor="": sweeper.Report())
+
+
+def _replace(owner: Any, name: str, replacement: Any) -> None:
+    getattr(owner, name)  # an AttributeError here says that the library has changed and this file has not
+    setattr(owner, name, replacement)
