@@ -1,0 +1,172 @@
+"""The servers' fixtures. Nothing here is started unless a test asks for it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.harness import Stack, Worker
+
+
+def _answer(cursor: Any, query: str) -> Any:
+    cursor.execute(query)
+    return cursor.fetchone()[0]
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+    """pytest-django's own, and before its end: a session that a test left open would keep the database from
+    being dropped. Which it was is printed."""
+    yield
+    from django.db import connection
+
+    if connection.vendor != "postgresql":
+        return
+    others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+    others += "AND backend_type = 'client backend'"
+    deadline = time.monotonic() + 20
+    with django_db_blocker.unblock(), connection.cursor() as cursor:
+        cursor.execute(f"SELECT state, left(query, 200), pg_terminate_backend(pid) {others}")
+        for left in cursor.fetchall():
+            print(f"a test left a database session open: {left}")
+        while _answer(cursor, f"SELECT count(*) {others}"):
+            assert time.monotonic() < deadline, "a terminated session does not end"
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def _stack_of_session(django_db_blocker: Any) -> Iterator[Stack]:
+    """The database of all tests that need servers, made and migrated once."""
+    from tests.harness import Stack, server_urls
+
+    stack = Stack(*server_urls())
+    with django_db_blocker.unblock():
+        try:
+            with stack.active():
+                stack.create()
+            yield stack
+        finally:
+            stack.destroy()
+
+
+@pytest.fixture(scope="module")
+def _queue_of_module(_stack_of_session: Stack) -> Iterator[Stack]:
+    import uuid
+
+    _stack_of_session.queue = f"rj_{os.getpid()}_{uuid.uuid4().hex[:6]}"
+    yield _stack_of_session
+    _stack_of_session.end_processes(_stack_of_session.processes)
+
+
+@pytest.fixture
+def stack(_queue_of_module: Stack, django_db_blocker: Any) -> Iterator[Stack]:
+    """An empty database, the module's queue, and a place to start processes from. What a test starts ends with it."""
+    stack = _queue_of_module
+    with django_db_blocker.unblock(), stack.active():
+        before = list(stack.processes)
+        stack.declare()
+        stack.purge()
+        stack.clean()
+        yield stack
+        stack.end_processes(process for process in list(stack.processes) if process not in before)
+
+
+@pytest.fixture(scope="module")
+def _worker_of_module(_queue_of_module: Stack, django_db_blocker: Any) -> Worker:
+    with django_db_blocker.unblock(), _queue_of_module.active():
+        _queue_of_module.declare()
+        return _queue_of_module.worker(concurrency=2)
+
+
+@pytest.fixture
+def worker(_worker_of_module: Worker, stack: Stack) -> Worker:
+    """A worker with two prefork children, shared by the module's tests. Do not kill it; start your own for that."""
+    return _worker_of_module
+
+
+@pytest.fixture
+def idle_queue(stack: Stack) -> Iterator[str]:
+    """A queue that nobody consumes until the test starts a worker, and in which nothing has settled yet."""
+    with stack.own_queue() as queue:
+        yield queue
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Path]:
+    """A file for which bodies wait; it exists after the test in any case, so that nothing hangs on."""
+    path = tmp_path / "gate"
+    yield path
+    path.touch()
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A file to which bodies append: effects that no rollback undoes."""
+    return tmp_path / "outside"
+
+
+def _or_skip(start: Callable[[], Any]) -> Any:
+    from tests.private_servers import ServerMissing
+
+    try:
+        return start()
+    except ServerMissing as missing:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(missing))
+
+
+@pytest.fixture
+def broker_proxy(stack: Stack) -> Iterator[Any]:
+    """The broker behind a proxy that can be cut; ``proxy.url(stack.broker_url)`` leads through it."""
+    from urllib.parse import urlsplit
+
+    from tests.private_servers import CuttableProxy
+
+    with CuttableProxy(urlsplit(stack.broker_url).port or 5672) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def database_proxy(stack: Stack) -> Iterator[Any]:
+    from urllib.parse import urlsplit
+
+    from tests.private_servers import CuttableProxy
+
+    with CuttableProxy(urlsplit(stack.database_url).port or 5432) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def private_rabbitmq() -> Iterator[Any]:
+    """A broker that a test may stop, wipe and raise alarms in."""
+    from tests.private_servers import PrivateRabbitMQ
+
+    with _or_skip(PrivateRabbitMQ) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def private_postgres() -> Iterator[Any]:
+    """A database server that a test may stop and restart."""
+    from tests.private_servers import PrivatePostgres
+
+    with _or_skip(PrivatePostgres) as server:
+        yield server
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Show what the workers and producers said when a test fails."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    stack = getattr(item, "funcargs", {}).get("stack")
+    if report.when == "call" and report.failed and stack is not None:
+        for process in stack.processes:
+            report.sections.append((f"{process.name}, its last words", process.log[-6000:]))

@@ -1,0 +1,497 @@
+"""Switches each protection off in turn and requires a red test: ``python -m tests.mutants [--only NAME …] [--jobs N]``.
+
+A promise whose protection can be removed unnoticed is not tested. Each mutant is one exact replacement in a copy of the
+tree; the tests that guard it are first run unchanged, and must be green. Needs the servers of the promise tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+#: A mutant that makes its test hang is found out, but not by the assertion that was meant to.
+TIMEOUT = 240.0
+_LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "node_modules")
+
+I1 = "tests/test_promise_1_atomic_enqueue.py"
+I2 = "tests/test_promise_2_nothing_forgotten.py"
+I3 = "tests/test_promise_3_exactly_once_effects.py"
+I4 = "tests/test_promise_4_one_live_run.py"
+I5 = "tests/test_promise_5_outages_cost_time.py"
+I6 = "tests/test_promise_6_bounded_loops.py"
+I7 = "tests/test_promise_7_no_silent_discard.py"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """One protection, and the replacement that switches it off.
+
+    Args:
+        name: what is switched off.
+        promises: the ids that rest on it.
+        file: below the package.
+        old: text that occurs in the file once.
+        new: what stands there instead.
+        tests: node ids of which at least one must fail.
+        also: further replacements (file, old, new), where one protection is kept twice.
+    """
+
+    name: str
+    promises: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    also: tuple[tuple[str, str, str], ...] = ()
+
+
+MUTANTS = [
+    # --- enqueue and dispatch
+    Mutant(
+        "publish-before-commit",
+        "I1",
+        "outbox.py",
+        "transaction.on_commit(hook, using=alias)",
+        "hook()",
+        (f"{I1}::test_no_message_goes_out_before_the_commit",),
+    ),
+    Mutant(
+        "weak-batch",
+        "I1",
+        "outbox.py",
+        "return self._by_alias.setdefault(alias, weakref.WeakValueDictionary())",
+        "return self._by_alias.setdefault(alias, {})",
+        (f"{I1}::test_a_savepoint_rolled_back_takes_its_jobs_along_and_the_others_go_out_in_one_publish",),
+    ),
+    Mutant(
+        "one-hook-for-all",
+        "I1 I2",
+        "outbox.py",
+        "transaction.on_commit(hook, using=alias)",
+        "len(hook.pending) > 1 or transaction.on_commit(hook, using=alias)",
+        (f"{I1}::test_a_savepoint_rolled_back_takes_its_jobs_along_and_the_others_go_out_in_one_publish",),
+    ),
+    Mutant(
+        "mandatory",
+        "I7",
+        "link.py",
+        "            mandatory=mandatory,\n",
+        "            mandatory=False,\n",
+        (f"{I5}::test_a_returned_message_counts_as_not_sent_is_visible_and_goes_out_when_the_binding_is_there",),
+    ),
+    Mutant(
+        "breaker",
+        "I9",
+        "publisher.py",
+        "            self._open = True\n",
+        "            self._open = False\n",
+        (f"{I5}::test_a_broker_that_is_away_at_commit_delays_the_job_and_not_the_request",),
+    ),
+    Mutant(
+        "probe-twice",
+        "I9",
+        "link.py",
+        "for _ in range(2):  # under the alarm",
+        "for _ in range(1):  # under the alarm",
+        (f"{I5}::test_a_broker_under_its_memory_alarm_never_confirms_and_loses_nothing",),
+    ),
+    Mutant(
+        "size-limit",
+        "I7",
+        "message.py",
+        "if len(payload) > settings.MAX_BODY_BYTES:",
+        "if False:",
+        (f"{I7}::test_an_oversized_call_is_refused_at_the_call_and_writes_nothing",),
+    ),
+    # --- claim
+    Mutant(
+        "row-lock",
+        "I4",
+        "lifecycle/claims.py",
+        "filter(pk=job_id).lock().first()\n    if job is None:\n        seen",
+        "filter(pk=job_id).first()\n    if job is None:\n        seen",
+        (f"{I4}::test_of_five_copies_at_once_one_runs",),
+    ),
+    Mutant(
+        "skip-locked",
+        "I4",
+        "models.py",
+        "skip_locked=features.has_select_for_update_skip_locked and not wait,",
+        "skip_locked=False,",
+        (f"{I7}::test_a_cancel_of_a_running_job_waits_for_nothing_and_says_running",),
+    ),
+    Mutant(
+        "wait-for-own-token",
+        "I4 I6",
+        "lifecycle/claims.py",
+        ".lock(wait=True)",
+        ".lock()",
+        (f"{I4}::test_a_claim_waits_for_a_copy_that_only_looks_at_its_row",),
+    ),
+    Mutant(
+        "rev-check",
+        "I3",
+        "lifecycle/claims.py",
+        "if job.rev != rev:",
+        "if False:",
+        (f"{I7}::test_a_message_of_an_earlier_content_is_dropped",),
+    ),
+    Mutant(
+        "due-check",
+        "I2",
+        "lifecycle/claims.py",
+        "if job.due_at > now:",
+        "if False:",
+        (f"{I7}::test_a_message_that_comes_before_its_job_is_due_does_nothing",),
+    ),
+    Mutant(
+        "final-check",
+        "I3",
+        "lifecycle/claims.py",
+        "    if job.is_final:\n        return Refusal.FINAL\n",
+        "",
+        (f"{I4}::test_of_five_copies_one_after_the_other_one_runs",),
+    ),
+    Mutant(
+        "careful-path",
+        "I6",
+        "delivery.py",
+        'careful=not task.atomic or redelivered or _number(pointer.get("send")) > 1,',
+        "careful=not task.atomic,",
+        (f"{I6}::test_a_job_that_kills_its_process_ends_failed_and_its_neighbours_finish_unblamed[prefork]",),
+    ),
+    Mutant(
+        "hold-redelivered",
+        "I2",
+        "delivery.py",
+        "REDELIVERY_PATIENCE if delivery.redelivered else 0.0",
+        "0.0",
+        (f"{I2}::test_a_redelivered_message_is_held_until_the_row_of_the_killed_run_is_free",),
+    ),
+    Mutant(
+        "suspects-alone",
+        "I6",
+        "lifecycle/claims.py",
+        "if job.crashes and _another_suspect_runs(job, using, worker):",
+        "if False:",
+        (f"{I6}::test_suspects_are_started_one_at_a_time_on_a_worker",),
+    ),
+    # --- run and settle
+    Mutant(
+        "savepoint",
+        "I3",
+        "execution.py",
+        "    if not task.atomic:\n        yield\n        return\n",
+        "    if True:\n        yield\n        return\n",
+        (f"{I3}::test_a_body_that_fails_leaves_nothing_but_its_failure",),
+    ),
+    Mutant(
+        "deferred-constraints",
+        "I3",
+        "execution.py",
+        'cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")',
+        "pass",
+        (f"{I3}::test_a_deferred_constraint_that_would_fail_at_commit_fails_the_body_instead",),
+        also=(("execution.py", "return _after_broken_transaction(task, claim, ended, error)", "raise"),),
+    ),
+    Mutant(
+        "broken-commit-is-looked-into",
+        "I2 I3",
+        "execution.py",
+        "return _after_broken_transaction(task, claim, ended, error)",
+        "raise",
+        (f"{I3}::test_a_body_that_commits_by_hand_is_told_what_to_do_and_does_not_count_as_done",),
+    ),
+    Mutant(
+        "fence-epoch",
+        "I4",
+        "lifecycle/transition.py",
+        'else {"epoch": job.epoch, "status": job.status}',
+        "else {}",
+        (f"{I4}::test_a_claim_without_a_token_is_fenced_by_the_epoch_alone",),
+    ),
+    Mutant(
+        "fence-token",
+        "I4",
+        "lifecycle/transition.py",
+        'fence = {"token": token_now, "status": Status.RUNNING} if token_now else',
+        "fence = {} if token_now else",
+        (f"{I4}::test_a_worker_stopped_past_its_lease_wakes_up_to_nothing",),
+    ),
+    Mutant(
+        "fenced-block",
+        "I4",
+        "control.py",
+        "if run.lost or not self._holds(run):",
+        "if False:",
+        (f"{I4}::test_a_worker_stopped_past_its_lease_wakes_up_to_nothing[slow_outside]",),
+    ),
+    Mutant(
+        "heartbeat",
+        "I4",
+        "execution.py",
+        "    beat.start()\n",
+        "    beat.join = lambda timeout: None\n",
+        (f"{I4}::test_a_non_atomic_run_keeps_its_lease_while_it_lives",),
+    ),
+    Mutant(
+        "errors-told-apart",
+        "I5",
+        "outcome.py",
+        "if isinstance(error, DatabaseError) and failures.is_transient(error, run.claim.using):",
+        "if False:",
+        (f"{I5}::test_a_deadlock_between_two_bodies_costs_neither_an_attempt",),
+    ),
+    Mutant(
+        "hold-without-database",
+        "I5",
+        "delivery.py",
+        "        except execution.NotStarted as reason:\n            if held >= settings.HOLD:\n",
+        "        except execution.NotStarted as reason:\n            if True:\n",
+        (f"{I5}::test_a_database_away_at_the_claim_means_held_and_neither_run_nor_failed[prefork]",),
+    ),
+    Mutant(
+        "backend-in-line",
+        "I3",
+        "delivery.py",
+        "        _align_backend(task, delivery)\n    elif",
+        "        pass\n    elif",
+        (f"{I3}::test_killed_between_the_settlement_and_the_ack_the_effect_happened_once_and_the_result_is_told",),
+    ),
+    Mutant(
+        "crash-bound",
+        "I6",
+        "execution.py",
+        "if claim.job.crashes > settings.MAX_CRASHES:",
+        "if False:",
+        (f"{I6}::test_a_job_that_kills_its_process_ends_failed_and_its_neighbours_finish_unblamed[prefork]",),
+    ),
+    Mutant(
+        "crash-given-back",
+        "I6",
+        "lifecycle/settle.py",
+        "crashes=job.crashes - 1,",
+        "crashes=job.crashes,",
+        (f"{I2}::test_a_child_killed_in_the_body_gives_the_message_back_without_any_sweep",),
+    ),
+    Mutant(
+        "interruption-bound",
+        "I6",
+        "outcome.py",
+        "if count > settings.MAX_INTERRUPTIONS:",
+        "if False:",
+        (f"{I6}::test_a_job_that_takes_its_database_session_down_is_bounded",),
+    ),
+    Mutant(
+        "sys-exit",
+        "I6",
+        "outcome.py",
+        "if isinstance(error, SystemExit) and not _is_shutdown(error):",
+        "if False:",
+        (f"{I6}::test_sys_exit_in_a_thread_pool_fails_the_job_and_not_the_worker",),
+    ),
+    Mutant(
+        "time-limit-is-a-crash",
+        "I6",
+        "execution.py",
+        "return bool(time.monotonic() - began >= float(limit) - 0.5)",
+        "return False",
+        (f"{I6}::test_a_job_over_its_hard_time_limit_is_killed_recorded_and_bounded",),
+    ),
+    Mutant(
+        "expiry",
+        "I7",
+        "execution.py",
+        "if claim.job.expires_at is not None and claim.job.expires_at <= claim.now:",
+        "if False:",
+        (f"{I7}::test_an_expired_job_ends_expired_and_never_runs",),
+    ),
+    # --- the message
+    Mutant(
+        "ack-before-the-run",
+        "I2",
+        "task.py",
+        "    acks_late = True\n",
+        "    acks_late = False\n",
+        (f"{I2}::test_a_worker_killed_in_the_body_leaves_the_job_to_the_next_worker_without_any_sweep",),
+    ),
+    Mutant(
+        "reject-on-worker-lost",
+        "I2",
+        "task.py",
+        "    reject_on_worker_lost = True\n",
+        "    reject_on_worker_lost = False\n",
+        (f"{I2}::test_a_child_killed_in_the_body_gives_the_message_back_without_any_sweep",),
+    ),
+    Mutant(
+        "parking",
+        "I7",
+        "worker.py",
+        '    app.steps["consumer"].add(ParkingStep)\n',
+        "",
+        (
+            f"{I7}::test_an_unknown_task_from_elsewhere_is_parked_and_runs_once_a_worker_knows_it",
+            f"{I7}::test_an_undecodable_body_is_parked_with_its_bytes",
+        ),
+    ),
+    # --- sweep and prune
+    Mutant(
+        "sweep-due",
+        "I2",
+        "sweeper.py",
+        "        _publish_due(app, alias, report)\n",
+        "",
+        (f"{I2}::test_work_due_later_waits_in_the_database_and_survives_the_broker",),
+    ),
+    Mutant(
+        "sweep-overdue",
+        "I2",
+        "sweeper.py",
+        "        _publish_overdue(app, alias, report)\n",
+        "",
+        (f"{I1}::test_a_producer_killed_between_commit_and_publish_leaves_a_job_that_the_sweeper_publishes",),
+    ),
+    Mutant(
+        "rescue",
+        "I2",
+        "sweeper.py",
+        "        if _database_settled(alias):\n",
+        "        if False:\n",
+        (f"{I4}::test_a_worker_stopped_past_its_lease_wakes_up_to_nothing",),
+    ),
+    Mutant(
+        "count-the-send",
+        "I8",
+        "sweeper.py",
+        "sends=sends + 1, check_at=Now() + seconds(pause)",
+        "sends=sends",
+        (f"{I2}::test_a_sweep_counts_its_send_so_that_the_next_one_does_not_repeat_it",),
+    ),
+    Mutant(
+        "doubling",
+        "I8",
+        "retry.py",
+        "return min(limit, grace * 2.0 ** min(max(sends, 1) - 1, 32))",
+        "return min(limit, grace)",
+        (f"{I2}::test_every_send_doubles_the_time_to_the_next_one",),
+    ),
+    Mutant(
+        "prune-predicate",
+        "I2",
+        "pruner.py",
+        'ids = list(rows.lock().values_list("pk", flat=True)[:BATCH])',
+        'ids = list(rows.values_list("pk", flat=True)[:BATCH])',
+        (f"{I7}::test_a_requeue_that_races_a_prune_keeps_the_job_and_its_history",),
+        also=(("pruner.py", "filter(pk__in=ids, status=status)", "filter(pk__in=ids)"),),
+    ),
+]
+
+
+def copy_of_the_tree(directory: Path) -> Path:
+    return Path(shutil.copytree(ROOT, directory / "tree", ignore=_LEFT_OUT))
+
+
+def apply(mutant: Mutant, tree: Path) -> None:
+    """Raises ValueError when the text is not there exactly once: the list must follow the code."""
+    for file, old, new in ((mutant.file, mutant.old, mutant.new), *mutant.also):
+        path = tree / "reliable_jobs" / file
+        text = path.read_text()
+        if text.count(old) != 1:
+            raise ValueError(f"{mutant.name}: {file} holds {old!r} {text.count(old)} times, not once")
+        path.write_text(text.replace(old, new))
+
+
+def run_tests(tree: Path, tests: Sequence[str], *, patience: float) -> tuple[int, str]:
+    """Exit code of pytest (None-like -1 for a time-out) and what it said."""
+    argv = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    env = {**os.environ, "PATIENCE": str(patience), "PYTHONPATH": str(tree)}
+    try:
+        done = subprocess.run(argv, cwd=tree, env=env, capture_output=True, text=True, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired as late:
+        return -1, str(late.stdout or "")
+    return done.returncode, done.stdout + done.stderr
+
+
+def try_mutant(mutant: Mutant) -> tuple[Mutant, str, float, str]:
+    """The mutant, its verdict, the seconds it took, and what pytest said."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="rj-mutant-") as directory:
+        try:
+            tree = copy_of_the_tree(Path(directory))
+            apply(mutant, tree)
+        except ValueError as error:
+            return mutant, "NOT APPLIED", 0.0, str(error)
+        code, said = run_tests(tree, mutant.tests, patience=15)
+    verdict = {1: "red", 0: "SURVIVED", -1: "TIMED OUT"}.get(code, f"BROKEN ({code})")
+    if verdict == "red" and not re.search(r"^\d+ failed", said, re.MULTILINE):
+        verdict = "BROKEN (set-up)"  # an error in a fixture shows nothing
+    return mutant, verdict, time.monotonic() - began, said
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these mutants only")
+    parser.add_argument("--jobs", type=int, default=2, help="mutants tried at the same time (default %(default)s)")
+    parser.add_argument("--list", action="store_true", help="say which there are, and whether they apply")
+    parser.add_argument("--no-baseline", action="store_true", help="do not run the tests unchanged first")
+    parser.add_argument("--verbose", action="store_true", help="show what pytest said of every mutant")
+    options = parser.parse_args(argv)
+    unknown = set(options.only or ()) - {mutant.name for mutant in MUTANTS}
+    if unknown:
+        parser.error(f"no such mutant: {', '.join(sorted(unknown))}")
+    chosen = [mutant for mutant in MUTANTS if not options.only or mutant.name in options.only]
+    if options.list:
+        return _list(chosen)
+    if not options.no_baseline:
+        tests = sorted({test for mutant in chosen for test in mutant.tests})
+        code, said = run_tests(ROOT, tests, patience=45)
+        if code != 0:
+            print(said[-8000:])
+            print("The tests are red without any mutant: nothing to learn from mutants.")
+            return 1
+        print(f"{len(tests)} tests green without a mutant.")
+    survivors = 0
+    print(f"{'protection switched off':28} {'promises':9} {'file':23} {'verdict':15} seconds  what the test said")
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as executor:
+        for mutant, verdict, seconds, said in executor.map(try_mutant, chosen):
+            told = re.findall(r"^E +(.+)$", said, re.MULTILINE)
+            why = told[0][:80] if told and verdict == "red" else ""
+            print(
+                f"{mutant.name:28} {mutant.promises:9} {mutant.file:23} {verdict:15} {seconds:7.0f}  {why}", flush=True
+            )
+            if verdict != "red":
+                survivors += 1
+            if verdict != "red" or options.verbose:
+                print(said[-3000:])
+    print(f"{len(chosen)} protections switched off, {len(chosen) - survivors} noticed.")
+    return 1 if survivors else 0
+
+
+def _list(chosen: Sequence[Mutant]) -> int:
+    wrong = 0
+    with tempfile.TemporaryDirectory(prefix="rj-mutant-") as directory:
+        for number, mutant in enumerate(chosen):
+            tree = copy_of_the_tree(Path(directory) / str(number))
+            try:
+                apply(mutant, tree)
+            except ValueError as error:
+                wrong += 1
+                print(f"NOT APPLIED  {error}")
+            else:
+                print(f"{mutant.name:28} {mutant.promises:9} {mutant.file}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""The Django project of the test suite. DATABASE_URL and BROKER_URL choose the servers; else SQLite and memory."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+import dj_database_url
+
+SECRET_KEY = "tests"
+DEBUG = False
+USE_TZ = True
+TIME_ZONE = "Europe/Berlin"
+ROOT_URLCONF = "tests.urls"
+ALLOWED_HOSTS = ["*"]
+STATIC_URL = "/static/"
+
+_DEFAULT_DATABASE = f"sqlite:///{tempfile.gettempdir()}/reliable_jobs_tests_{os.getpid()}.sqlite3"
+DATABASES = {"default": dj_database_url.parse(os.environ.get("DATABASE_URL", _DEFAULT_DATABASE))}
+if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
+    DATABASES["default"]["OPTIONS"] = {
+        "transaction_mode": "IMMEDIATE",
+        "timeout": 20,
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+    }
+if os.environ.get("SECOND_DATABASE_URL"):
+    DATABASES["second"] = dj_database_url.parse(os.environ["SECOND_DATABASE_URL"])
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.messages",
+    "django.contrib.sessions",
+    "django.contrib.staticfiles",
+    "django_celery_beat",
+    "django_celery_results",
+    "reliable_jobs",
+    "tests.testapp",
+]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+CELERY_BROKER_URL = os.environ.get("BROKER_URL", "memory://")
+CELERY_RESULT_BACKEND = "django-db"
+CELERY_RESULT_EXTENDED = True
+CELERY_TASK_DEFAULT_QUEUE = os.environ.get("TEST_QUEUE", "reliable_jobs_tests")
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_CHANNEL_ERROR_RETRY = True
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_TIMEZONE = "Europe/Berlin"
+
+RELIABLE_JOBS: dict[str, object] = {}
+for _name in ("GRACE", "LEASE", "WORKER_SWEEP_INTERVAL", "HOLD", "PUBLISH_TIMEOUT", "DEPLOY_GRACE"):
+    if f"TEST_{_name}" in os.environ:
+        RELIABLE_JOBS[_name] = float(os.environ[f"TEST_{_name}"])
+for _name in ("MAX_CRASHES", "MAX_INTERRUPTIONS"):
+    if f"TEST_{_name}" in os.environ:
+        RELIABLE_JOBS[_name] = int(os.environ[f"TEST_{_name}"])

@@ -1,0 +1,456 @@
+"""Each check speaks up on the configuration that it names, and keeps quiet on the one that its hint asks for."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from celery import Celery, _state
+from django.core import checks
+from django.core.checks import CheckMessage, Tags
+from django.db import connection, connections
+from django_celery_beat.models import PeriodicTask
+
+from reliable_jobs import ReliableTask, RetriedTask, TenHourTask
+from reliable_jobs.checks import databases, loading
+from reliable_jobs.checks import tasks as task_checks
+from reliable_jobs.idempotency import GetOrCreateTask, IdempotentTask
+from reliable_jobs.schedule import SWEEP_TASK, create_periodic_tasks
+
+Configure = Callable[..., Celery]
+
+
+@pytest.fixture
+def project() -> Iterator[Configure]:
+    """Make a Celery app with settings of its own the current one."""
+    before = _state._tls.current_app
+
+    def configure(**conf: Any) -> Celery:
+        app = Celery("checked", broker=conf.pop("broker", "memory://"), set_as_current=False)
+        app.conf.update(conf)
+        app.set_current()
+        return app
+
+    yield configure
+    _state._set_current_app(before)
+
+
+def add(app: Celery, name: str, base: type = ReliableTask, **options: Any) -> None:
+    """A task of this app alone; a shared one would be every app's from then on."""
+
+    def body() -> None:
+        return None
+
+    app.task(base=base, name=name, shared=False, **options)(body)
+
+
+def found(*, deploy: bool = False, **kwargs: Any) -> dict[str, CheckMessage]:
+    """What Django's own check run says of ours, by id."""
+    messages = checks.run_checks(include_deployment_checks=deploy, **kwargs)
+    ours = [message for message in messages if str(message.id).startswith("reliable_jobs.")]
+    assert all(message.hint for message in ours)
+    return {str(message.id).removeprefix("reliable_jobs."): message for message in ours}
+
+
+def about(app: Celery, identifier: str) -> str:
+    """The message of one id, with only the tasks that this app defines itself."""
+    message = found().get(identifier)
+    return str(message.msg) if message else ""
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_settings_of_these_tests_have_no_errors_and_say_nothing_of_the_database(project: Configure) -> None:
+    project(task_time_limit=60)
+    assert not [identifier for identifier in found() if identifier.startswith(("E", "W00", "W01", "W02"))]
+
+
+def test_manage_check_finds_no_error() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "django", "check", "--fail-level", "ERROR"],
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stderr
+    # Nothing there imports the Celery app, and that is said.
+    assert "reliable_jobs.W001" in run.stderr
+
+
+def test_an_invalid_settings_dict_is_an_error_and_stops_no_other_check(project: Configure, settings: Any) -> None:
+    project(worker_prefetch_multiplier=0, broker="amqp://localhost")
+    settings.RELIABLE_JOBS = {"GRACEE": 3}
+    messages = found()
+    assert "Did you mean 'GRACE'?" in messages["E001"].msg
+    assert messages["E001"].level == checks.ERROR
+    assert "W008" in messages
+
+
+def test_without_a_celery_app_only_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_state._tls, "current_app", None)
+    monkeypatch.setattr(_state, "default_app", None)
+    assert "W001" in found()
+    # Somebody has touched current_app, and Celery has made its fallback.
+    assert _state._get_current_app().main == "default"
+    assert loading.configured_app() is None
+    assert "celery_app" in found()["W001"].hint
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "good"),
+    [
+        ("accept_content", ["json", "pickle"], ["json"]),
+        ("accept_content", ["application/x-python-serialize"], ["json", "msgpack"]),
+        ("result_accept_content", ["pickle"], None),
+        ("result_serializer", "pickle", "json"),
+    ],
+)
+def test_pickle_is_named(project: Configure, name: str, bad: Any, good: Any) -> None:
+    project(**{name: bad})
+    assert name in found()["W002"].msg
+    project(**{name: good})
+    assert "W002" not in found()
+
+
+def test_a_pickle_serializer_is_an_error(project: Configure) -> None:
+    project(task_serializer="pickle")
+    assert found()["E002"].level == checks.ERROR
+    app = project()
+    add(app, "checked.pickled", serializer="pickle")
+    assert "checked.pickled" in found()["E002"].msg
+
+
+def test_eager_mode_is_named_before_a_deploy_only(project: Configure, settings: Any) -> None:
+    project(task_always_eager=True)
+    assert "W003" not in found()
+    assert "W003" in found(deploy=True)
+    settings.DEBUG = True
+    assert "W003" not in found(deploy=True)
+
+
+@pytest.mark.parametrize("broker", ["redis://localhost", "sentinel://localhost"])
+def test_a_visibility_timeout_shorter_than_a_time_limit_is_named(project: Configure, broker: str) -> None:
+    app = project(broker=broker)
+    assert "W004" not in found()
+    add(app, "checked.long", time_limit=7200)
+    message = found()["W004"]
+    assert "checked.long is 7200 s" in message.msg
+    app.conf.broker_transport_options = {"visibility_timeout": 7800}
+    assert "'visibility_timeout': 7800" in str(message.hint)
+    assert "W004" not in found()
+    app.conf.broker_transport_options = {"visibility_timeout": 600}
+    app.tasks.unregister("checked.long")
+    assert "RELIABLE_JOBS['HOLD']" in found()["W004"].msg
+
+
+def test_redis_is_named_before_a_deploy_only(project: Configure) -> None:
+    project(broker="redis://localhost")
+    assert "W005" not in found()
+    assert "W005" in found(deploy=True)
+    project(broker="amqp://localhost")
+    assert "W005" not in found(deploy=True)
+
+
+def test_channel_errors_that_end_the_worker_are_named_for_rabbitmq(project: Configure) -> None:
+    project(broker="amqp://localhost", broker_channel_error_retry=False)
+    assert "W006" in found(deploy=True)
+    project(broker="amqp://localhost", broker_channel_error_retry=True)
+    assert "W006" not in found(deploy=True)
+    project(broker="redis://localhost", broker_channel_error_retry=False)
+    assert "W006" not in found(deploy=True)
+
+
+@pytest.mark.parametrize(
+    ("conf", "named"),
+    [
+        ({}, False),
+        ({"broker_connection_retry_on_startup": False}, True),
+        ({"broker_connection_retry": False}, True),
+        ({"broker_connection_retry": False, "broker_connection_retry_on_startup": True}, False),
+    ],
+)
+def test_workers_that_give_up_at_their_start_are_named(project: Configure, conf: dict[str, Any], named: bool) -> None:
+    project(**conf)
+    assert ("W007" in found()) is named
+
+
+@pytest.mark.parametrize(("multiplier", "named"), [(0, True), (1, False), (100, False), (500, True)])
+def test_huge_prefetch_is_named(project: Configure, multiplier: int, named: bool) -> None:
+    project(worker_prefetch_multiplier=multiplier)
+    assert ("W008" in found()) is named
+
+
+def test_deduplication_by_the_result_backend_is_named(project: Configure) -> None:
+    project(worker_deduplicate_successful_tasks=True)
+    assert "W009" in found()
+
+
+def test_holding_longer_than_rabbitmq_allows_is_named(project: Configure, settings: Any) -> None:
+    settings.RELIABLE_JOBS = {"HOLD": 1800.0}
+    project(broker="amqp://localhost")
+    assert "W010" in found()
+    project(broker="memory://")
+    assert "W010" not in found()
+
+
+def test_workers_forced_to_root_are_named(project: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    project()
+    monkeypatch.delenv("C_FORCE_ROOT", raising=False)
+    assert "W011" not in found(deploy=True)
+    monkeypatch.setenv("C_FORCE_ROOT", "1")
+    assert "W011" in found(deploy=True)
+
+
+def test_a_missing_beat_is_named_with_what_is_left(project: Configure, settings: Any) -> None:
+    project()
+    settings.INSTALLED_APPS = [name for name in settings.INSTALLED_APPS if name != "django_celery_beat"]
+    assert "every 10 s" in found()["W012"].msg
+    settings.RELIABLE_JOBS = {"WORKER_SWEEP_INTERVAL": 0}
+    assert "nobody sweeps" in found()["W012"].msg
+
+
+@pytest.mark.django_db
+def test_a_disabled_or_missing_sweeper_row_is_named_when_the_database_may_be_asked(project: Configure) -> None:
+    project()
+    create_periodic_tasks()
+    ask = {"tags": [Tags.database], "databases": ["default"]}
+    assert "W013" not in found(**ask)
+    PeriodicTask.objects.filter(task=SWEEP_TASK).update(enabled=False)
+    assert "disabled" in found(**ask)["W013"].msg
+    assert "W013" not in found()
+    PeriodicTask.objects.filter(task=SWEEP_TASK).delete()
+    assert "missing" in found(**ask)["W013"].msg
+    assert "W013" not in found(tags=[Tags.database], databases=[])
+
+
+# --- databases --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def database(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Describe the default database as of another kind; no check but the tagged ones may connect to it."""
+
+    def describe(vendor: str, **changes: Any) -> None:
+        described = copy.deepcopy(connection.settings_dict)
+        described["OPTIONS"] = {}
+        described.update(changes)
+        monkeypatch.setattr(connections["default"], "vendor", vendor, raising=False)
+        monkeypatch.setattr(connections["default"], "settings_dict", described)
+
+    return describe
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({}, False),
+        ({"isolation_level": "READ COMMITTED"}, False),
+        ({"isolation_level": "repeatable read"}, True),
+        ({"isolation_level": None}, True),
+    ],
+)
+def test_mysql_isolation_is_named(database: Any, options: dict[str, Any], named: bool) -> None:
+    database("mysql", OPTIONS=options)
+    assert bool(databases.check_isolation()) is named
+    database("postgresql", OPTIONS=options)
+    assert not databases.check_isolation()
+
+
+def test_deferred_sqlite_is_named(database: Any) -> None:
+    database("sqlite")
+    assert [message.id for message in databases.check_sqlite_mode()] == ["reliable_jobs.W021"]
+    database("sqlite", OPTIONS={"transaction_mode": "IMMEDIATE"})
+    assert not databases.check_sqlite_mode()
+
+
+def test_the_journal_of_sqlite_is_asked_for(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, django_db_blocker: Any
+) -> None:
+    from django.db.backends.sqlite3.base import DatabaseWrapper
+
+    described = {**connections["default"].settings_dict, "ENGINE": "django.db.backends.sqlite3"}
+    described.update(NAME=str(tmp_path / "db"), OPTIONS={})
+    other = DatabaseWrapper(described, "default")
+    monkeypatch.setattr(connections._connections, "default", other)
+    with django_db_blocker.unblock(), contextlib.closing(other):
+        assert [message.id for message in databases.check_sqlite_journal(databases=["default"])] == [
+            "reliable_jobs.W022"
+        ]
+        assert not databases.check_sqlite_journal(databases=[])
+        with other.cursor() as cursor:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        assert not databases.check_sqlite_journal(databases=["default"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"CONN_MAX_AGE": 0}, False),
+        ({"CONN_MAX_AGE": 60}, True),
+        ({"CONN_MAX_AGE": None}, True),
+        ({"CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True}, False),
+    ],
+)
+def test_kept_connections_without_a_health_check_are_named(database: Any, changes: Any, named: bool) -> None:
+    database("postgresql", **changes)
+    assert bool(databases.check_persistent_connections()) is named
+
+
+@pytest.mark.parametrize(
+    ("pool", "named"), [(None, False), (True, False), ({}, False), ({"max_size": 2}, True), ({"min_size": 1}, True)]
+)
+def test_a_pool_too_small_for_a_lease_is_named(database: Any, pool: Any, named: bool) -> None:
+    database("postgresql", OPTIONS={} if pool is None else {"pool": pool})
+    assert bool(databases.check_pool()) is named
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------------
+
+
+class Silent(ReliableTask):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(*args, **kwargs)
+
+
+class Polite(ReliableTask):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
+
+
+class Deeper(Polite):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        def inner() -> Any:
+            return ReliableTask.__call__(self, *args, **kwargs)
+
+        return inner()
+
+
+class MixedIn:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return "never"
+
+
+class Mixed(MixedIn, ReliableTask):
+    pass
+
+
+def test_a_call_that_does_not_reach_ours_is_named(project: Configure) -> None:
+    app = project()
+    for base in (ReliableTask, RetriedTask, TenHourTask, Polite, Deeper, IdempotentTask, GetOrCreateTask):
+        add(app, f"checked.{base.__name__}", base)
+    assert "W030" not in found()
+    for base in (Silent, Mixed):
+        add(app, f"checked.{base.__name__}", base)
+    messages = [message.msg for message in task_checks.check_tasks() if message.id == "reliable_jobs.W030"]
+    assert len(messages) == 2
+    assert any("Silent overrides __call__" in message and "checked.Silent" in message for message in messages)
+    assert any("MixedIn overrides __call__" in message and "checked.Mixed" in message for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("identifier", "options"),
+    [
+        ("W031", {"acks_late": False}),
+        ("W032", {"reject_on_worker_lost": False}),
+        ("W033", {"acks_on_failure_or_timeout": False}),
+        ("W034", {"atomic": False}),
+    ],
+)
+def test_attributes_that_weaken_a_task_are_named(project: Configure, identifier: str, options: Any) -> None:
+    app = project(task_acks_on_failure_or_timeout=True)
+    add(app, "checked.sound", time_limit=60)
+    add(app, "checked.a_weak_one", **options)
+    named = about(app, identifier)
+    assert "checked.a_weak_one" in named
+    assert "checked.sound" not in named
+
+
+def test_a_time_limit_on_the_task_or_for_all_is_enough(project: Configure) -> None:
+    app = project()
+    add(app, "checked.limited", atomic=False, time_limit=60)
+    assert "checked.limited" not in about(app, "W034")
+    project(task_time_limit=60)
+    assert "W034" not in found()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("max_retry", "max_retries"),
+        ("retry_backof", "retry_backoff"),
+        ("autoretry", "autoretry_for"),
+        ("retry_windows", "retry_window"),
+        ("sensitve", "sensitive"),
+        ("time_limits", "time_limit"),
+    ],
+)
+def test_misspelt_attributes_are_named_with_the_right_one(project: Configure, wrong: str, right: str) -> None:
+    app = project()
+    add(app, "checked.misspelt", **{wrong: 3})
+    assert about(app, "W035") == f"{wrong} is no attribute that a task knows; {right} is: checked.misspelt."
+
+
+def test_attributes_of_ones_own_and_all_right_ones_are_left_alone(project: Configure) -> None:
+    app = project()
+    own = {
+        "model": 1,
+        "queues": ["a"],
+        "requests": 1,
+        "backends": (),
+        "names": [],
+        "lookup": 1,
+        "retries": 1,
+        "retry_delay": 5,
+    }
+    right = dict.fromkeys(task_checks.ATTRIBUTES)
+    right.update(autoretry_for=(OSError,), retry_kwargs={}, retry_backoff=True, retry_backoff_max=5)
+    add(app, "checked.own", **own, **right)
+    assert "W035" not in found()
+
+
+def test_a_retry_window_that_nothing_uses_is_named(project: Configure) -> None:
+    app = project()
+
+    def by_hand(self: Any) -> None:
+        try:
+            raise OSError
+        except OSError as error:
+            raise self.retry(exc=error) from error
+
+    app.task(base=ReliableTask, name="checked.by_hand", retry_window=60, bind=True, shared=False)(by_hand)
+    add(app, "checked.auto", retry_window=60, autoretry_for=(OSError,))
+    add(app, "checked.ten_hours", TenHourTask)
+    assert "W036" not in found()
+    add(app, "checked.useless", retry_window=60)
+    assert about(app, "W036").endswith("retry(): checked.useless.")
+
+
+def test_a_task_module_that_can_not_be_imported_is_an_error(project: Configure) -> None:
+    project(imports=["tests.no_such_module"])
+    assert "tests.no_such_module" in found()["E003"].msg
+
+
+def test_the_check_imports_task_modules_as_a_worker_does_without_running_checks_in_a_circle(project: Configure) -> None:
+    runs: list[int] = []
+
+    def counted(**kwargs: Any) -> list[CheckMessage]:
+        runs.append(1)
+        return []
+
+    app = project(imports=["tests.testapp.tasks"])
+    checks.register(counted, "counted")
+    try:
+        found()
+    finally:
+        checks.registry.registry.registered_checks.discard(counted)
+    assert len(runs) == 1
+    assert "tests.testapp.tasks.effect" in app.tasks
+    assert "CELERY_SKIP_CHECKS" not in os.environ

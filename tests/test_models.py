@@ -1,0 +1,226 @@
+"""Each scope says its partial index's condition word for word; the plans tell whether the database agrees."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.db import IntegrityError, connection, transaction
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from reliable_jobs.models import Job, JobEvent, JobQuerySet
+from reliable_jobs.status import FINAL, Reason, Status
+from tests.harness import Stack, Transaction
+
+SETTLED = 3000
+
+
+def job(**values: Any) -> Job:
+    now = timezone.now()
+    given: dict[str, Any] = {
+        "task": "some.task",
+        "queue": "celery",
+        "due_at": now,
+        "body": b"[[], {}, {}]",
+        "content_type": "application/json",
+        "content_encoding": "utf-8",
+        "envelope": "{}",
+        **values,
+    }
+    return Job(**given)
+
+
+def fill() -> None:
+    """Many settled rows, a few of each unfinished kind: what a table looks like that runs for a while."""
+    past = timezone.now() - datetime.timedelta(minutes=1)
+    new = [
+        job(status=FINAL[n % 4], finished_at=past, created_at=past, task=f"task {n % 50}", queue=f"queue {n % 7}")
+        for n in range(SETTLED)
+    ]
+    new += [job(due_at=past) for _ in range(5)]
+    new += [job(due_at=past, sends=1, check_at=past) for _ in range(5)]
+    new += [job(status=Status.RUNNING, lease_at=past, token=uuid.uuid4()) for _ in range(5)]
+    new += [job(status=Status.FAILED, finished_at=past, reason=Reason.PARKED, requeues=1, crashes=1, key="k")]
+    Job.objects.bulk_create(new)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")
+
+
+#: What the package asks, and the index that is made for it.
+QUESTIONS: dict[str, tuple[str, Callable[[], JobQuerySet]]] = {
+    "due": ("reliable_job_due", lambda: Job.objects.due().order_by("due_at")[:500]),
+    "overdue queues": (
+        "reliable_job_overdue",
+        lambda: Job.objects.overdue().order_by().values_list("queue", flat=True).distinct(),
+    ),
+    "overdue of a queue": (
+        "reliable_job_overdue",
+        lambda: Job.objects.overdue().filter(queue="celery").order_by("check_at")[:500],
+    ),
+    "lost runs": ("reliable_job_lease", lambda: Job.objects.lost_runs()[:500]),
+    "how far a queue has come": (
+        "reliable_job_settled",
+        lambda: Job.objects.filter(
+            queue="celery",
+            status__in=[str(status) for status in FINAL],
+            finished_at__gt=Now() - datetime.timedelta(seconds=30),
+        ).order_by("-finished_at")[:200],
+    ),
+    "prunable": (
+        "reliable_job_prune",
+        lambda: Job.objects.filter(status="succeeded", finished_at__lt=Now() - datetime.timedelta(days=7))[:1000],
+    ),
+    "by key": ("reliable_job_key", lambda: Job.objects.filter(task="some.task", live_key="k")),
+    "key as given": ("reliable_job_by_key", lambda: Job.objects.filter(key="k")),
+    "children": ("reliable_job_parent", lambda: Job.objects.filter(parent_id=uuid.UUID(int=5))[:50]),
+    "newest": ("reliable_job_created", lambda: Job.objects.order_by("-created_at")[:100]),
+    "newest of a status": (
+        "reliable_job_status",
+        lambda: Job.objects.filter(status="waiting").order_by("-created_at")[:100],
+    ),
+    "newest of a task": ("reliable_job_task", lambda: Job.objects.filter(task="task 3").order_by("-created_at")[:100]),
+    "requeued": ("reliable_job_requeued", lambda: Job.objects.filter(requeues__gt=0).order_by("-created_at")[:100]),
+    "crashed": ("reliable_job_crashed", lambda: Job.objects.filter(crashes__gt=0).order_by("-created_at")[:100]),
+    "parked": (
+        "reliable_job_parked",
+        lambda: Job.objects.filter(reason=Reason.PARKED).order_by("-created_at")[:100],
+    ),
+}
+
+
+def test_every_index_is_asked_for_by_something() -> None:
+    names = {index.name for index in Job._meta.indexes} | {constraint.name for constraint in Job._meta.constraints}
+    assert {name for name, _ in QUESTIONS.values()} == names
+
+
+@pytest.mark.django_db
+@pytest.mark.promise("I10")
+def test_every_question_uses_its_index() -> None:
+    fill()
+    for what, (index, question) in QUESTIONS.items():
+        plan = question().explain()
+        # SQLite gives the index of a unique constraint a name of its own.
+        name = "autoindex_reliable_jobs_job_2" if index == "reliable_job_key" and is_sqlite() else index
+        assert name in plan, f"{what}:\n{plan}"
+
+
+def is_sqlite() -> bool:
+    return connection.vendor == "sqlite"
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I10")
+def test_every_question_uses_its_index_on_postgresql(stack: Stack) -> None:
+    fill()
+    for what, (index, question) in QUESTIONS.items():
+        plan = question().explain()
+        assert index in plan, f"{what}:\n{plan}"
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I10")
+def test_a_locked_question_reads_the_same_index(stack: Stack) -> None:
+    fill()
+    with transaction.atomic():
+        plan = Job.objects.due().order_by("due_at").lock()[:500].explain()
+    assert "reliable_job_due" in plan
+    assert "LockRows" in plan
+
+
+@pytest.mark.django_db
+def test_the_scopes_find_what_they_name() -> None:
+    now = timezone.now()
+    past, future = now - datetime.timedelta(seconds=60), now + datetime.timedelta(hours=1)
+    made = {
+        "due": job(due_at=past),
+        "not due": job(due_at=future),
+        "sent": job(due_at=past, sends=1, check_at=future),
+        "overdue": job(due_at=past, sends=2, check_at=past),
+        "running": job(status=Status.RUNNING, lease_at=future, token=uuid.uuid4()),
+        "lost": job(status=Status.RUNNING, lease_at=past, token=uuid.uuid4()),
+        **{str(status): job(status=status, finished_at=past) for status in FINAL},
+    }
+    Job.objects.bulk_create(made.values())
+    names = {row.pk: name for name, row in made.items()}
+
+    def found(scope: JobQuerySet) -> set[str]:
+        return {names[row.pk] for row in scope}
+
+    assert found(Job.objects.due()) == {"due"}
+    assert found(Job.objects.overdue()) == {"overdue"}
+    assert found(Job.objects.lost_runs()) == {"lost"}
+    assert found(Job.objects.final()) == {str(status) for status in FINAL}
+    assert found(Job.objects.unfinished()) == set(made) - {str(status) for status in FINAL}
+    assert {row.pk for row in made.values() if row.is_final} == {row.pk for row in Job.objects.final()}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("body", [b"", b"\x00\xff\x80", "\u0000ä".encode()])
+def test_a_body_comes_back_byte_for_byte(body: bytes) -> None:
+    made = job(body=body)
+    made.save(force_insert=True)
+    assert bytes(Job.objects.get(pk=made.pk).body) == body
+
+
+@pytest.mark.django_db
+def test_a_live_key_is_taken_once_per_task() -> None:
+    job(key="k", live_key="k").save(force_insert=True)
+    job(key="k", live_key="k", task="another.task").save(force_insert=True)
+    job(key="k", live_key=None).save(force_insert=True)
+    job(key="k", live_key=None).save(force_insert=True)
+    with pytest.raises(IntegrityError), transaction.atomic():
+        job(key="k", live_key="k").save(force_insert=True)
+
+
+@pytest.mark.servers
+def test_a_lock_skips_what_another_session_holds_and_takes_the_rest(stack: Stack) -> None:
+    held, free = job(), job()
+    Job.objects.bulk_create([held, free])
+    other = Transaction(lambda: list(Job.objects.filter(pk=held.pk).lock()))
+    with transaction.atomic():
+        assert [row.pk for row in Job.objects.lock()] == [free.pk]
+    other.end()
+    with transaction.atomic():
+        assert len(Job.objects.lock()) == 2
+
+
+@pytest.mark.servers
+def test_a_lock_does_not_mind_a_foreign_keys_share_lock(stack: Stack) -> None:
+    row = job()
+    row.save(force_insert=True)
+
+    def share() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM reliable_jobs_job WHERE id = %s FOR KEY SHARE", [row.pk])
+
+    other = Transaction(share)
+    with transaction.atomic():
+        assert len(Job.objects.lock()) == 1
+    other.end()
+
+
+@pytest.mark.servers
+def test_an_event_can_be_written_while_a_run_holds_the_row(stack: Stack) -> None:
+    row = job()
+    row.save(force_insert=True)
+    other = Transaction(lambda: list(Job.objects.select_for_update().filter(pk=row.pk)))
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SET LOCAL lock_timeout = 1000")
+        JobEvent.objects.create(job_id=row.pk, kind="crash")
+    other.end()
+
+
+@pytest.mark.django_db
+def test_the_migrations_are_complete() -> None:
+    call_command("makemigrations", "reliable_jobs", check=True, dry_run=True, verbosity=0)
+
+
+def test_a_job_reads_as_celery_writes_it() -> None:
+    row = job(id=uuid.UUID(int=1))
+    assert str(row) == "some.task[00000000-0000-0000-0000-000000000001]"
+    assert str(JobEvent(kind="crash", at=datetime.datetime(2026, 1, 2, 3, 4, 5))) == "crash 2026-01-02 03:04:05"

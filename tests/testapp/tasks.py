@@ -1,0 +1,271 @@
+"""Tasks of the test suite. Those that block wait for a file, so that a test decides when they go on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from celery import shared_task
+from django.db import IntegrityError, connection, transaction
+
+from reliable_jobs import ReliableTask
+from tests.testapp.models import Child, Effect, Parent
+
+
+def log_outside(path: str, line: str) -> None:
+    """Append to a file outside the database: an effect that no rollback undoes."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(descriptor, f"{line}\n".encode())
+    os.close(descriptor)
+
+
+def wait_for(path: str, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not Path(path).exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(path)
+        time.sleep(0.02)
+
+
+@shared_task(base=ReliableTask)
+def effect(name: str, value: str = "") -> str:
+    Effect.objects.create(name=name, value=value)
+    return name
+
+
+@shared_task(base=ReliableTask)
+def add(x: Any, y: Any) -> Any:
+    return x + y
+
+
+@shared_task(base=ReliableTask)
+def gated(name: str, log: str, gate: str) -> None:
+    """Effect, a line outside, then wait for the gate inside the body."""
+    Effect.objects.create(name=name)
+    log_outside(log, f"{name} {os.getpid()}")
+    wait_for(gate)
+
+
+@shared_task(base=ReliableTask)
+def fails(name: str) -> None:
+    Effect.objects.create(name=name)
+    raise ValueError(f"no {name}")
+
+
+@shared_task(base=ReliableTask, bind=True, max_retries=5)
+def fails_first(self: Any, name: str, times: int, countdown: float = 0.0) -> str:
+    Effect.objects.create(name=f"{name}-undone")
+    if self.request.retries < times:
+        raise self.retry(countdown=countdown, exc=ValueError(f"attempt {self.request.retries}"))
+    Effect.objects.create(name=name)
+    return name
+
+
+@shared_task(base=ReliableTask)
+def kills_itself(log: str) -> None:
+    log_outside(log, str(os.getpid()))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@shared_task(base=ReliableTask)
+def kills_first(name: str, log: str, times: int) -> None:
+    """Kills its own process on its first ``times`` runs."""
+    log_outside(log, name)
+    runs = Path(log).read_text().split().count(name)
+    Effect.objects.create(name=name)
+    if runs <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@shared_task(base=ReliableTask)
+def exits(code: int | str = 1) -> None:
+    sys.exit(code)
+
+
+@shared_task(base=ReliableTask)
+def out_of_memory() -> None:
+    raise MemoryError("too much")
+
+
+@shared_task(base=ReliableTask)
+def breaks_deferred(name: str) -> None:
+    Effect.objects.create(name=name)
+    Child.objects.create(parent_id=10**9)
+
+
+@shared_task(base=ReliableTask)
+def swallows_integrity_error(name: str) -> None:
+    Parent.objects.get_or_create(name=name)
+    with contextlib.suppress(IntegrityError):
+        Parent.objects.create(name=name)
+    Effect.objects.create(name=name)
+
+
+@shared_task(base=ReliableTask)
+def commits_by_hand(name: str) -> None:
+    Effect.objects.create(name=name)
+    with connection.cursor() as cursor:
+        cursor.execute("COMMIT")
+
+
+@shared_task(base=ReliableTask)
+def enqueues(name: str, fail: bool = False) -> None:
+    effect.delay(name)
+    if fail:
+        raise ValueError(name)
+
+
+@shared_task(base=ReliableTask, atomic=False, bind=True)
+def slow_outside(self: Any, name: str, log: str, gate: str) -> str:
+    log_outside(log, f"{name} {os.getpid()}")
+    wait_for(gate)
+    with self.fenced():
+        Effect.objects.create(name=name)
+    return name
+
+
+@shared_task(base=ReliableTask, bind=True)
+def snoozes(self: Any, name: str, pieces: int) -> int:
+    """Long work in pieces: each run commits one and asks for another."""
+    Effect.objects.create(name=name)
+    done = Effect.objects.filter(name=name).count()
+    if done < pieces:
+        raise self.snooze(0)
+    return done
+
+
+@shared_task(base=ReliableTask, bind=True)
+def becomes(self: Any, name: str) -> Any:
+    Effect.objects.create(name=f"{name}-before")
+    return self.replace(effect.si(name, "replaced"))
+
+
+@shared_task(base=ReliableTask, sensitive=("password",))
+def login(user: str, password: str) -> None:
+    raise ValueError(f"{user} may not log in with {password}")
+
+
+@shared_task(base=ReliableTask, time_limit=1)
+def too_long(log: str) -> None:
+    log_outside(log, "start")
+    wait_for("/nonexistent", 60)
+
+
+@shared_task(base=ReliableTask)
+def holds_transaction(name: str) -> None:
+    with transaction.atomic():
+        Effect.objects.create(name=name)
+
+
+@shared_task(base=ReliableTask)
+def settles_then_waits(name: str, log: str, gate: str) -> str:
+    """Effect; then, after the settlement's commit and before the message is acknowledged, a line outside and the
+    gate."""
+
+    def after_commit() -> None:
+        log_outside(log, f"{name} {os.getpid()}")
+        wait_for(gate)
+
+    Effect.objects.create(name=name)
+    transaction.on_commit(after_commit)
+    return name
+
+
+@shared_task(base=ReliableTask, atomic=False)
+def returns_late(name: str, log: str, gate: str) -> str:
+    """Non-atomic and without fenced(): only its settlement tells whether the job is still its own."""
+    log_outside(log, f"{name} {os.getpid()}")
+    wait_for(gate)
+    return f"{name} {os.getpid()}"
+
+
+@shared_task(base=ReliableTask)
+def sleeps_in_database(name: str, log: str, seconds: float) -> None:
+    """Only its first run waits, in a statement."""
+    Effect.objects.create(name=name)
+    log_outside(log, f"{name} {os.getpid()}")
+    if len(Path(log).read_text().splitlines()) == 1:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(%s)", [seconds])
+
+
+@shared_task(base=ReliableTask)
+def ends_its_session(log: str) -> None:
+    """Takes its own database session down each time, as a query that crashes the backend would."""
+    log_outside(log, str(os.getpid()))
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+@shared_task(base=ReliableTask, autoretry_for=(ValueError,), max_retries=2, default_retry_delay=0)
+def always_fails(log: str) -> None:
+    log_outside(log, str(os.getpid()))
+    raise ValueError("never")
+
+
+@shared_task(base=ReliableTask, bind=True)
+def becomes_later(self: Any, name: str, log: str) -> Any:
+    log_outside(log, "before")
+    return self.replace(effect.si(name, "replaced").set(countdown=3600))
+
+
+@shared_task(base=ReliableTask)
+def returns_nonsense(name: str) -> object:
+    Effect.objects.create(name=name)
+    return object()
+
+
+@shared_task(base=ReliableTask)
+def locks_two(first: str, second: str) -> None:
+    """Two of these in opposite orders, at once, deadlock on their first run."""
+    Parent.objects.select_for_update().get(name=first)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(0.5)")
+    Parent.objects.select_for_update().get(name=second)
+    Effect.objects.create(name=f"{first} then {second}")
+
+
+@shared_task(base=ReliableTask, time_limit=1, atomic=False)
+def too_long_outside(log: str) -> None:
+    log_outside(log, "start")
+    wait_for("/nonexistent", 60)
+
+
+@shared_task(base=ReliableTask)
+def takes_a_while(name: str, log: str) -> None:
+    Effect.objects.create(name=name)
+    log_outside(log, name)
+    time.sleep(0.7)
+
+
+@shared_task(base=ReliableTask)
+def kills_its_company(log: str, others: int) -> None:
+    """Kills its process as soon as so many others have begun at all."""
+    log_outside(log, "poison")
+    deadline = time.monotonic() + 1.0
+    while time.monotonic() < deadline and len(set(Path(log).read_text().split())) <= others:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# Two versions of the code, for tests of deploys.
+if os.environ.get("TEST_NEW_CODE"):
+
+    @shared_task(base=ReliableTask, name="tests.testapp.tasks.new_task")
+    def new_task(name: str) -> None:
+        Effect.objects.create(name=name)
+
+    @shared_task(base=ReliableTask, name="tests.testapp.tasks.changed")
+    def changed(name: str, extra: str) -> None:
+        Effect.objects.create(name=name, value=extra)
+
+else:
+
+    @shared_task(base=ReliableTask, name="tests.testapp.tasks.changed")
+    def changed(name: str) -> None:
+        Effect.objects.create(name=name)
