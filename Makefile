@@ -1,0 +1,54 @@
+# Each target installs what it needs into a virtual environment of its own below this directory.
+PYTHON ?= python3
+DEV = .venv/bin/python
+DEMO = .venv-demo/bin/python
+
+.PHONY: help test demo serve soak mutants lint format dev clean
+
+help:
+	@echo 'make demo      orders through rollbacks, kills and lost messages, then a table of what came of them'
+	@echo 'make serve     the demo shop, its worker, beat and admin, to look at'
+	@echo 'make test      everything, for every Python at hand  [ENVS=py312-django60,lint] [ARGS="-k outbox"]'
+	@echo 'make soak      the minutes-long tests that make test leaves out'
+	@echo 'make mutants   switches each protection off in turn and requires a red test'
+	@echo 'make lint      format, rules, import floors, types, migrations'
+	@echo 'make format    rewrites the files as make lint wants them'
+	@echo 'make clean     removes what the other targets made'
+
+test: dev
+	@$(DEV) tools/run_tox.py $(ENVS) $(if $(ARGS),-- $(ARGS))
+
+demo: .venv-demo
+	@$(DEMO) manage.py demo $(ARGS)
+
+serve: .venv-demo
+	@$(DEMO) manage.py serve_demo $(ARGS)
+
+soak: dev
+	@DATABASE_URL=$${DATABASE_URL:-postgresql://postgres@127.0.0.1:5432/postgres} \
+	BROKER_URL=$${BROKER_URL:-amqp://guest:guest@127.0.0.1:5672//} $(DEV) -m pytest -m soak $(ARGS)
+
+mutants: dev
+	@$(DEV) -m tests.mutants $(ARGS)
+
+lint: dev
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/lint-imports
+	@.venv/bin/mypy
+	@$(DEV) -m django makemigrations --check --dry-run --settings tests.settings
+
+format: dev
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+dev:
+	@$(PYTHON) tools/venv.py .venv -r requirements-dev.txt tox tox-uv
+
+# Always looked at: the script does nothing when the environment is up to date.
+.PHONY: .venv-demo
+.venv-demo:
+	@$(PYTHON) tools/venv.py .venv-demo -r requirements.txt
+
+clean:
+	rm -rf .venv .venv-demo .tox .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist var
