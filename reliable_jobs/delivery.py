@@ -16,7 +16,7 @@ from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from django.db import Error as DatabaseError
 from kombu.serialization import loads
 
-from reliable_jobs import execution, failures, lifecycle, receipts
+from reliable_jobs import aftermath, execution, failures, lifecycle, receipts
 from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle import Refusal
 from reliable_jobs.message import HEADER
@@ -96,7 +96,7 @@ def deliver(task: ReliableTask, args: Any, kwargs: Any) -> Any:
                 reason,
                 pause,
             )
-            execution.discard_connection(delivery.using)
+            aftermath.discard_connection(delivery.using)
             try:
                 time.sleep(pause)
             except SoftTimeLimitExceeded:

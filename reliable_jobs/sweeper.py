@@ -10,9 +10,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import logging
-import threading
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from celery import Celery
@@ -241,62 +240,3 @@ def _database_settled(alias: str) -> bool:
             "SELECT clock_timestamp() - pg_postmaster_start_time() > make_interval(secs => %s)", [settings.LEASE]
         )
         return bool(cursor.fetchone()[0])
-
-
-# --- the loop ---------------------------------------------------------------------------------------------------------
-
-
-class SweepLoop:
-    """A thread that sweeps: at an interval of its own, or whenever :meth:`wake` is called."""
-
-    def __init__(
-        self,
-        app: Celery,
-        *,
-        actor: str,
-        interval: float | None,
-        keep_connections: bool = False,
-        before: Callable[[], None] | None = None,
-    ) -> None:
-        self.app = app
-        self.actor = actor
-        self.interval = interval
-        self.keep_connections = keep_connections
-        self.before = before
-        self._wake = threading.Event()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self.run, name=f"reliable_jobs-{actor}", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def wake(self) -> None:
-        self._wake.set()
-
-    def stop(self, timeout: float | None = 5.0) -> None:
-        self._stop.set()
-        self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
-
-    def run(self) -> None:
-        while not self._stop.is_set():
-            self._wake.wait(self.interval)
-            self._wake.clear()
-            if self._stop.is_set():
-                break
-            self.once()
-        connections.close_all()
-
-    def once(self) -> None:
-        try:
-            if self.before is not None:
-                self.before()
-            sweep(self.app, actor=self.actor)
-        except Exception as error:
-            # A sweeper that dies would be noticed only when jobs are missing; it logs and goes on.
-            logger.warning("Sweep by %s failed (%s: %s); trying again.", self.actor, type(error).__name__, error)
-            connections.close_all()
-        else:
-            if not self.keep_connections:
-                connections.close_all()

@@ -14,10 +14,11 @@ from celery import Task, shared_task
 from celery.result import AsyncResult
 
 from reliable_jobs import pruner, sweeper
+from reliable_jobs.loop import SweepLoop
 from reliable_jobs.schedule import PRUNE_TASK, SWEEP_TASK
 
 #: Set while this process is a beat; see worker.py.
-beat_loop: sweeper.SweepLoop | None = None
+beat_loop: SweepLoop | None = None
 
 
 class _SweepTask(Task):

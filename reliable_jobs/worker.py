@@ -22,12 +22,12 @@ from django.db.backends.signals import connection_created
 
 from reliable_jobs import lifecycle, receipts, tasks
 from reliable_jobs.conf import settings
+from reliable_jobs.loop import SweepLoop
 from reliable_jobs.message import HEADER, as_uuid
 from reliable_jobs.outbox import pointer_alias
 from reliable_jobs.parking import ParkingStep, aside
 from reliable_jobs.schedule import SWEEP_TASK
 from reliable_jobs.status import EventKind, Reason
-from reliable_jobs.sweeper import SweepLoop
 
 logger = logging.getLogger("reliable_jobs.worker")
 

@@ -17,6 +17,7 @@ from django.utils import timezone
 from reliable_jobs import declared, sweeper
 from reliable_jobs.declared import ensure_jobs, sweep_declared
 from reliable_jobs.link import BrokerTimeout, Receipt
+from reliable_jobs.loop import SweepLoop
 from reliable_jobs.message import HEADER
 from reliable_jobs.models import Job
 from reliable_jobs.publisher import Publisher
@@ -455,18 +456,18 @@ class Ticking:
 
 
 @pytest.fixture
-def loops() -> Iterator[list[sweeper.SweepLoop]]:
-    started: list[sweeper.SweepLoop] = []
+def loops() -> Iterator[list[SweepLoop]]:
+    started: list[SweepLoop] = []
     yield started
     for loop in started:
         loop.stop()
 
 
 def test_the_loop_sweeps_at_its_interval_and_ends_when_told(
-    monkeypatch: pytest.MonkeyPatch, loops: list[sweeper.SweepLoop]
+    monkeypatch: pytest.MonkeyPatch, loops: list[SweepLoop]
 ) -> None:
     ticking = Ticking(monkeypatch)
-    loop = sweeper.SweepLoop(app, actor="test", interval=0.01, keep_connections=True)
+    loop = SweepLoop(app, actor="test", interval=0.01, keep_connections=True)
     loops.append(loop)
     loop.start()
     assert all(ticking.ticked.acquire(timeout=10) for _ in range(3))
@@ -476,11 +477,9 @@ def test_the_loop_sweeps_at_its_interval_and_ends_when_told(
     assert not ticking.ticked.acquire(timeout=0.05) or ticking.ticks == ended
 
 
-def test_a_loop_without_an_interval_waits_to_be_woken(
-    monkeypatch: pytest.MonkeyPatch, loops: list[sweeper.SweepLoop]
-) -> None:
+def test_a_loop_without_an_interval_waits_to_be_woken(monkeypatch: pytest.MonkeyPatch, loops: list[SweepLoop]) -> None:
     ticking = Ticking(monkeypatch)
-    loop = sweeper.SweepLoop(app, actor="test", interval=None, keep_connections=True)
+    loop = SweepLoop(app, actor="test", interval=None, keep_connections=True)
     loops.append(loop)
     loop.start()
     assert not ticking.ticked.acquire(timeout=0.05)
@@ -489,10 +488,10 @@ def test_a_loop_without_an_interval_waits_to_be_woken(
 
 
 def test_a_sweep_that_fails_does_not_end_the_loop(
-    monkeypatch: pytest.MonkeyPatch, loops: list[sweeper.SweepLoop], caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, loops: list[SweepLoop], caplog: pytest.LogCaptureFixture
 ) -> None:
     ticking = Ticking(monkeypatch, fail=True)
-    loop = sweeper.SweepLoop(app, actor="test", interval=0.01, keep_connections=True)
+    loop = SweepLoop(app, actor="test", interval=0.01, keep_connections=True)
     loops.append(loop)
     loop.start()
     assert all(ticking.ticked.acquire(timeout=10) for _ in range(3))
@@ -502,7 +501,5 @@ def test_a_sweep_that_fails_does_not_end_the_loop(
 def test_what_is_to_be_done_before_a_sweep_is_done_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     monkeypatch.setattr(sweeper, "sweep", lambda app, actor: order.append("sweep"))
-    sweeper.SweepLoop(
-        app, actor="test", interval=None, keep_connections=True, before=lambda: order.append("before")
-    ).once()
+    SweepLoop(app, actor="test", interval=None, keep_connections=True, before=lambda: order.append("before")).once()
     assert order == ["before", "sweep"]

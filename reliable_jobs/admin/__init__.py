@@ -5,27 +5,19 @@ Nothing is edited, added or deleted by form: lifecycle.py writes, the pruner del
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from django.contrib import admin, messages
-from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
-from django.contrib.admin.options import IS_POPUP_VAR
-from django.contrib.admin.utils import unquote
-from django.core.exceptions import PermissionDenied, ValidationError
+from django.contrib import admin
 from django.db import router
 from django.db.models import QuerySet
 from django.db.models.functions import Now
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.response import TemplateResponse
-from django.urls import URLPattern, path, reverse
+from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from reliable_jobs.admin import content, story
-from reliable_jobs.admin.listing import BOUND, BoundedPaginator, CreatedFilter, JobChangeList, ShowFilter, search
-from reliable_jobs.admin.operations import OPERATIONS, Chosen, Operation, carry_out, known_queues, plural
+from reliable_jobs.admin.listing import BoundedPaginator, CreatedFilter, JobChangeList, ShowFilter, search
+from reliable_jobs.admin.views import OperationViews
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.status import Status
 
@@ -37,25 +29,10 @@ else:
 #: Events and children that a job's page shows.
 EVENTS_SHOWN = 100
 CHILDREN_SHOWN = 20
-JOBS_NAMED = 10
-
-
-def _action(operation: Operation) -> Callable[..., Any]:
-    @admin.action(description=f"{operation.verb} selected jobs…", permissions=[operation.name])
-    def action(self: JobAdmin, request: HttpRequest, queryset: QuerySet[Job]) -> HttpResponse | None:
-        hidden = [
-            ("action", operation.name),
-            ("select_across", request.POST.get("select_across", "0")),
-            *((ACTION_CHECKBOX_NAME, pk) for pk in request.POST.getlist(ACTION_CHECKBOX_NAME)),
-        ]
-        return self.operate(operation, request, Chosen.of(queryset), queryset.db, hidden=hidden)
-
-    action.__name__ = operation.name
-    return action
 
 
 @admin.register(Job)
-class JobAdmin(_ModelAdmin):
+class JobAdmin(OperationViews):
     """Reads and writes the database that jobs are written to. Where jobs are in several, subclass it for another admin
     site and set ``using``."""
 
@@ -73,7 +50,6 @@ class JobAdmin(_ModelAdmin):
     paginator = BoundedPaginator
     search_fields = ("pk",)  # shows the search box; search() below does the looking up
     search_help_text = "An exact id, task name or key. To say which: task:shop.tasks.ship or key:order-17."
-    actions = tuple(_action(operation) for operation in OPERATIONS.values())
     fieldsets = (
         (None, {"fields": ("identity", "task", "shown_status", "queue", "priority", "key", "shown_worker")}),
         ("What it was given", {"fields": ("arguments",)}),
@@ -105,16 +81,6 @@ class JobAdmin(_ModelAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
-    def has_requeue_permission(self, request: HttpRequest) -> bool:
-        return self._may(request, "requeue")
-
-    def has_cancel_permission(self, request: HttpRequest) -> bool:
-        return self._may(request, "cancel")
-
-    def _may(self, request: HttpRequest, operation: str) -> bool:
-        user: Any = request.user
-        return bool(user.has_perm(f"{self.opts.app_label}.{operation}_job")) and self.has_view_permission(request)
-
     # --- the list -----------------------------------------------------------------------------------------------------
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Job]:
@@ -131,13 +97,6 @@ class JobAdmin(_ModelAdmin):
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
         return search(queryset, self.get_queryset(request), search_term), False
-
-    def response_action(self, request: HttpRequest, queryset: QuerySet[Any], *args: Any) -> HttpResponse | None:
-        try:
-            return super().response_action(request, queryset, *args)
-        except ValidationError:  # a selected id that is none
-            self.message_user(request, "No such job was selected.", messages.WARNING)
-            return None
 
     @admin.display(description="job")
     def name(self, job: Job) -> SafeString:
@@ -268,75 +227,6 @@ class JobAdmin(_ModelAdmin):
 
     def _link(self, job: Job) -> SafeString:
         return format_html('<a href="{}">{}</a>', self._page("change", job.pk), str(job))
-
-    def _page(self, name: str, *args: Any) -> str:
-        return reverse(
-            f"admin:{self.opts.app_label}_{self.opts.model_name}_{name}", args=args, current_app=self.admin_site.name
-        )
-
-    # --- requeue and cancel -------------------------------------------------------------------------------------------
-
-    def get_urls(self) -> list[URLPattern]:
-        name = f"{self.opts.app_label}_{self.opts.model_name}"
-        own = [
-            path(
-                f"<path:object_id>/{operation.name}/",
-                self.admin_site.admin_view(functools.partial(self.operation_view, operation)),
-                name=f"{name}_{operation.name}",
-            )
-            for operation in OPERATIONS.values()
-        ]
-        return own + super().get_urls()
-
-    def operation_view(self, operation: Operation, request: HttpRequest, object_id: str) -> HttpResponse:
-        """GET asks, POST acts."""
-        if not getattr(self, f"has_{operation.name}_permission")(request):
-            raise PermissionDenied
-        job = self.get_object(request, unquote(object_id))
-        if job is None:
-            self.message_user(
-                request, f"There is no job {unquote(object_id)}; it may have been pruned.", messages.WARNING
-            )
-            return HttpResponseRedirect(self._page("changelist"))
-        back = self._page("change", job.pk)
-        answer = self.operate(operation, request, Chosen([job]), job._state.db or "default", job=job)
-        return answer or HttpResponseRedirect(back)
-
-    def operate(
-        self,
-        operation: Operation,
-        request: HttpRequest,
-        chosen: Chosen,
-        using: str,
-        *,
-        hidden: list[tuple[str, str]] | None = None,
-        job: Job | None = None,
-    ) -> HttpResponse | None:
-        """The page that asks; or, when its button was pressed, None with everything done and said."""
-        confirmed = request.method == "POST" and "confirmed" in request.POST
-        form = operation.form(request.POST if confirmed else None)
-        if confirmed and form.is_valid():
-            carry_out(operation, request, chosen, using, form.cleaned_data)
-            return None
-        request.current_app = self.admin_site.name
-        number = plural(len(chosen.jobs))
-        context = {
-            **self.admin_site.each_context(request),
-            "title": f"{operation.verb} {job if job is not None else number}",
-            "opts": self.opts,
-            "media": self.media + form.media,
-            "operation": operation,
-            "form": form,
-            "number": number,
-            "chosen": chosen,
-            "named": chosen.jobs[:JOBS_NAMED],
-            "bound": BOUND,
-            "hidden": [*(hidden or []), ("confirmed", "yes")],
-            "queues": known_queues() if operation.name == "requeue" else [],
-            "job": job,
-            "is_popup": IS_POPUP_VAR in request.GET,
-        }
-        return TemplateResponse(request, "admin/reliable_jobs/job/operation.html", context)
 
 
 def _crashes(job: Job) -> int:

@@ -1,0 +1,133 @@
+"""Requeue and cancel in the browser: who may, the page that asks, and its answer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.options import IS_POPUP_VAR
+from django.contrib.admin.utils import unquote
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+
+from reliable_jobs.admin.listing import BOUND
+from reliable_jobs.admin.operations import OPERATIONS, Chosen, Operation, carry_out, known_queues, plural
+from reliable_jobs.models import Job
+
+if TYPE_CHECKING:
+    _ModelAdmin = admin.ModelAdmin[Job]
+else:
+    _ModelAdmin = admin.ModelAdmin
+
+#: Jobs that the page which asks calls by name.
+JOBS_NAMED = 10
+
+
+def _action(operation: Operation) -> Callable[..., Any]:
+    @admin.action(description=f"{operation.verb} selected jobs…", permissions=[operation.name])
+    def action(self: OperationViews, request: HttpRequest, queryset: QuerySet[Job]) -> HttpResponse | None:
+        hidden = [
+            ("action", operation.name),
+            ("select_across", request.POST.get("select_across", "0")),
+            *((ACTION_CHECKBOX_NAME, pk) for pk in request.POST.getlist(ACTION_CHECKBOX_NAME)),
+        ]
+        return self.operate(operation, request, Chosen.of(queryset), queryset.db, hidden=hidden)
+
+    action.__name__ = operation.name
+    return action
+
+
+class OperationViews(_ModelAdmin):
+    """The part of JobAdmin that acts."""
+
+    actions = tuple(_action(operation) for operation in OPERATIONS.values())
+
+    def has_requeue_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, "requeue")
+
+    def has_cancel_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, "cancel")
+
+    def _may(self, request: HttpRequest, operation: str) -> bool:
+        user: Any = request.user
+        return bool(user.has_perm(f"{self.opts.app_label}.{operation}_job")) and self.has_view_permission(request)
+
+    def response_action(self, request: HttpRequest, queryset: QuerySet[Any], *args: Any) -> HttpResponse | None:
+        try:
+            return super().response_action(request, queryset, *args)
+        except ValidationError:  # a selected id that is none
+            self.message_user(request, "No such job was selected.", messages.WARNING)
+            return None
+
+    def get_urls(self) -> list[URLPattern]:
+        name = f"{self.opts.app_label}_{self.opts.model_name}"
+        own = [
+            path(
+                f"<path:object_id>/{operation.name}/",
+                self.admin_site.admin_view(functools.partial(self.operation_view, operation)),
+                name=f"{name}_{operation.name}",
+            )
+            for operation in OPERATIONS.values()
+        ]
+        return own + super().get_urls()
+
+    def operation_view(self, operation: Operation, request: HttpRequest, object_id: str) -> HttpResponse:
+        """GET asks, POST acts."""
+        if not getattr(self, f"has_{operation.name}_permission")(request):
+            raise PermissionDenied
+        job = self.get_object(request, unquote(object_id))
+        if job is None:
+            self.message_user(
+                request, f"There is no job {unquote(object_id)}; it may have been pruned.", messages.WARNING
+            )
+            return HttpResponseRedirect(self._page("changelist"))
+        back = self._page("change", job.pk)
+        answer = self.operate(operation, request, Chosen([job]), job._state.db or "default", job=job)
+        return answer or HttpResponseRedirect(back)
+
+    def operate(
+        self,
+        operation: Operation,
+        request: HttpRequest,
+        chosen: Chosen,
+        using: str,
+        *,
+        hidden: list[tuple[str, str]] | None = None,
+        job: Job | None = None,
+    ) -> HttpResponse | None:
+        """The page that asks; or, when its button was pressed, None with everything done and said."""
+        confirmed = request.method == "POST" and "confirmed" in request.POST
+        form = operation.form(request.POST if confirmed else None)
+        if confirmed and form.is_valid():
+            carry_out(operation, request, chosen, using, form.cleaned_data)
+            return None
+        request.current_app = self.admin_site.name
+        number = plural(len(chosen.jobs))
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"{operation.verb} {job if job is not None else number}",
+            "opts": self.opts,
+            "media": self.media + form.media,
+            "operation": operation,
+            "form": form,
+            "number": number,
+            "chosen": chosen,
+            "named": chosen.jobs[:JOBS_NAMED],
+            "bound": BOUND,
+            "hidden": [*(hidden or []), ("confirmed", "yes")],
+            "queues": known_queues() if operation.name == "requeue" else [],
+            "job": job,
+            "is_popup": IS_POPUP_VAR in request.GET,
+        }
+        return TemplateResponse(request, "admin/reliable_jobs/job/operation.html", context)
+
+    def _page(self, name: str, *args: Any) -> str:
+        return reverse(
+            f"admin:{self.opts.app_label}_{self.opts.model_name}_{name}", args=args, current_app=self.admin_site.name
+        )
