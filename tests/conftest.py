@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,32 +11,6 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.harness import Stack, Worker
-
-
-def _answer(cursor: Any, query: str) -> Any:
-    cursor.execute(query)
-    return cursor.fetchone()[0]
-
-
-@pytest.fixture(scope="session")
-def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
-    """pytest-django's own, and before its end: a session that a test left open would keep the database from
-    being dropped. Which it was is printed."""
-    yield
-    from django.db import connection
-
-    if connection.vendor != "postgresql":
-        return
-    others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
-    others += "AND backend_type = 'client backend'"
-    deadline = time.monotonic() + 20
-    with django_db_blocker.unblock(), connection.cursor() as cursor:
-        cursor.execute(f"SELECT state, left(query, 200), pg_terminate_backend(pid) {others}")
-        for left in cursor.fetchall():
-            print(f"a test left a database session open: {left}")
-        while _answer(cursor, f"SELECT count(*) {others}"):
-            assert time.monotonic() < deadline, "a terminated session does not end"
-            time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")

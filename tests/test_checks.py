@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from reliable_jobs.checks import databases, loading
 from reliable_jobs.checks import tasks as task_checks
 from reliable_jobs.idempotency import GetOrCreateTask, IdempotentTask
 from reliable_jobs.schedule import SWEEP_TASK, create_periodic_tasks
+from tests.inprocess import extra_database
 
 Configure = Callable[..., Celery]
 
@@ -271,23 +272,14 @@ def test_deferred_sqlite_is_named(database: Any) -> None:
     assert not databases.check_sqlite_mode()
 
 
-def test_the_journal_of_sqlite_is_asked_for(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, django_db_blocker: Any
-) -> None:
-    from django.db.backends.sqlite3.base import DatabaseWrapper
-
-    described = {**connections["default"].settings_dict, "ENGINE": "django.db.backends.sqlite3"}
-    described.update(NAME=str(tmp_path / "db"), OPTIONS={})
-    other = DatabaseWrapper(described, "default")
-    monkeypatch.setattr(connections._connections, "default", other)
-    with django_db_blocker.unblock(), contextlib.closing(other):
-        assert [message.id for message in databases.check_sqlite_journal(databases=["default"])] == [
-            "reliable_jobs.W022"
-        ]
+@pytest.mark.django_db
+def test_the_journal_of_sqlite_is_asked_for(tmp_path: Path) -> None:
+    with extra_database("journal", tmp_path / "db.sqlite3") as alias:
+        assert [message.id for message in databases.check_sqlite_journal(databases=[alias])] == ["reliable_jobs.W022"]
         assert not databases.check_sqlite_journal(databases=[])
-        with other.cursor() as cursor:
+        with connections[alias].cursor() as cursor:
             cursor.execute("PRAGMA journal_mode=WAL")
-        assert not databases.check_sqlite_journal(databases=["default"])
+        assert not databases.check_sqlite_journal(databases=[alias])
 
 
 @pytest.mark.parametrize(

@@ -110,10 +110,11 @@ def test_a_message_of_the_old_content_does_not_run_after_a_retry_with_new_one(jo
 
 
 def test_retry_may_send_the_job_to_another_queue(jobs: InProcess) -> None:
-    row = run(jobs, lambda self: self.retry(queue="other", priority=5, countdown=0))
-    assert (row.queue, row.priority) == ("other", 5)
+    other = f"{jobs.queue}-other"
+    row = run(jobs, lambda self: self.retry(queue=other, priority=5, countdown=0))
+    assert (row.queue, row.priority) == (other, 5)
     jobs.sweep()
-    assert [message.headers["id"] for message in jobs.take("other")] == [str(row.pk)]
+    assert [message.headers["id"] for message in jobs.take(other)] == [str(row.pk)]
 
 
 def test_retry_keeps_callbacks_and_chain(jobs: InProcess) -> None:

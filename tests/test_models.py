@@ -37,11 +37,20 @@ def job(**values: Any) -> Job:
 
 def fill() -> None:
     """Many settled rows, a few of each unfinished kind: what a table looks like that runs for a while."""
-    past = timezone.now() - datetime.timedelta(minutes=1)
+    past, future = (timezone.now() + datetime.timedelta(minutes=minutes) for minutes in (-1, 60))
     new = [
-        job(status=FINAL[n % 4], finished_at=past, created_at=past, task=f"task {n % 50}", queue=f"queue {n % 7}")
+        job(
+            status=FINAL[n % 4],
+            sends=1,
+            finished_at=past,
+            created_at=past,
+            task=f"task {n % 50}",
+            queue=f"queue {n % 7}",
+        )
         for n in range(SETTLED)
     ]
+    # A backlog, so that the planner need not weigh a few pages of one index against a few of another.
+    new += [job(due_at=past, sends=1, check_at=future) for _ in range(100)]
     new += [job(due_at=past) for _ in range(5)]
     new += [job(due_at=past, sends=1, check_at=past) for _ in range(5)]
     new += [job(status=Status.RUNNING, lease_at=past, token=uuid.uuid4()) for _ in range(5)]
