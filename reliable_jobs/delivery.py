@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from django.db import Error as DatabaseError
+from django.db import connections
 from kombu.serialization import loads
 
 from reliable_jobs import aftermath, execution, failures, lifecycle, receipts
@@ -83,10 +84,16 @@ def deliver(task: ReliableTask, args: Any, kwargs: Any) -> Any:
     task.request.reliable_began = time.monotonic()
     delivery = read_delivery(task)
     pause, held = 0.25, 0.0
+    kept = connections[delivery.using].connection is not None
     while True:
         try:
             return _deliver(task, delivery, args, kwargs)
         except execution.NotStarted as reason:
+            if kept:
+                # It may have died since the last job, which says nothing of the database.
+                kept = False
+                aftermath.discard_connection(delivery.using)
+                continue
             if held >= settings.HOLD:
                 raise Reject(str(reason), requeue=True) from reason
             logger.warning(

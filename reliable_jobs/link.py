@@ -129,7 +129,8 @@ class Link:
         """Say goodbye to a healthy broker, which would log a warning otherwise; its answer is waited for a second."""
         if self.pid == os.getpid():
             with contextlib.suppress(Exception):
-                self.connection.transport_options["read_timeout"] = 1.0
+                if self.amqp:
+                    self.raw.sock.settimeout(1.0)
                 self.connection.release()
 
     def declare(self, name: str) -> None:
@@ -203,19 +204,19 @@ class Link:
         )
 
     def probe(self, timeout: float) -> None:
-        """Have two messages confirmed. Only that tells: a broker under its memory alarm lets connections in and then
-        says nothing. Without ``mandatory`` RabbitMQ acks what it can't route, so the message goes nowhere.
+        """Have a message confirmed. Only that tells: a broker under its memory alarm lets connections in and then says
+        nothing. Without ``mandatory`` RabbitMQ acks what it can't route, so the message goes nowhere.
 
         Raises:
             Exception: BrokerTimeout, or the connection's own error.
         """
         if self.amqp:
             deadline = time.monotonic() + timeout
-            nowhere = Outgoing(uuid.uuid4(), "", "", "reliable_jobs.probe", b"", "text/plain", "utf-8", {}, {})
+            # With a body: a message without one is complete before the alarm holds the connection up, and is confirmed.
+            nowhere = Outgoing(uuid.uuid4(), "", "", "reliable_jobs.probe", b"probe", "text/plain", "utf-8", {}, {})
             self.receipt = Receipt()
-            for _ in range(2):  # under the alarm the first message of a new connection is confirmed, the second is not
-                self._write(nowhere, deadline, mandatory=False)
-                self._await_confirms(deadline, down_to=0)
+            self._write(nowhere, deadline, mandatory=False)
+            self._await_confirms(deadline, down_to=0)
         self.used = True
 
     def _await_confirms(self, deadline: float, down_to: int) -> None:

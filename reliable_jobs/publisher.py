@@ -123,7 +123,7 @@ class Publisher:
         if not keep:
             link.close()
 
-    def reachable(self, timeout: float = 5.0, *, keep: bool = True) -> bool:
+    def reachable(self, timeout: float = 5.0) -> bool:
         """Whether the broker takes and confirms a message now. Not for requests: it may take the whole timeout."""
         self._forked()
         for reuse in (True, False):
@@ -138,10 +138,7 @@ class Publisher:
                 if not link.used:
                     return False
             else:
-                if keep:
-                    self._keep(link)
-                else:
-                    link.close()
+                self._keep(link)
                 return True
         return False
 
@@ -173,10 +170,11 @@ class Publisher:
 
     def _probe_until_back(self, sleep: Callable[[float], None] = time.sleep) -> None:
         pause = 0.5
-        while not self.reachable(timeout=2.0, keep=False):
+        while not self.reachable(timeout=2.0):
             sleep(pause)
             pause = min(pause * 2, 15.0)
         self._open = False
+        self.close()  # the probe's own connection: whoever has closed this publisher meanwhile would not close it again
         logger.warning("Broker is back; publishing on commit again.")
 
 

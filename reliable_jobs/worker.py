@@ -20,7 +20,7 @@ from celery.worker.request import Request
 from django.db import transaction
 from django.db.backends.signals import connection_created
 
-from reliable_jobs import lifecycle, receipts, tasks
+from reliable_jobs import kept, lifecycle, receipts, tasks
 from reliable_jobs.conf import settings
 from reliable_jobs.loop import SweepLoop
 from reliable_jobs.message import HEADER, as_uuid
@@ -145,6 +145,12 @@ def _on_worker_init(sender: Any = None, **kwargs: Any) -> None:
     connection_created.connect(_prepare_session, dispatch_uid="reliable_jobs.session")
 
 
+def _on_worker_set_up(instance: Any = None, **kwargs: Any) -> None:
+    # Later than worker_init, at which the fixup connects its receivers, and before the pool forks.
+    if not kept.keep_connections(instance):
+        logger.info("Database connections are closed around every task, as Celery does it.")
+
+
 def _prepare_session(connection: Any, **kwargs: Any) -> None:
     if connection.vendor != "postgresql":
         return
@@ -191,6 +197,7 @@ def _on_beat_init(sender: Any = None, **kwargs: Any) -> None:
 def connect() -> None:
     """Connect the receivers; called once by the app config. They cost nothing in a process that is no worker."""
     signals.worker_init.connect(_on_worker_init, dispatch_uid="reliable_jobs.worker_init")
+    signals.celeryd_after_setup.connect(_on_worker_set_up, dispatch_uid="reliable_jobs.celeryd_after_setup")
     signals.worker_ready.connect(_on_worker_ready, dispatch_uid="reliable_jobs.worker_ready")
     signals.worker_shutdown.connect(_on_worker_shutdown, dispatch_uid="reliable_jobs.worker_shutdown")
     signals.beat_init.connect(_on_beat_init, dispatch_uid="reliable_jobs.beat_init")

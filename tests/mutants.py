@@ -99,11 +99,11 @@ MUTANTS = [
         (f"{I5}::test_a_broker_that_is_away_at_commit_delays_the_job_and_not_the_request",),
     ),
     Mutant(
-        "probe-twice",
+        "probe-with-a-body",
         "I9",
         "link.py",
-        "for _ in range(2):  # under the alarm",
-        "for _ in range(1):  # under the alarm",
+        '"reliable_jobs.probe", b"probe",',
+        '"reliable_jobs.probe", b"",',
         (f"{I5}::test_a_broker_under_its_memory_alarm_never_confirms_and_loses_nothing",),
     ),
     Mutant(
@@ -350,7 +350,7 @@ MUTANTS = [
         "sweep-due",
         "I2",
         "sweeper.py",
-        "        _publish_due(app, alias, report)\n",
+        "            _publish_due(app, alias, report)\n",
         "",
         (f"{I2}::test_work_due_later_waits_in_the_database_and_survives_the_broker",),
     ),
@@ -358,7 +358,7 @@ MUTANTS = [
         "sweep-overdue",
         "I2",
         "sweeper.py",
-        "        _publish_overdue(app, alias, report)\n",
+        "            _publish_overdue(app, alias, report)\n",
         "",
         (f"{I1}::test_a_producer_killed_between_commit_and_publish_leaves_a_job_that_the_sweeper_publishes",),
     ),
@@ -366,8 +366,8 @@ MUTANTS = [
         "rescue",
         "I2",
         "sweeper.py",
-        "        if _database_settled(alias):\n",
-        "        if False:\n",
+        "            if _database_settled(alias):\n",
+        "            if False:\n",
         (f"{I4}::test_a_worker_stopped_past_its_lease_wakes_up_to_nothing",),
     ),
     Mutant(
@@ -402,14 +402,30 @@ def copy_of_the_tree(directory: Path) -> Path:
     return Path(shutil.copytree(ROOT, directory / "tree", ignore=_LEFT_OUT))
 
 
-def apply(mutant: Mutant, tree: Path) -> None:
-    """Raises ValueError when the text is not there exactly once: the list must follow the code."""
-    for file, old, new in ((mutant.file, mutant.old, mutant.new), *mutant.also):
-        path = tree / "reliable_jobs" / file
-        text = path.read_text()
+def mutated(mutant: Mutant, package: Path) -> dict[Path, str]:
+    """The package's files as the mutant has them.
+
+    Raises:
+        ValueError: the text is not there exactly once, or the outcome is no Python: the list must follow the code.
+    """
+    files: dict[Path, str] = {}
+    for name, old, new in ((mutant.file, mutant.old, mutant.new), *mutant.also):
+        path = package / name
+        text = files[path] if path in files else path.read_text()
         if text.count(old) != 1:
-            raise ValueError(f"{mutant.name}: {file} holds {old!r} {text.count(old)} times, not once")
-        path.write_text(text.replace(old, new))
+            raise ValueError(f"{mutant.name}: {name} holds {old!r} {text.count(old)} times, not once")
+        files[path] = text.replace(old, new)
+        try:
+            compile(files[path], name, "exec")
+        except SyntaxError as error:
+            raise ValueError(f"{mutant.name}: {name} would be no Python: {error}") from error
+    return files
+
+
+def apply(mutant: Mutant, tree: Path) -> None:
+    """Raises ValueError; see mutated()."""
+    for path, text in mutated(mutant, tree / "reliable_jobs").items():
+        path.write_text(text)
 
 
 def run_tests(tree: Path, tests: Sequence[str], *, patience: float) -> tuple[int, str]:
@@ -480,16 +496,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _list(chosen: Sequence[Mutant]) -> int:
     wrong = 0
-    with tempfile.TemporaryDirectory(prefix="rj-mutant-") as directory:
-        for number, mutant in enumerate(chosen):
-            tree = copy_of_the_tree(Path(directory) / str(number))
-            try:
-                apply(mutant, tree)
-            except ValueError as error:
-                wrong += 1
-                print(f"NOT APPLIED  {error}")
-            else:
-                print(f"{mutant.name:28} {mutant.promises:9} {mutant.file}")
+    for mutant in chosen:
+        try:
+            mutated(mutant, ROOT / "reliable_jobs")
+        except ValueError as error:
+            wrong += 1
+            print(f"NOT APPLIED  {error}")
+        else:
+            print(f"{mutant.name:28} {mutant.promises:9} {mutant.file}")
     return 1 if wrong else 0
 
 

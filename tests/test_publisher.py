@@ -335,7 +335,7 @@ def test_pauses_between_probes_grow_and_are_bounded(monkeypatch: pytest.MonkeyPa
     mine = Publisher(app)
     answers = [False] * 9 + [True]
     pauses: list[float] = []
-    monkeypatch.setattr(mine, "reachable", lambda timeout, keep: answers.pop(0))
+    monkeypatch.setattr(mine, "reachable", lambda timeout: answers.pop(0))
     mine._open = True
     mine._probe_until_back(sleep=pauses.append)
     assert pauses == [0.5, 1, 2, 4, 8, 15, 15, 15, 15]

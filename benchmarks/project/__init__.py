@@ -1,0 +1,1 @@
+"""The Django project that every contender runs in: an order, an effect, one task."""

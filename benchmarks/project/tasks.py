@@ -1,0 +1,13 @@
+"""The one body of every contender that works with Django."""
+
+from __future__ import annotations
+
+from benchmarks.project.models import Effect
+from benchmarks.rivals import current
+
+
+def effect(number: int) -> None:
+    Effect.objects.create(number=number)
+
+
+effect = current().decorate(effect)

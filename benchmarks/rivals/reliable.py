@@ -1,0 +1,101 @@
+"""reliable_jobs as README.md sets it up, with the defaults of every setting that a class here does not name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from celery import shared_task
+
+from benchmarks.rivals import NotRun, Rival, django_command, in_chunks
+from benchmarks.rivals.celery import WORKER
+
+
+class OnCommit(Rival):
+    """``DISPATCH = "on_commit"`` (the default) and an atomic body (the default)."""
+
+    distributions: ClassVar[tuple[str, ...]] = ("celery", "kombu", "amqp", "django-celery-beat", "django-celery-results")
+    apps: ClassVar[tuple[str, ...]] = ("django_celery_beat", "django_celery_results", "reliable_jobs")
+    settings: ClassVar[dict[str, Any]] = {
+        "CELERY_BEAT_SCHEDULER": "django_celery_beat.schedulers:DatabaseScheduler",
+        "CELERY_BROKER_CHANNEL_ERROR_RETRY": True,
+    }
+    stored = "SELECT count(*) FROM reliable_jobs_job"
+    messages = True
+    task_options: ClassVar[dict[str, Any]] = {}
+
+    def decorate(self, body: Callable[[int], None]) -> Any:
+        from reliable_jobs import ReliableTask
+
+        return shared_task(base=ReliableTask, **self.task_options)(body)
+
+    def enqueue(self, number: int) -> None:
+        from benchmarks.project.tasks import effect
+
+        effect.delay(number)
+
+    def fill(self, numbers: range) -> None:
+        from django.db import transaction
+
+        from benchmarks.project.tasks import effect
+
+        for chunk in in_chunks(numbers):
+            with transaction.atomic():
+                if hasattr(effect, "bulk_delay"):
+                    effect.bulk_delay([(number,) for number in chunk])
+                else:
+                    for number in chunk:
+                        effect.delay(number)
+
+    def bulk(self, count: int) -> None:
+        from django.db import transaction
+
+        from benchmarks.project.tasks import effect
+
+        if not hasattr(effect, "bulk_delay"):
+            raise NotRun("this version has no bulk_delay")
+        with transaction.atomic():
+            effect.bulk_delay([(number,) for number in range(count)])
+
+    def prune(self) -> None:
+        from reliable_jobs import pruner
+
+        pruner.prune()
+
+    def workers(self) -> list[list[str]]:
+        return [list(WORKER)]
+
+
+class Relay(OnCommit):
+    """``DISPATCH = "relay"``: the request writes the row only, a process of its own publishes."""
+
+    settings: ClassVar[dict[str, Any]] = {**OnCommit.settings, "RELIABLE_JOBS": {"DISPATCH": "relay"}}
+    messages = False
+
+    def relays(self) -> list[list[str]]:
+        return [django_command("reliable_jobs_relay")]
+
+
+class Bundled(OnCommit):
+    """An atomic body, up to 100 jobs to a transaction."""
+
+    task_options: ClassVar[dict[str, Any]] = {"bundle": 100}
+
+    def decorate(self, body: Callable[[int], None]) -> Any:
+        from reliable_jobs import ReliableTask
+
+        if not hasattr(ReliableTask, "bundle"):
+            raise NotRun("this version has no bundles")
+        return super().decorate(body)
+
+
+class NonAtomic(OnCommit):
+    """``atomic = False``: claimed and settled in transactions of their own, the body in autocommit."""
+
+    task_options: ClassVar[dict[str, Any]] = {"atomic": False, "time_limit": 60}
+
+
+class PrunedAtOnce(OnCommit):
+    """Keeps no job that has succeeded, so that the pruner has the same to do as the rivals'."""
+
+    settings: ClassVar[dict[str, Any]] = {**OnCommit.settings, "RELIABLE_JOBS": {"RETENTION": {"succeeded": 0}}}

@@ -1,0 +1,79 @@
+"""Database connections between the jobs of a worker.
+
+Celery's Django fixup closes every connection before and after every task, whatever CONN_MAX_AGE says: most of a small
+job's time goes into connecting. Around reliable tasks Django's own rules hold instead (``close_old_connections``), with
+WORKER_CONN_MAX_AGE for databases whose CONN_MAX_AGE is 0, Django's default. No health check is needed: a job's first
+statement is its claim, and a claim that fails because the connection has died costs nothing and is tried again at once.
+
+Plain tasks keep Celery's way. So do greenlet pools and pools that we don't know: a greenlet for every task would leave
+a connection for every task.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import signals
+from celery.concurrency import prefork, solo, thread
+from celery.fixups.django import DjangoFixup, DjangoWorkerFixup
+from django.db import close_old_connections, connections
+
+from reliable_jobs.conf import settings
+from reliable_jobs.sweeper import aliases
+
+logger = logging.getLogger("reliable_jobs.worker")
+
+_POOLS = (prefork.TaskPool, solo.TaskPool, thread.TaskPool)
+
+
+def keep_connections(worker: Any) -> bool:
+    """Keep this worker's connections between reliable tasks. Says whether it could. Call it before the pool starts."""
+    if not settings.WORKER_CONN_MAX_AGE or not issubclass(worker.pool_cls, _POOLS):
+        return False
+    # Private: the fixup that hides behind an app's signals. Pinned by tests/test_kept.py.
+    fixups = [fixup for fixup in worker.app._fixups or () if isinstance(fixup, DjangoFixup)]
+    for fixup in fixups:
+        celerys = fixup.worker_fixup
+        signals.task_prerun.disconnect(celerys.on_task_prerun)
+        signals.task_postrun.disconnect(celerys.on_task_postrun)
+        ours = _Around(celerys)
+        signals.task_prerun.connect(ours.task_prerun, weak=False)
+        signals.task_postrun.connect(ours.task_postrun, weak=False)
+    if fixups:
+        _set_ages()
+    return bool(fixups)
+
+
+def _set_ages() -> None:
+    with_jobs = aliases()
+    for alias, configured in connections.settings.items():
+        if configured["CONN_MAX_AGE"] == 0 and not _is_pooled(configured):
+            configured["CONN_MAX_AGE"] = settings.WORKER_CONN_MAX_AGE
+            if alias not in with_jobs:
+                configured["CONN_HEALTH_CHECKS"] = True  # no claim tries these before a body uses them
+
+
+def _is_pooled(configured: Any) -> bool:
+    return bool(configured.get("OPTIONS", {}).get("pool"))
+
+
+class _Around:
+    """What happens around a task instead of what the fixup does."""
+
+    def __init__(self, celerys: DjangoWorkerFixup) -> None:
+        self.celerys = celerys
+
+    def task_prerun(self, sender: Any, **kwargs: Any) -> None:
+        if not getattr(sender, "writes_outbox", False):
+            self.celerys.on_task_prerun(sender, **kwargs)
+
+    def task_postrun(self, sender: Any, **kwargs: Any) -> None:
+        if not getattr(sender, "writes_outbox", False):
+            self.celerys.on_task_postrun(sender, **kwargs)
+        elif not sender.request.is_eager:
+            close_old_connections()
+            for connection in connections.all(initialized_only=True):
+                if _is_pooled(connection.settings_dict):
+                    connection.close()  # back to the pool; the fixup would close the pool itself
+            self.celerys.close_cache()
