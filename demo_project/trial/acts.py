@@ -126,6 +126,10 @@ class Troublemaker(threading.Thread):
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+        # It must come to its end: killed by the next act, it would show nothing of what it may still do.
+        held = witnesses.inside_bodies().get(pid)
+        while held is not None and held.victim == victim and witnesses.inside_bodies().get(pid) == held:
+            self._wait(0.05)
 
     def outage(self) -> None:
         """Every worker dies; meanwhile the broker loses messages and doubles others."""
