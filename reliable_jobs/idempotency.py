@@ -237,7 +237,7 @@ def _take_key(job: Job, key: str, using: str) -> Job | None:
     rows = Job.objects.using(using)
     for _ in range(_KEY_ROUNDS):
         try:
-            with transaction.atomic(using=using), outbox._bounded_wait(using, job):
+            with transaction.atomic(using=using), outbox.bounded_wait(using, job.task, key):
                 rows.filter(pk=job.pk).update(key=key, live_key=key, key_forever=True)
             return None
         except IntegrityError:

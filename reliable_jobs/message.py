@@ -34,6 +34,30 @@ if TYPE_CHECKING:
 #: Name of the message header that marks a message as a pointer to a row.
 HEADER = "reliable_jobs"
 ENVELOPE_VERSION = 1
+#: What Celery's message has in its headers unless somebody asked for something else. A row does not repeat it: most of
+#: the bytes of a small job would be these. ``id``, ``root_id`` and ``task`` come from the row's columns likewise.
+USUAL_HEADERS: Mapping[str, Any] = {
+    "lang": "py",
+    "shadow": None,
+    "eta": None,
+    "expires": None,
+    "group": None,
+    "group_index": None,
+    "retries": 0,
+    "timelimit": [None, None],
+    "parent_id": None,
+    "argsrepr": "()",
+    "kwargsrepr": "{}",
+    "ignore_result": False,
+    "replaced_task_nesting": 0,
+    "stamped_headers": None,
+    "stamps": {},
+}
+#: How Celery would have published (publisher.py has its own answers), and what it has put into the headers already.
+_NOT_PROPERTIES = (
+    *("retry", "retry_policy", "timeout", "confirm_timeout", "mandatory", "immediate", "expiration"),
+    *("argsrepr", "kwargsrepr"),
+)
 _PICKLE = ("pickle", "application/x-python-serialize")
 _DELIVERY_MODES = {"transient": 1, "persistent": 2}
 
@@ -68,6 +92,20 @@ class Outgoing:
     properties: dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class Unsent:
+    """A row as it is written, as far as its first message wants to know."""
+
+    id: uuid.UUID
+    rendered: Rendered
+    rev = 0
+    sends = 1
+    requeues = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rendered, name)
+
+
 class _NoConnection:
     """Stands where send_task expects the producer's connection."""
 
@@ -84,6 +122,8 @@ class Capture:
 
     def __init__(self) -> None:
         self.rendered: Rendered | None = None
+        #: As Celery gave it: arguments, keyword arguments, and what is to follow.
+        self.body: Any = None
         #: Whether admin pages must show the message's argsrepr instead of its arguments.
         self.sensitive = False
         self.connection = _NoConnection()
@@ -109,6 +149,7 @@ class Capture:
         """
         if self.rendered is not None:
             return
+        self.body = body
         headers = dict(headers or {})
         if serializer in _PICKLE:
             raise InvalidOption(
@@ -129,24 +170,27 @@ class Capture:
             raise _too_large(headers.get("task"), body, serializer, len(payload))
         if compression:
             payload, headers["compression"] = compress(payload, compression)
-        for option in ("retry", "retry_policy", "timeout", "confirm_timeout", "mandatory", "immediate", "expiration"):
-            options.pop(option, None)  # how Celery would have published; publisher.py has its own answers
+        for option in _NOT_PROPERTIES:
+            options.pop(option, None)
         if delivery_mode is not None:
             options["delivery_mode"] = _DELIVERY_MODES.get(delivery_mode, delivery_mode)
         priority = options.pop("priority", None)
         queue = next((entity.name for entity in declare or () if isinstance(entity, Queue)), None)
-        envelope = {
+        envelope: dict[str, Any] = {
             "v": ENVELOPE_VERSION,
-            "sensitive": self.sensitive,
             "exchange": exchange.name if isinstance(exchange, Exchange) else exchange or "",
             "routing_key": routing_key or "",
-            "headers": headers,
-            "properties": {key: value for key, value in options.items() if value is not None},
+            "headers": _unusual(headers),
+            "properties": {
+                key: value for key, value in options.items() if value is not None and key != "correlation_id"
+            },
         }
+        if self.sensitive:
+            envelope["sensitive"] = True
         try:
             text = kombu_json.dumps(envelope)
             kombu_json.loads(text)  # refuses what looks like a type of kombu's own and is none
-            amqp_dumps("F", [headers])
+            amqp_dumps("F", [envelope["headers"]])
         except (TypeError, ValueError, OverflowError, struct.error, FrameSyntaxError) as error:
             raise UnserialisableArguments(
                 f"{headers.get('task')}: a header or publish option can't travel in a message: {error}. "
@@ -165,6 +209,13 @@ class Capture:
         )
 
 
+def _unusual(headers: dict[str, Any]) -> dict[str, Any]:
+    """The headers that :func:`outgoing` could not tell from the row's columns."""
+    usual = {**USUAL_HEADERS, "id": headers.get("id"), "root_id": headers.get("id"), "task": headers.get("task")}
+    # Of the same type too: 0 is not False on the wire.
+    return {k: v for k, v in headers.items() if k not in usual or usual[k] != v or type(usual[k]) is not type(v)}
+
+
 def as_uuid(value: Any) -> uuid.UUID | None:
     """The value as a UUID, or None where it is none."""
     try:
@@ -173,13 +224,14 @@ def as_uuid(value: Any) -> uuid.UUID | None:
         return None
 
 
-def outgoing(job: Job, using: str) -> Outgoing:
+def outgoing(job: Job | Unsent, using: str) -> Outgoing:
     """The broker message for a row: what Celery rendered, plus the pointer (rev, alias, number of the send).
 
     The job is as it was *before* this send: ``sends`` counts from 1 in the header.
     """
     envelope = kombu_json.loads(job.envelope)
-    headers = envelope["headers"]
+    usual = {**USUAL_HEADERS, "id": str(job.id), "root_id": str(job.id), "task": job.task}
+    headers = {**usual, **envelope["headers"]}
     headers[HEADER] = {"rev": job.rev, "using": using, "send": job.sends, "requeues": job.requeues}
     properties = {**envelope["properties"], "message_id": str(job.id), "correlation_id": str(job.id)}
     properties.setdefault("delivery_mode", 2)

@@ -17,20 +17,21 @@ import logging
 import threading
 import uuid
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from celery import Celery
 from django.db import OperationalError, connections, router, transaction
-from django.db.models import DateTimeField, Value
-from django.db.models.functions import Greatest, Now
 from django.utils import timezone
 
+from reliable_jobs import rows
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import AmbiguousTransaction, EnqueueError, KeyBusy, KeyConflict
-from reliable_jobs.message import Outgoing, Rendered, outgoing, same_call
+from reliable_jobs.message import Outgoing, Rendered, Unsent, outgoing, same_call
 from reliable_jobs.models import Job
 from reliable_jobs.publisher import publisher
+from reliable_jobs.rows import Each
+from reliable_jobs.template import Template
 
 logger = logging.getLogger("reliable_jobs.outbox")
 
@@ -108,71 +109,108 @@ def _in_users_transaction(connection: Any) -> bool:
 
 
 def _write(app: Celery, request: Request, alias: str) -> uuid.UUID:
-    relayed = settings.DISPATCH == "relay" or publisher(app).breaker_open
-    # What one request can't publish within its budget is better not begun: the sweeper takes it in windows.
-    crowded = len(_pending.of(alias)) >= MAX_ON_COMMIT
-    immediate = not relayed and not crowded and not request.later
-    job = _row(request, sends=1 if immediate else 0)
+    immediate = not request.later and _dispatches_now(app, alias)
+    values = _values(request, sends=1 if immediate else 0)
     if request.key is None and not request.id_given:
-        job.save(using=alias, force_insert=True)
+        rows.insert(alias, values)
     else:
-        existing = _insert_unless_there(job, request, alias)
+        existing = _insert_unless_there(values, request, alias)
         if existing is not None:
             return existing
     if immediate:
-        # The row's own values hold expressions now; the message needs only what was given.
-        hook = _DispatchOnCommit(app, alias, outgoing(job, alias))
-        transaction.on_commit(hook, using=alias)
+        sent = Unsent(request.job_id, request.rendered)
+        transaction.on_commit(_DispatchOnCommit(app, alias, [outgoing(sent, alias)]), using=alias)
     return request.job_id
 
 
-def _row(request: Request, sends: int) -> Job:
+def enqueue_many(app: Celery, request: Request, template: Template, each: Iterable[Each], alias: str) -> list[str]:
+    """Write many jobs that differ in their arguments only, in the open transaction; returns their ids, in order.
+
+    As many as one commit can publish are published by it, more by the sweepers or relays.
+
+    Args:
+        request: what they have in common; its id is not used.
+
+    Raises:
+        django.db.Error: with nothing written.
+    """
+    rest = iter(each)
+    head = list(itertools.islice(rest, MAX_ON_COMMIT + 1))
+    immediate = len(head) <= MAX_ON_COMMIT and not request.later and _dispatches_now(app, alias)
+    common = _values(request, sends=1 if immediate else 0)
+    for name in ("id", "body", "envelope"):
+        del common[name]
+    if template.own_root:
+        del common["root_id"]
+    ids: list[str] = []
+
+    def noted() -> Iterator[Each]:
+        for job in itertools.chain(head, rest):
+            ids.append(str(job.id))
+            yield job
+
+    rows.insert_many(alias, common, noted())
+    if immediate and head:
+        rendered = (dataclasses.replace(request.rendered, body=job.body, envelope=job.envelope) for job in head)
+        messages = [outgoing(Unsent(job.id, one), alias) for job, one in zip(head, rendered, strict=True)]
+        transaction.on_commit(_DispatchOnCommit(app, alias, messages), using=alias)
+    return ids
+
+
+def _dispatches_now(app: Celery, alias: str) -> bool:
+    """Whether the commit is to publish; if not, rows are born unsent and a sweeper does."""
+    if settings.DISPATCH == "relay" or publisher(app).breaker_open:
+        return False
+    # What one request can't publish within its budget is better not begun: the sweeper takes it in windows.
+    return len(_pending.of(alias)) < MAX_ON_COMMIT
+
+
+def _values(request: Request, sends: int) -> dict[str, Any]:
     rendered = request.rendered
-    now = Now()
-    due: Any = now
+    due = rows.Moment()
     if request.eta is not None:
         # Not before the eta by the database's clock, however fast this machine's runs.
-        due = request.eta if request.later else Greatest(now, Value(request.eta, DateTimeField()))
+        due = rows.Moment(at=request.eta)
     elif request.countdown and request.later:
-        due = now + datetime.timedelta(seconds=request.countdown)
+        due = rows.Moment(delay=request.countdown)
     expires: Any = request.expires
     if isinstance(expires, (int, float)):
-        expires = now + datetime.timedelta(seconds=expires)
-    return Job(
-        id=request.job_id,
-        task=rendered.task,
-        queue=rendered.queue,
-        priority=rendered.priority,
-        due_at=due,
-        check_at=now + datetime.timedelta(seconds=settings.GRACE) if sends else None,
-        sends=sends,
-        expires_at=expires,
-        key=request.key,
-        live_key=request.key,
-        key_forever=request.key_forever,
-        body=rendered.body,
-        content_type=rendered.content_type,
-        content_encoding=rendered.content_encoding,
-        envelope=rendered.envelope,
-        root_id=rendered.root_id,
-        parent_id=rendered.parent_id,
-    )
+        expires = rows.Moment(delay=expires)
+    return {
+        "id": request.job_id,
+        "task": rendered.task,
+        "queue": rendered.queue,
+        "priority": rendered.priority,
+        "due_at": due,
+        "check_at": rows.Moment(delay=settings.GRACE) if sends else None,
+        "sends": sends,
+        "expires_at": expires,
+        "key": request.key,
+        "live_key": request.key,
+        "key_forever": request.key_forever,
+        "body": rendered.body,
+        "content_type": rendered.content_type,
+        "content_encoding": rendered.content_encoding,
+        "envelope": rendered.envelope,
+        "root_id": rendered.root_id,
+        "parent_id": rendered.parent_id,
+    }
 
 
-def _insert_unless_there(job: Job, request: Request, alias: str) -> uuid.UUID | None:
+def _insert_unless_there(values: dict[str, Any], request: Request, alias: str) -> uuid.UUID | None:
     """Insert; or return the id of the job that has the key or the task id already."""
-    rows = Job.objects.using(alias)
-    holders = rows.filter(task=job.task, live_key=job.key) if job.key is not None else rows.none()
+    task, jobs = request.rendered.task, Job.objects.using(alias)
+    holders = jobs.filter(task=task, live_key=request.key) if request.key is not None else jobs.none()
     for _ in range(_KEY_ROUNDS):
-        found = holders.first() or (rows.filter(pk=job.pk).first() if request.id_given else None)
+        found = holders.first() or (jobs.filter(pk=request.job_id).first() if request.id_given else None)
         if found is not None:
             return _same_or_conflict(found, request)
-        with transaction.atomic(using=alias), _bounded_wait(alias, job):
-            rows.bulk_create([job], ignore_conflicts=True)
-        if rows.filter(pk=job.pk).exists():
+        with transaction.atomic(using=alias), bounded_wait(alias, task, request.key):
+            rows.insert(alias, values, unless_there=True)
+        if jobs.filter(pk=request.job_id).exists():
             return None
     raise KeyBusy(
-        f"{job.task}: key {job.key!r} changed hands {_KEY_ROUNDS} times while it was being enqueued; try again."
+        f"{task}: key {request.key!r} changed hands {_KEY_ROUNDS} times while it was being enqueued; try again."
     )
 
 
@@ -197,7 +235,7 @@ def _same_or_conflict(found: Job, request: Request) -> uuid.UUID:
 
 
 @contextlib.contextmanager
-def _bounded_wait(alias: str, job: Job) -> Iterator[None]:
+def bounded_wait(alias: str, task: str, key: str | None) -> Iterator[None]:
     """ON CONFLICT waits for another transaction that has inserted the key and is still open: not for ever."""
     connection = connections[alias]
     if connection.vendor != "postgresql":
@@ -213,7 +251,7 @@ def _bounded_wait(alias: str, job: Job) -> Iterator[None]:
             if getattr(error.__cause__, "sqlstate", None) != "55P03":
                 raise
             raise KeyBusy(
-                f"{job.task}: another open transaction has just used key {job.key!r} and has not ended after "
+                f"{task}: another open transaction has just used key {key!r} and has not ended after "
                 f"{KEY_LOCK_TIMEOUT_MS} ms. Enqueue keyed jobs late in the transaction, in one order."
             ) from error
         cursor.execute("SELECT set_config('lock_timeout', %s, true)", [before])
@@ -234,11 +272,11 @@ _order = itertools.count()
 
 
 class _DispatchOnCommit:
-    """One job's on_commit hook. See the module's docstring for how they find each other."""
+    """The on_commit hook of one enqueue. See the module's docstring for how they find each other."""
 
-    def __init__(self, app: Celery, alias: str, message: Outgoing) -> None:
+    def __init__(self, app: Celery, alias: str, messages: list[Outgoing]) -> None:
         self.app = app
-        self.message = message
+        self.messages = messages
         self.dispatched = False
         self.pending = _pending.of(alias)
         self.pending[next(_order)] = self
@@ -250,7 +288,7 @@ class _DispatchOnCommit:
         for hook in left:
             hook.dispatched = True
         try:
-            dispatch(self.app, [hook.message for hook in left])
+            dispatch(self.app, [message for hook in left for message in hook.messages])
         except Exception:
             # A hook that raises would skip the hooks after it. The rows are safe: the sweeper looks at them.
             logger.exception("Dispatch on commit failed; the sweeper will publish %d job(s).", len(left))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import inspect
+import itertools
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 from asgiref.sync import sync_to_async
@@ -22,6 +24,8 @@ from reliable_jobs.errors import InvalidOption
 from reliable_jobs.message import Capture, Rendered, as_uuid
 from reliable_jobs.results import JobResult
 from reliable_jobs.retry import DAY, TEN_HOURS
+from reliable_jobs.rows import Each
+from reliable_jobs.template import Template, is_safe, template_of
 
 HIDDEN = "[hidden]"
 
@@ -107,18 +111,9 @@ class ReliableTask(RunControl, DjangoTask):
         job_id = self._job_id(task_id)
         if key is not None and (not isinstance(key, str) or not 0 < len(key) <= 255 or "\0" in key):
             raise InvalidOption(f"{self.name}: key={key!r} must be a string of 1 to 255 characters without NUL.")
-        if expires is None:
-            expires = getattr(self, "expires", None)
-        request = outbox.Request(
-            job_id=job_id,
-            rendered=self._render(args, kwargs, str(job_id), link, link_error, shadow, options),
-            countdown=self._seconds("countdown", countdown),
-            eta=None if countdown else self._time("eta", eta),
-            expires=self._seconds_or_time("expires", expires),
-            key=key,
-            key_forever=key_forever,
-            id_given=task_id is not None,
-        )
+        rendered = self._render(args, kwargs, job_id, link, link_error, shadow, options)
+        request = self._request(job_id, rendered, countdown=countdown, eta=eta, expires=expires)
+        request = dataclasses.replace(request, key=key, key_forever=key_forever, id_given=task_id is not None)
         written = outbox.enqueue(app, request, using=using, transactional=transactional)
         result = self.AsyncResult(str(written))
         result.ignored = bool(options.get("ignore_result", self.ignore_result))
@@ -135,6 +130,73 @@ class ReliableTask(RunControl, DjangoTask):
         """The same as ``apply_async()``, which already waits for the commit."""
         return self.apply_async(*args, **kwargs)
 
+    def bulk_delay(self, calls: Iterable[Any], **options: Any) -> list[str]:
+        """Enqueue many calls at once: all of them with the transaction, or none. Thousands take a COPY on PostgreSQL
+        and INSERTs of many rows elsewhere.
+
+            send_reminder.bulk_delay(((user_id,) for user_id in ids), queue="mail", countdown=60)
+
+        Args:
+            calls: for each job its positional arguments (a tuple or list), or its keyword arguments (a dict).
+            options: for all of them, as :meth:`apply_async` takes them, but what is one job's own.
+
+        Returns:
+            The jobs' ids in the order of the calls. ``self.AsyncResult(id)`` makes a result of one.
+
+        Raises:
+            TypeError: arguments don't fit the task's signature, or a call is neither a sequence nor a dict.
+            reliable_jobs.errors.EnqueueError: as :meth:`apply_async`. Nothing was written.
+        """
+        refused = {"task_id", "key", "key_forever", "transactional", "shadow"} & set(options)
+        if refused:
+            raise InvalidOption(
+                f"{self.name}: bulk_delay takes no {' or '.join(sorted(refused))}; call apply_async for each such job."
+            )
+        app = self._get_app()
+        pairs: Iterator[tuple[Any, Any]] = map(self._call, calls)
+        first = next(pairs, None)
+        if first is None:
+            return []
+        using = options.pop("using", None) or outbox.write_alias()
+        times = {name: options.pop(name, None) for name in ("countdown", "eta", "expires")}
+        pairs = itertools.chain([first], pairs)
+
+        def singly(args: Any, kwargs: Any) -> str:
+            return str(self.apply_async(args, kwargs, using=using, **times, **options).id)
+
+        with transaction.atomic(using=using):
+            safe = not app.conf.task_always_eager and is_safe(self)
+            template = Template.make(self, *first, **options) if safe else None
+            if template is None:
+                return [singly(*pair) for pair in pairs]
+            odd: list[tuple[int, Any]] = []
+
+            def filled() -> Iterator[Each]:
+                for number, (args, kwargs) in enumerate(pairs):
+                    self._check_arguments(args, kwargs)
+                    parts = template.fill_each(args, kwargs)
+                    if parts is None:
+                        odd.append((number, (args, kwargs)))
+                    else:
+                        yield Each(uuid.uuid4(), *parts)
+
+            ids = outbox.enqueue_many(
+                app, self._request(uuid.uuid4(), template.rendered, **times), template, filled(), using
+            )
+            for number, pair in odd:
+                ids.insert(number, singly(*pair))
+            return ids
+
+    def _call(self, call: Any) -> tuple[Any, dict[str, Any]]:
+        if isinstance(call, dict):
+            return (), call
+        if isinstance(call, (tuple, list)):
+            return call, {}
+        raise TypeError(
+            f"{self.name}: bulk_delay takes a tuple or list of arguments, or a dict of keyword arguments, for each "
+            f"job, not {call!r}. For one argument write ({call!r},)."
+        )
+
     async def adelay(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
         """``delay()`` for async views: the row is written in Django's thread for database work."""
         return await self.aapply_async(args, kwargs)
@@ -142,6 +204,19 @@ class ReliableTask(RunControl, DjangoTask):
     async def aapply_async(self, *args: Any, **options: Any) -> AsyncResult[Any]:
         """``apply_async()`` for async views."""
         return await sync_to_async(self.apply_async)(*args, **options)
+
+    def _request(
+        self, job_id: uuid.UUID, rendered: Rendered, *, countdown: Any = None, eta: Any = None, expires: Any = None
+    ) -> outbox.Request:
+        if expires is None:
+            expires = getattr(self, "expires", None)
+        return outbox.Request(
+            job_id=job_id,
+            rendered=rendered,
+            countdown=self._seconds("countdown", countdown),
+            eta=None if countdown else self._time("eta", eta),
+            expires=self._seconds_or_time("expires", expires),
+        )
 
     def _job_id(self, task_id: Any) -> uuid.UUID:
         if task_id is None:
@@ -158,14 +233,39 @@ class ReliableTask(RunControl, DjangoTask):
         self,
         args: Any,
         kwargs: Any,
-        task_id: str,
+        job_id: uuid.UUID,
         link: Any,
         link_error: Any,
         shadow: str | None,
         options: dict[str, Any],
     ) -> Rendered:
-        """Have Celery make the message, with its times left out: they live in the row."""
+        args, kwargs = () if args is None else args, {} if kwargs is None else kwargs
+        plain = not options and not link and not link_error and not shadow
+        if plain and isinstance(args, (list, tuple)) and isinstance(kwargs, dict):
+            template = template_of(self, args, kwargs)
+            if template is not None:
+                self._check_arguments(args, kwargs)
+                filled = template.fill(job_id, args, kwargs)
+                if filled is not None:
+                    return filled
         capture = Capture()
+        self.render_into(capture, args, kwargs, str(job_id), link, link_error, shadow, **options)
+        if capture.rendered is None:
+            raise InvalidOption(f"{self.name}: Celery did not render a message; is apply_async overridden?")
+        return capture.rendered
+
+    def render_into(
+        self,
+        capture: Capture,
+        args: Any,
+        kwargs: Any,
+        task_id: str,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Have Celery make the message, with its times left out: they live in the row."""
         options = {name: value for name, value in options.items() if name not in ("connection", "publisher")}
         if self.sensitive:
             shown = self._shown(args or (), kwargs or {})
@@ -173,9 +273,6 @@ class ReliableTask(RunControl, DjangoTask):
             capture.sensitive = True
         options.update(countdown=None, eta=None, expires=None, add_to_parent=False)
         super().apply_async(args, kwargs, task_id, capture, link, link_error, shadow, **options)
-        if capture.rendered is None:
-            raise InvalidOption(f"{self.name}: Celery did not render a message; is apply_async overridden?")
-        return capture.rendered
 
     def _time(self, name: str, value: Any) -> datetime.datetime | None:
         if value is None:
@@ -248,13 +345,16 @@ class ReliableTask(RunControl, DjangoTask):
                 return self.run(*args, **kwargs)
         return delivery.deliver(self, args, kwargs)
 
+    def _check_arguments(self, args: Any, kwargs: Any) -> None:
+        """As Celery does at the call, unless the task has ``typing = False``. Raises TypeError."""
+        check = getattr(self, "__header__", None)
+        if check is not None and self.typing:
+            check(*args, **kwargs)
+
     def misfit(self, args: Any, kwargs: Any) -> str | None:
         """Why these arguments don't fit the code at hand; None when they do, or the task has ``typing = False``."""
-        check = getattr(self, "__header__", None)
-        if check is None or self.typing is False:
-            return None
         try:
-            check(*args, **kwargs)
+            self._check_arguments(args, kwargs)
         except TypeError as error:
             return str(error)
         return None

@@ -128,7 +128,8 @@ def test_the_demo_passes_on_servers_and_leaves_nothing_behind(place: Path) -> No
 
     def databases() -> set[str]:
         with psycopg.connect(environment(place, servers=True)["DATABASE_URL"]) as connection:
-            return {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
+            names = connection.execute("SELECT datname FROM pg_database WHERE datname LIKE 'reliable_jobs_demo%'")
+            return {name for (name,) in names}
 
     before = databases()
     assert_passed(*demo(place, servers=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import decimal
 import json
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from celery import Task, chain, group, shared_task, signals
+from celery.contrib.django.task import DjangoTask
 from django.test import override_settings
 
 from reliable_jobs import ReliableTask
@@ -357,6 +359,33 @@ def test_the_pointer_is_added_to_the_message_and_not_to_the_row(rows: InProcess)
     assert outgoing(row, "other").headers[HEADER] == {"rev": 3, "using": "other", "send": 2, "requeues": 1}
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"headers": {"x-own": 1}, "shadow": "alias", "ignore_result": True},
+        {"time_limit": 5, "soft_time_limit": 4, "group_id": "g", "root_id": str(uuid.uuid4()), "retries": 2},
+        {"ignore_result": 0, "replaced_task_nesting": False},
+    ],
+    ids=["plain", "shown differently", "of a group", "equal but not the same"],
+)
+def test_the_message_is_the_one_that_celery_rendered(rows: InProcess, options: dict[str, Any]) -> None:
+    """What the row leaves out (USUAL_HEADERS) is there again in the message, key by key and type by type."""
+    seen: dict[str, Any] = {}
+
+    class Recorder(Capture):
+        def publish(self, body: Any, **sent: Any) -> None:
+            seen.update(copy.deepcopy(sent))
+
+    row = row_of(echo.apply_async((1,), {}, **options))
+    recorder = Recorder()
+    DjangoTask.apply_async(echo, (1,), {}, str(row.pk), recorder, **options)
+    headers = outgoing(row, "default").headers
+    del headers[HEADER]
+    assert {k: (v, type(v)) for k, v in headers.items()} == {k: (v, type(v)) for k, v in seen["headers"].items()}
+    assert set(json.loads(row.envelope)["headers"]).isdisjoint({"lang", "id", "task", "stamps"})
+
+
 def test_the_message_carries_no_time(rows: InProcess) -> None:
     eta = datetime.datetime(2030, 1, 1, tzinfo=datetime.timezone.utc)
     for options in ({"countdown": 60, "expires": 120}, {"eta": eta, "expires": eta}):
@@ -453,7 +482,7 @@ def test_another_task_is_another_call(rows: InProcess) -> None:
 def test_a_sensitive_argument_is_not_shown_but_sent(rows: InProcess) -> None:
     for result in (login.delay("ann", "hunter2", note="n"), login.delay(user="ann", password="hunter2")):
         row = row_of(result)
-        headers = headers_of(row)
+        headers = outgoing(row, "default").headers
         shown = headers["argsrepr"] + headers["kwargsrepr"]
         assert "hunter2" not in shown
         assert "hunter2" not in row.envelope

@@ -39,6 +39,11 @@ def effect(name: str, value: str = "") -> str:
 
 
 @shared_task(base=ReliableTask)
+def fan_out(number: int) -> None:
+    effect.bulk_delay((f"child {n}",) for n in range(number))
+
+
+@shared_task(base=ReliableTask)
 def add(x: Any, y: Any) -> Any:
     return x + y
 

@@ -1,0 +1,209 @@
+"""New jobs into the table: one INSERT for a job, COPY (or INSERTs of many rows) for thousands.
+
+Django's ORM would name every column and compile the statement anew for each job, which was most of what an enqueue
+cost. Here the statement is made once for each shape of a row; values are prepared by the model's own fields.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import itertools
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from django.db import connections, transaction
+from django.db.models import DateTimeField, Value
+from django.db.models.constants import OnConflict
+from django.db.models.functions import Greatest, Now
+
+from reliable_jobs.models import Job
+from reliable_jobs.status import Reason, Status
+
+#: What every new row holds beside what its call says; the other columns are NULL, or the database's default.
+_NEW: Mapping[str, str | int] = {
+    "status": str(Status.WAITING),
+    "reason": str(Reason.NONE),
+    "epoch": 0,
+    "rev": 0,
+    "attempt": 0,
+    "crashes": 0,
+    "interruptions": 0,
+    "requeues": 0,
+    "error": "",
+    "traceback": "",
+    "worker": "",
+}
+#: Rows of one INSERT where there is no COPY, and where the database takes that many parameters.
+_BLOCK = 500
+#: Bytes handed to COPY at a time.
+_COPY_BLOCK = 1 << 16
+
+
+class Moment(NamedTuple):
+    """A time by the database's clock: ``delay`` seconds from now; or now, but not before ``at``."""
+
+    delay: float = 0.0
+    at: datetime.datetime | None = None
+
+
+class Each(NamedTuple):
+    """What sets one of many jobs apart."""
+
+    id: uuid.UUID
+    body: bytes
+    envelope: str
+
+
+class _Statement(NamedTuple):
+    head: str
+    row: str
+    suffix: str
+
+
+def insert(alias: str, values: Mapping[str, Any], *, unless_there: bool = False) -> None:
+    """Insert one row.
+
+    Args:
+        values: by field name; None is left out. Times are datetimes or :class:`Moment`.
+        unless_there: do nothing where the id or the key exists already.
+
+    Raises:
+        django.db.Error: as any write.
+    """
+    connection = connections[alias]
+    given = {name: value for name, value in values.items() if value is not None}
+    made = _statement(connection.vendor, alias, _shape(given), unless_there)
+    with connection.cursor() as cursor:
+        cursor.execute(f"{made.head}{made.row}{made.suffix}", _params(connection, given))
+
+
+def insert_many(alias: str, common: Mapping[str, Any], each: Iterable[Each]) -> None:
+    """Insert many rows that differ in id, body and envelope only: all, or with an error none.
+
+    Args:
+        common: as in :func:`insert`. Without a ``root_id`` each is its own root.
+
+    Raises:
+        django.db.Error: as any write.
+    """
+    connection = connections[alias]
+    given = {name: value for name, value in common.items() if value is not None}
+    with transaction.atomic(using=alias), connection.cursor() as cursor:
+        if connection.vendor == "postgresql" and hasattr(cursor, "copy"):
+            _copy(connection, cursor, given, each)
+        else:
+            _insert_blocks(connection, cursor, given, each)
+
+
+# --- INSERT -----------------------------------------------------------------------------------------------------------
+
+
+def _shape(values: Mapping[str, Any]) -> tuple[tuple[str, Moment | None], ...]:
+    """Names, and which form the SQL of each value has."""
+    return tuple((name, _form(value)) for name, value in values.items())
+
+
+def _form(value: Any) -> Moment | None:
+    if not isinstance(value, Moment):
+        return None
+    return value._replace(at=_SOME_TIME) if value.at is not None else Moment(delay=1.0) if value.delay else value
+
+
+_SOME_TIME = datetime.datetime(2000, 1, 1, tzinfo=datetime.timezone.utc)
+
+
+@functools.lru_cache(maxsize=256)
+def _statement(
+    vendor: str, alias: str, shape: tuple[tuple[str, Moment | None], ...], unless_there: bool = False
+) -> _Statement:
+    """The INSERT for rows of a shape. The vendor is among the arguments because tests change what an alias means."""
+    ops = connections[alias].ops
+    conflict = OnConflict.IGNORE if unless_there else None
+    columns = [ops.quote_name(name) for name in (*(name for name, _ in shape), *_NEW)]
+    values = ["%s" if form is None else _compiled(vendor, alias, form)[0] for _, form in shape]
+    values += [repr(constant) for constant in _NEW.values()]
+    into = f"{ops.insert_statement(on_conflict=conflict)} {ops.quote_name(Job._meta.db_table)}"
+    return _Statement(
+        f"{into} ({', '.join(columns)}) VALUES ",
+        f"({', '.join(values)})",
+        f" {ops.on_conflict_suffix_sql([], conflict, [], [])}",
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiled(vendor: str, alias: str, moment: Moment) -> tuple[str, tuple[Any, ...]]:
+    expression: Any = Now() + datetime.timedelta(seconds=moment.delay) if moment.delay else Now()
+    if moment.at is not None:
+        expression = Greatest(Now(), Value(moment.at, DateTimeField()))
+    query = Job.objects.using(alias).query
+    sql, params = query.get_compiler(alias).compile(expression.resolve_expression(query))
+    return sql, tuple(params)
+
+
+def _params(connection: Any, values: Mapping[str, Any]) -> list[Any]:
+    params: list[Any] = []
+    for name, value in values.items():
+        if isinstance(value, Moment):
+            params.extend(_compiled(connection.vendor, connection.alias, value)[1])
+        elif isinstance(value, (str, int)):
+            params.append(value)
+        else:
+            field: Any = Job._meta.get_field(name)
+            params.append(field.get_db_prep_save(value, connection))
+    return params
+
+
+def _insert_blocks(connection: Any, cursor: Any, common: Mapping[str, Any], each: Iterable[Each]) -> None:
+    rows = iter(each)
+    most = connection.features.max_query_params
+    size = min(_BLOCK, most // (len(common) + 4)) if most else _BLOCK
+    while block := list(itertools.islice(rows, size)):
+        params: list[Any] = []
+        for job in block:
+            values = {"root_id": job.id, **common, "id": job.id, "body": job.body, "envelope": job.envelope}
+            params += _params(connection, values)
+        made = _statement(connection.vendor, connection.alias, _shape(values))
+        cursor.execute(made.head + ", ".join([made.row] * len(block)) + made.suffix, params)
+
+
+# --- COPY -------------------------------------------------------------------------------------------------------------
+
+
+def _copy(connection: Any, cursor: Any, common: Mapping[str, Any], each: Iterable[Each]) -> None:
+    """PostgreSQL's text format, made by hand: what the driver's row by row would do took most of the time."""
+    moments = {name: value for name, value in common.items() if isinstance(value, Moment)}
+    values = {**_NEW, **common}
+    if moments:
+        compiled = [_compiled(connection.vendor, connection.alias, moment) for moment in moments.values()]
+        params = [param for _, some in compiled for param in some]
+        cursor.execute(f"SELECT {', '.join(sql for sql, _ in compiled)}", params)
+        values.update(zip(moments, cursor.fetchone(), strict=True))
+    root = values.pop("root_id", None)
+    columns = ", ".join(connection.ops.quote_name(name) for name in ("id", "root_id", "body", "envelope", *values))
+    table = connection.ops.quote_name(Job._meta.db_table)
+    rest = "\t".join(_as_text(value) for value in values.values()) + "\n"
+    with cursor.copy(f"COPY {table} ({columns}) FROM STDIN") as copy:
+        waiting: list[str] = []
+        size = 0
+        for job_id, body, envelope in each:
+            identity = job_id.hex
+            waiting.append(f"{identity}\t{root or identity}\t\\\\x{body.hex()}\t{_escaped(envelope)}\t{rest}")
+            size += len(waiting[-1])
+            if size > _COPY_BLOCK:
+                copy.write("".join(waiting))
+                waiting, size = [], 0
+        copy.write("".join(waiting))
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "t" if value else "f"
+    if isinstance(value, datetime.datetime):
+        return value.isoformat()
+    return _escaped(str(value))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")

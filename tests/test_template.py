@@ -1,0 +1,286 @@
+"""A call filled into a template is the message that Celery would have rendered; and bulk_delay, which lives on that."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from celery import Celery, shared_task, signals
+from django.db import connection, transaction
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from reliable_jobs import ReliableTask, outbox, template
+from reliable_jobs.errors import InvalidOption, JobTooLarge, UnserialisableArguments
+from reliable_jobs.message import Capture, Rendered
+from reliable_jobs.models import Job
+from reliable_jobs.template import Template, is_safe, template_of
+from tests import inprocess
+from tests.celery_app import app
+from tests.harness import Stack
+from tests.inprocess import InProcess
+from tests.testapp import tasks
+
+rows = inprocess.rows
+jobs = inprocess.jobs
+
+
+@shared_task(base=ReliableTask, name="template.echo")
+def echo(*args: Any, **kwargs: Any) -> None: ...
+
+
+@shared_task(base=ReliableTask, name="template.special", soft_time_limit=8, time_limit=9, ignore_result=True)
+def special(x: Any, y: Any = None) -> None: ...
+
+
+@shared_task(base=ReliableTask, name="template.secret", sensitive=True)
+def secret(x: Any) -> None: ...
+
+
+def by_celery(task: ReliableTask, job_id: uuid.UUID, args: Any, kwargs: Any) -> Rendered:
+    capture = Capture()
+    task.render_into(capture, args, kwargs, str(job_id))
+    assert capture.rendered is not None
+    return capture.rendered
+
+
+plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.dates() | st.uuids()
+values = st.recursive(
+    plain | st.decimals(allow_nan=False) | st.datetimes(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(args=st.lists(values, max_size=5), kwargs=st.dictionaries(st.text(min_size=1), values, max_size=3))
+@hypothesis_settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_filled_template_is_what_celery_renders(args: list[Any], kwargs: dict[str, Any]) -> None:
+    job_id = uuid.uuid4()
+    made = template_of(echo, ("another",), {"call": 1})
+    assert made is not None
+    mine = made.fill(job_id, tuple(args), kwargs)
+    theirs = by_celery(echo, job_id, tuple(args), kwargs)
+    assert mine is not None
+    assert (mine.body, mine.root_id, mine.queue, mine.task) == (theirs.body, theirs.root_id, theirs.queue, theirs.task)
+    ours, celerys = json.loads(mine.envelope), json.loads(theirs.envelope)
+    assert ours["headers"].pop("argsrepr") == celerys["headers"].pop("argsrepr", "()")
+    assert ours["headers"].pop("kwargsrepr", "{}") == celerys["headers"].pop("kwargsrepr", "{}")
+    assert ours == celerys
+
+
+def test_what_a_task_asks_for_is_in_its_template() -> None:
+    made = template_of(special, (1,), {})
+    assert made is not None
+    job_id = uuid.uuid4()
+    mine = made.fill(job_id, (2,), {"y": 3})
+    theirs = by_celery(special, job_id, (2,), {"y": 3})
+    assert mine is not None
+    assert json.loads(mine.envelope) == json.loads(theirs.envelope)
+
+
+def test_a_changed_configuration_makes_a_new_template(rows: InProcess) -> None:
+    queue = rows.queue
+    assert Job.objects.get(pk=echo.delay(1).id).queue == queue
+    with inprocess.broker("memory://", "elsewhere"):
+        assert Job.objects.get(pk=echo.delay(1).id).queue == "elsewhere"
+    assert Job.objects.get(pk=echo.delay(1).id).queue == queue
+
+
+def listener(**kwargs: Any) -> None: ...
+
+
+@pytest.fixture
+def publish_listener() -> Iterator[None]:
+    signals.before_task_publish.connect(listener)
+    yield
+    signals.before_task_publish.disconnect(listener)
+
+
+def test_signals_are_paid_for_when_somebody_listens(publish_listener: None) -> None:
+    assert not is_safe(echo)
+
+
+def routed(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **rest: Any) -> Any:
+    return {"queue": f"q{len(args)}"}
+
+
+@pytest.mark.parametrize(
+    "unsafe",
+    [
+        lambda patch: patch.setattr(echo.__class__, "shadow_name", lambda self, *args: "alias"),
+        lambda patch: patch.setattr(echo.backend.__class__, "on_task_call", lambda self, producer, task_id: {}),
+        lambda patch: patch.setattr(app.amqp.router, "routes", [routed]),
+        lambda patch: patch.setattr(
+            app, "__class__", type("Own", (Celery,), {"send_task": lambda *args, **kwargs: None})
+        ),
+        lambda patch: patch.setattr(echo, "sensitive", ("x",)),
+        lambda patch: patch.setattr(echo, "_dump_pydantic_arguments", lambda args, kwargs: (args, kwargs)),
+    ],
+    ids=["shadow", "backend", "routes", "send_task", "sensitive", "pydantic"],
+)
+def test_where_calls_may_differ_in_more_celery_renders_each(
+    monkeypatch: pytest.MonkeyPatch, unsafe: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    assert is_safe(echo)
+    unsafe(monkeypatch)
+    assert not is_safe(echo)
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda: tasks.effect.delay(), TypeError),
+        (lambda: tasks.effect.delay("a", object()), UnserialisableArguments),
+        (lambda: tasks.effect.delay("x" * 100_000), JobTooLarge),
+    ],
+    ids=["signature", "unserialisable", "too large"],
+)
+def test_an_error_is_told_as_ever_with_and_without_a_template(rows: InProcess, call: Any, error: Any) -> None:
+    for _ in range(2):
+        template._known.templates.pop(tasks.effect, None)
+        with pytest.raises(error):
+            call()
+        tasks.effect.delay("fine")
+        with pytest.raises(error):
+            call()
+    assert Job.objects.count() == 2
+
+
+# --- bulk_delay -------------------------------------------------------------------------------------------------------
+
+CALLS: list[Any] = [("a",), ["b"], {"name": "c"}, {"name": "d\\\t\n\r'\"\x00ü\u2028", "value": "\\N"}, ("e", "\\.")]
+
+
+@pytest.mark.promise("I1")
+def test_many_calls_become_the_rows_that_single_calls_would(rows: InProcess) -> None:
+    ids = tasks.effect.bulk_delay(CALLS, queue="elsewhere", priority=3, countdown=60)
+    single = [
+        tasks.effect.apply_async(
+            *(((), call) if isinstance(call, dict) else (call, {})), queue="elsewhere", priority=3, countdown=60
+        )
+        for call in CALLS
+    ]
+    skipped = {"id", "root_id", "created_at", "due_at"}
+    for one, other in zip(ids, single, strict=True):
+        bulk_row, single_row = Job.objects.get(pk=one), Job.objects.get(pk=other.id)
+        assert bulk_row.root_id == bulk_row.pk
+        assert abs((bulk_row.due_at - single_row.due_at).total_seconds()) < 5
+        for field in Job._meta.fields:
+            mine, theirs = getattr(bulk_row, field.name), getattr(single_row, field.name)
+            if field.name == "envelope":
+                mine, theirs = json.loads(mine), json.loads(theirs)
+                mine["headers"].setdefault("kwargsrepr", "{}"), theirs["headers"].setdefault("kwargsrepr", "{}")
+                mine["headers"].setdefault("argsrepr", "()"), theirs["headers"].setdefault("argsrepr", "()")
+            if field.name == "body":
+                mine, theirs = bytes(mine), bytes(theirs)
+            assert field.name in skipped or mine == theirs, field.name
+
+
+def test_many_jobs_run(jobs: InProcess) -> None:
+    with transaction.atomic():
+        tasks.effect.bulk_delay([(f"bulk {n}",) for n in range(7)])
+        assert not jobs.take()
+    jobs.finish()
+    assert [jobs.effects(f"bulk {n}") for n in range(7)] == [1] * 7
+
+
+@pytest.mark.promise("I1")
+def test_an_error_in_one_call_writes_none(jobs: InProcess) -> None:
+    for bad, error in ((("x", "y", "z"), TypeError), ((object(),), UnserialisableArguments), (5, TypeError)):
+        with pytest.raises(error):
+            tasks.effect.bulk_delay([("fine",), bad, ("fine",)])
+        assert not Job.objects.exists()
+    assert not jobs.take()
+
+
+@pytest.mark.promise("I1")
+def test_a_savepoint_rolled_back_takes_its_bulk_along(jobs: InProcess) -> None:
+    with transaction.atomic():
+        tasks.effect.delay("stays")
+        with pytest.raises(ZeroDivisionError), transaction.atomic():
+            tasks.effect.bulk_delay([("goes",)] * 3)
+            raise ZeroDivisionError
+    assert len(jobs.take()) == 1
+    assert Job.objects.count() == 1
+
+
+def test_more_than_one_commit_can_publish_are_left_to_the_sweepers(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "MAX_ON_COMMIT", 3)
+    tasks.effect.bulk_delay([(f"few {n}",) for n in range(3)])
+    assert len(jobs.take()) == 3
+    tasks.effect.bulk_delay((f"many {n}",) for n in range(4))
+    assert not jobs.take()
+    assert set(Job.objects.values_list("sends", flat=True)) == {0, 1}
+    jobs.sweep()
+    assert len(jobs.take()) == 4
+
+
+@pytest.mark.parametrize("name", ["task_id", "key", "key_forever", "transactional", "shadow"])
+def test_what_belongs_to_one_job_is_refused(rows: InProcess, name: str) -> None:
+    with pytest.raises(InvalidOption, match=name):
+        tasks.effect.bulk_delay([("x",)], **{name: "x"})
+
+
+def test_without_calls_nothing_happens(rows: InProcess, django_assert_num_queries: Any) -> None:
+    with django_assert_num_queries(0):
+        assert tasks.effect.bulk_delay([]) == []
+
+
+def test_sensitive_calls_stay_hidden_in_bulk(rows: InProcess) -> None:
+    (one, _) = secret.bulk_delay([("hunter2",), ("hunter3",)])
+    assert "hunter" not in Job.objects.get(pk=one).envelope
+
+
+@pytest.mark.parametrize(
+    "value", [decimal.Decimal("1.5"), datetime.date(2031, 2, 3), uuid.UUID(int=7), b"\x00\xff", {"a": [1, None]}]
+)
+def test_a_value_comes_back_as_it_was_by_way_of_a_template(rows: InProcess, value: Any) -> None:
+    from reliable_jobs.message import arguments
+
+    template_of(echo, (1,), {})
+    row = Job.objects.get(pk=echo.delay(value, k=value).id)
+    assert arguments(row) == ([value], {"k": value})
+
+
+def test_a_task_that_fans_out_is_its_jobs_parent(jobs: InProcess) -> None:
+    parent = tasks.fan_out.delay(3)
+    jobs.finish()
+    children = Job.objects.filter(task=tasks.effect.name)
+    assert children.count() == 3
+    assert {(child.parent_id, child.root_id) for child in children} == {(uuid.UUID(parent.id),) * 2}
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I1")
+def test_a_bulk_goes_by_copy_and_every_job_of_it_runs_once(stack: Stack) -> None:
+    with stack.own_queue():
+        with transaction.atomic():
+            ids = tasks.effect.bulk_delay((f"copied {n}",) for n in range(1500))
+        assert Job.objects.filter(sends=0).count() == 1500
+        stack.worker(concurrency=2)
+        stack.all_end(sweeping=True)
+        assert len(set(ids)) == 1500
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*), count(DISTINCT name) FROM testapp_effect WHERE name LIKE 'copied %'")
+            assert cursor.fetchone() == (1500, 1500)
+
+
+def test_a_template_belongs_to_its_thread_and_process(rows: InProcess) -> None:
+    import threading
+
+    seen: list[Any] = []
+    mine = template_of(echo, (1,), {})
+    thread = threading.Thread(target=lambda: seen.append(template_of(echo, (1,), {})))
+    thread.start()
+    thread.join()
+    assert isinstance(mine, Template)
+    assert isinstance(seen[0], Template)
+    assert json.loads(mine.rendered.envelope)["properties"] != json.loads(seen[0].rendered.envelope)["properties"]
