@@ -3,7 +3,7 @@ PYTHON ?= python3
 DEV = .venv/bin/python
 DEMO = .venv-demo/bin/python
 
-.PHONY: help test demo serve soak mutants lint format dev clean
+.PHONY: help test demo serve soak mutants benchmark lint format dev clean
 
 help:
 	@echo 'make demo      orders through rollbacks, kills and lost messages, then a table of what came of them'
@@ -11,6 +11,7 @@ help:
 	@echo 'make test      everything, for every Python at hand  [ENVS=py312-django60,lint] [ARGS="-k outbox"]'
 	@echo 'make soak      the minutes-long tests that make test leaves out'
 	@echo 'make mutants   switches each protection off in turn and requires a red test'
+	@echo 'make benchmark speed beside what it replaces, side by side  [ARGS="enqueue work --rounds 3"]'
 	@echo 'make lint      format, rules, import floors, types, migrations'
 	@echo 'make format    rewrites the files as make lint wants them'
 	@echo 'make clean     removes what the other targets made'
@@ -31,6 +32,9 @@ soak: dev
 mutants: dev
 	@$(DEV) -m tests.mutants $(ARGS)
 
+benchmark: .venv-benchmark
+	@.venv-benchmark/bin/python -m benchmarks $(ARGS)
+
 lint: dev
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
@@ -50,5 +54,9 @@ dev:
 .venv-demo:
 	@$(PYTHON) tools/venv.py .venv-demo -r requirements.txt
 
+.PHONY: .venv-benchmark
+.venv-benchmark:
+	@$(PYTHON) tools/venv.py .venv-benchmark -r requirements-benchmarks.txt
+
 clean:
-	rm -rf .venv .venv-demo .tox .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist var
+	rm -rf .venv .venv-demo .venv-benchmark .tox .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist var

@@ -50,10 +50,14 @@ def main() -> int:
             print(f"\n== {name}: {benchmark.about}")
             started = time.monotonic()
             rounds = options.rounds or (1 if options.quick else benchmark.rounds)
-            outcomes = harness.run(benchmark, rounds, options.quick, servers)
+            outcomes, loads = harness.run(benchmark, rounds, options.quick, servers)
             harness.print_tables(benchmark, outcomes)
             print(f"   took {time.monotonic() - started:.0f} s", flush=True)
-            record[name] = {label: dataclasses.asdict(outcome) for label, outcome in outcomes.items()}
+            record[name] = {
+                "sizes": dict(benchmark.quick if options.quick else benchmark.normal),
+                "loads": loads,
+                "contenders": {label: dataclasses.asdict(outcome) for label, outcome in outcomes.items()},
+            }
             void = void or any(outcome.void for outcome in outcomes.values())
     finally:
         servers.close()

@@ -1,7 +1,7 @@
 """What the harness runs inside a fresh process: ``python -m benchmarks.child MODULE:FUNCTION JSON-ARGUMENTS``.
 
-Sets Django up for the contender of BENCHMARK_RIVAL, calls ``FUNCTION(rival, **arguments)`` and writes its answer as JSON
-to the file descriptor that BENCHMARK_ANSWER names, so that whatever the contender prints can't be mistaken for it.
+Sets Django up for the contender of BENCHMARK_RIVAL, calls ``FUNCTION(rival, **arguments)`` and writes its answer as
+JSON to the file descriptor that BENCHMARK_ANSWER names, so that nothing that a contender prints is taken for it.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ def main() -> int:
         answer = {"answer": getattr(importlib.import_module(module), function)(current(), **json.loads(sys.argv[2]))}
     except NotRun as reason:
         answer = {"not_run": str(reason)}
-    with os.fdopen(int(os.environ["BENCHMARK_ANSWER"]), "w") as out:
-        json.dump(answer, out)
+    if "BENCHMARK_ANSWER" in os.environ:
+        with os.fdopen(int(os.environ["BENCHMARK_ANSWER"]), "w") as out:
+            json.dump(answer, out)
     return 0
 
 

@@ -54,6 +54,6 @@ BENCHMARK = Benchmark(
     ),
     measure=measure,
     normal={"orders": 2000},
-    quick={"orders": 500},
+    quick={"orders": 400},
     baseline="order only",
 )

@@ -35,6 +35,8 @@ DATABASE_URL = os.environ.get("DATABASE_URL", "postgresql://postgres@127.0.0.1:5
 BROKER_URL = os.environ.get("BROKER_URL", "amqp://guest:guest@127.0.0.1:5672//")
 #: Everything that is made on the servers begins with this.
 PREFIX = f"rj_bench_{os.getpid()}"
+#: One name for all, because rows that are copied with a database hold it; made anew for every run.
+QUEUE = f"{PREFIX}_jobs"
 #: Jobs that the workers do before the clock starts.
 WARM = 200
 
@@ -52,6 +54,8 @@ class Contender:
     rival: str
     #: Given to the benchmark's ``measure`` as keyword arguments.
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    #: The label that its ratio is taken against, if not the benchmark's baseline.
+    against: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +83,8 @@ class Servers:
 
     def __init__(self) -> None:
         self._admin = psycopg.connect(DATABASE_URL, autocommit=True)
-        self._templates: dict[str, str] = {}
-        self._databases: list[str] = []
-        self._queues: list[str] = []
+        self._templates: dict[Any, str] = {}
+        self.databases: list[str] = []
         self._serial = 0
         self.directory = tempfile.TemporaryDirectory(prefix=PREFIX)
 
@@ -98,42 +101,40 @@ class Servers:
         with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
             self._admin.execute("CHECKPOINT")
 
-    def new_queue(self) -> str:
-        name = self.name()
-        self._queues.append(name)
-        return name
-
     def new_database(self, template: str | None = None) -> str:
         name = self.name()
         copied = f' TEMPLATE "{template}"' if template else ""
-        self._databases.append(name)
+        self.databases.append(name)
         self._admin.execute(f'CREATE DATABASE "{name}"{copied}')
         return name
 
     def drop_database(self, name: str) -> None:
         self._admin.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-        self._databases.remove(name)
+        self.databases.remove(name)
+
+    def declare_queue(self, name: str) -> None:
+        """A classic durable queue, as Celery declares it itself by default."""
+        with Connection(BROKER_URL) as connection, connection.channel() as channel:
+            channel.queue_declare(name, durable=True, auto_delete=False)
 
     def delete_queue(self, name: str) -> None:
         """With the exchange that Celery declares beside it."""
         with Connection(BROKER_URL) as connection, connection.channel() as channel:
             channel.queue_delete(name)
             channel.exchange_delete(name)
-        self._queues.remove(name)
 
-    def template(self, key: str, make: Callable[[str], None]) -> str:
-        """The database of this key, made on first use; every later use copies it."""
+    def template(self, key: Any, parent: str | None, make: Callable[[str], None]) -> str:
+        """The database of this key, made on first use from its parent; every later use copies it."""
         if key not in self._templates:
-            name = self.new_database()
+            name = self.new_database(parent)
             make(name)
             self._templates[key] = name
         return self._templates[key]
 
     def close(self) -> None:
-        for name in list(self._databases):
+        for name in list(self.databases):
             self.drop_database(name)
-        for name in list(self._queues):
-            self.delete_queue(name)
+        self.delete_queue(QUEUE)
         self._admin.close()
         self.directory.cleanup()
 
@@ -151,60 +152,61 @@ class Arena:
     def __init__(self, servers: Servers, contender: Contender) -> None:
         self.rival: Rival = load(contender.rival)
         self._servers, self._spec = servers, contender.rival
+        self.queue = QUEUE
         self._processes: list[subprocess.Popen[bytes]] = []
         self._logs: list[Path] = []
         self._database = ""
         self._connection: psycopg.Connection[Any] | None = None
-        self.queue = servers.new_queue()
 
     def open(self, prepare: Callable[[Arena], None] | None = None) -> None:
         """Make the database. What ``prepare`` does to it is done once, and kept for the contender's next rounds."""
 
-        def install(name: str) -> None:
-            self._database = name
-            self.child("benchmarks.child:install")
-
-        template = self._servers.template(self._spec, install)
+        # Contenders that differ only in their settings have the same tables.
+        tables = (type(self.rival).install, type(self.rival).apps)
+        template = self._servers.template(tables, None, lambda name: self._make(name, _install))
         if prepare is not None:
-
-            def further(name: str) -> None:
-                self._database = name
-                prepare(self)
-                self._disconnect()
-
-            key = f"{self._spec} {prepare.__module__} {prepare}"
-            template = self._servers.template(key, lambda name: self._recreate(name, template, further))
-        self._disconnect()
+            template = self._servers.template((*tables, prepare), template, lambda name: self._make(name, prepare))
         self._database = self._servers.new_database(template)
+        self._servers.declare_queue(self.queue)
         self._servers.checkpoint()
 
-    def _recreate(self, name: str, template: str, further: Callable[[str], None]) -> None:
-        self._servers._admin.execute(f'DROP DATABASE "{name}"')
-        self._servers._admin.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
-        further(name)
+    def _make(self, name: str, make: Callable[[Arena], None]) -> None:
+        self._database = name
+        make(self)
+        self._disconnect()
 
     def _disconnect(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
-    def close(self) -> None:
+    def drop(self) -> None:
+        """End the processes and drop the database and the queue; :meth:`open` makes them anew."""
         for process in self._processes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        self._processes.clear()
+        self._logs.clear()
         self._disconnect()
-        if self._database in self._servers._databases:
+        if self._database in self._servers.databases:
             self._servers.drop_database(self._database)
         self._servers.delete_queue(self.queue)
 
     # --- processes ----------------------------------------------------------------------------------------------------
 
+    def spawn(self, function: str, **arguments: Any) -> None:
+        """Start what :meth:`child` calls, without waiting for it; what it answers is dropped."""
+        self._start([sys.executable, "-m", "benchmarks.child", function, json.dumps(arguments)])
+
     @property
     def environment(self) -> dict[str, str]:
         url = url_of(self._database)
+        # Bytecode is compiled once per run, wherever the caller stands on writing it.
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         return {
-            **os.environ,
+            **inherited,
+            "PYTHONPYCACHEPREFIX": self._servers.directory.name,
             "PYTHONPATH": str(ROOT),
             "DJANGO_SETTINGS_MODULE": "benchmarks.project.settings",
             "DATABASE_URL": url,
@@ -244,7 +246,7 @@ class Arena:
     def _start(
         self, command: list[str], extra: Mapping[str, str] | None = None, keep: Sequence[int] = ()
     ) -> tuple[subprocess.Popen[bytes], Path]:
-        log = Path(self._servers.directory.name) / f"{self.queue}_{len(self._logs)}.log"
+        log = Path(self._servers.directory.name) / f"{self._servers.name()}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command,
@@ -280,7 +282,7 @@ class Arena:
     def sql(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         if self._connection is None:
             self._connection = psycopg.connect(url_of(self._database), autocommit=True)
-        cursor = self._connection.execute(statement, parameters or None)  # type: ignore[arg-type]
+        cursor = self._connection.execute(statement, parameters or None)
         return cursor.fetchall() if cursor.description else []
 
     def number(self, statement: str) -> int:
@@ -288,23 +290,14 @@ class Arena:
 
     def messages(self) -> int:
         """Ready messages in the queue."""
-        with Connection(BROKER_URL) as connection, connection.channel() as channel:
-            return _count(channel, self.queue)
+        with self.counting() as count:
+            return count()
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[Callable[[], int]]:
-        """A function that counts the queue's messages without reconnecting each time."""
-        with Connection(BROKER_URL) as connection:
-            channels = [connection.channel()]
-
-            def count() -> int:
-                try:
-                    return _count(channels[0], self.queue, missing=None)
-                except connection.channel_errors:  # the queue is not there yet, and the channel is gone
-                    channels[0] = connection.channel()
-                    return 0
-
-            yield count
+        """A function that counts the queue's ready messages, on a connection that is kept meanwhile."""
+        with Connection(BROKER_URL) as connection, connection.channel() as channel:
+            yield lambda: int(channel.queue_declare(self.queue, passive=True).message_count)
 
     def require(self, what: str, found: int, wanted: int) -> None:
         if found != wanted:
@@ -357,7 +350,7 @@ class Arena:
     def wait_for_effects(self, count: int, seconds: float) -> datetime.datetime:
         """Wait until ``count`` effects are committed. Returns the server's time at which they were seen."""
 
-        def complete() -> datetime.datetime | None:
+        def complete() -> Any:
             # The sequence costs nothing to read; the table is counted only when it can be complete.
             if self.number("SELECT last_value FROM benchmark_effect_id_seq") < count:
                 return None
@@ -365,7 +358,8 @@ class Arena:
             return now if found >= count else None
 
         try:
-            return self.wait_until(complete, f"{count:,} effects", seconds)
+            seen: datetime.datetime = self.wait_until(complete, f"{count:,} effects", seconds)
+            return seen
         except Void as void:
             raise Void(f"{void} ({self.number('SELECT count(*) FROM benchmark_effect'):,} effects are there)") from None
 
@@ -388,15 +382,8 @@ class Arena:
         return float(count / (finished - started).total_seconds())
 
 
-def _count(channel: Any, queue: str, missing: int | None = 0) -> int:
-    from amqp.exceptions import NotFound
-
-    try:
-        return int(channel.queue_declare(queue, passive=True).message_count)
-    except NotFound:
-        if missing is None:
-            raise
-        return missing
+def _install(arena: Arena) -> None:
+    arena.child("benchmarks.child:install")
 
 
 def _tail(log: Path, lines: int = 3) -> str:
@@ -416,17 +403,20 @@ class Outcome:
     void: str = ""
 
 
-def run(benchmark: Benchmark, rounds: int, quick: bool, servers: Servers) -> dict[str, Outcome]:
+def run(benchmark: Benchmark, rounds: int, quick: bool, servers: Servers) -> tuple[dict[str, Outcome], list[float]]:
+    """All rounds. Returns what came of each contender, and the load average before each round."""
     outcomes = {contender.label: Outcome() for contender in benchmark.contenders}
+    loads: list[float] = []
     sizes = benchmark.quick if quick else benchmark.normal
     print(f"   {', '.join(f'{name} {value}' for name, value in sizes.items())}", flush=True)
     for number in range(rounds):
-        print(f"   round {number + 1} of {rounds}; load {os.getloadavg()[0]:.2f}", flush=True)
+        loads.append(os.getloadavg()[0])
+        print(f"   round {number + 1} of {rounds}; load {loads[-1]:.2f}", flush=True)
         for contender in benchmark.contenders:
             outcome = outcomes[contender.label]
             if not outcome.not_run and not outcome.void:
                 _once(benchmark, contender, sizes, servers, outcome)
-    return outcomes
+    return outcomes, loads
 
 
 def _once(
@@ -444,26 +434,27 @@ def _once(
     except Void as reason:
         outcome.void = str(reason)
     finally:
-        arena.close()
+        arena.drop()
 
 
 def print_tables(benchmark: Benchmark, outcomes: Mapping[str, Outcome]) -> None:
     """A table per figure: median, range, and ratio to the baseline's median."""
     names = list(dict.fromkeys(name for outcome in outcomes.values() for row in outcome.figures for name in row))
-    width = max(len(label) for label in outcomes)
-    for name in names or ["jobs/s"]:
-        base = _values(outcomes[benchmark.baseline], name)
+    width = max(len(word) for word in (*outcomes, *names))
+    for name in (names := names or [""]):
         print(f"\n   {name:{width}}{'median':>12}{'min - max':>23}   ratio to {benchmark.baseline!r}")
-        for label, outcome in outcomes.items():
-            values = _values(outcome, name)
+        for contender in benchmark.contenders:
+            label, outcome = contender.label, outcomes[contender.label]
+            values, base = _values(outcome, name), _values(outcomes[contender.against or benchmark.baseline], name)
             if outcome.void:
                 print(f"   {label:{width}}        VOID: {outcome.void}")
-            elif outcome.not_run:
+            elif outcome.not_run and name == names[0]:
                 print(f"   {label:{width}}        not run: {outcome.not_run}")
             elif values:
                 spread = f"{_format(min(values))} - {_format(max(values))}"
-                ratio = f"{statistics.median(values) / statistics.median(base):.2f}" if any(base) else ""
-                print(f"   {label:{width}}{_format(statistics.median(values)):>12}{spread:>23}   {ratio}")
+                ratio = f"{statistics.median(values) / statistics.median(base):.2f}" if any(base) else "-"
+                to = f" (to {contender.against!r})" if contender.against else ""
+                print(f"   {label:{width}}{_format(statistics.median(values)):>12}{spread:>23}   {ratio}{to}")
     print(flush=True)
 
 

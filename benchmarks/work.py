@@ -24,6 +24,7 @@ BENCHMARK = Benchmark(
     contenders=(
         Contender("Celery as Django sets it up", "celery:BareCelery", {"is_slow": True}),
         Contender("Celery, connections kept", "celery:KeptCelery"),
+        Contender("Celery, kept, atomic body", "celery:KeptCeleryAtomic"),
         Contender("ReliableTask", "reliable:OnCommit"),
         Contender("ReliableTask, bundle = 100", "reliable:Bundled"),
         Contender("ReliableTask, atomic = False", "reliable:NonAtomic"),
@@ -33,7 +34,7 @@ BENCHMARK = Benchmark(
         Contender("oban (async)", "oban:ObanPy"),
     ),
     measure=measure,
-    normal={"jobs": 5000, "slow": 2000},
-    quick={"jobs": 1000, "slow": 400},
+    normal={"jobs": 4000, "slow": 1500},
+    quick={"jobs": 800, "slow": 300},
     baseline="Celery as Django sets it up",
 )

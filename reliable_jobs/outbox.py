@@ -118,8 +118,7 @@ def _write(app: Celery, request: Request, alias: str) -> uuid.UUID:
         if existing is not None:
             return existing
     if immediate:
-        sent = Unsent(request.job_id, request.rendered)
-        transaction.on_commit(_DispatchOnCommit(app, alias, [outgoing(sent, alias)]), using=alias)
+        _dispatch_on_commit(app, alias, [Unsent(request.job_id, request.rendered)])
     return request.job_id
 
 
@@ -151,10 +150,18 @@ def enqueue_many(app: Celery, request: Request, template: Template, each: Iterab
 
     rows.insert_many(alias, common, noted())
     if immediate and head:
-        rendered = (dataclasses.replace(request.rendered, body=job.body, envelope=job.envelope) for job in head)
-        messages = [outgoing(Unsent(job.id, one), alias) for job, one in zip(head, rendered, strict=True)]
-        transaction.on_commit(_DispatchOnCommit(app, alias, messages), using=alias)
+        common_part = request.rendered
+        _dispatch_on_commit(
+            app,
+            alias,
+            [Unsent(one.id, dataclasses.replace(common_part, body=one.body, envelope=one.envelope)) for one in head],
+        )
     return ids
+
+
+def _dispatch_on_commit(app: Celery, alias: str, jobs: list[Unsent]) -> None:
+    hook = _DispatchOnCommit(app, alias, [outgoing(job, alias) for job in jobs])
+    transaction.on_commit(hook, using=alias)
 
 
 def _dispatches_now(app: Celery, alias: str) -> bool:

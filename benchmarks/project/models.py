@@ -8,6 +8,8 @@ from django.db import models
 class Order(models.Model):
     number = models.IntegerField()
 
+    objects: models.Manager[Order] = models.Manager()
+
     class Meta:
         app_label = "project"
         db_table = "benchmark_order"
@@ -21,6 +23,8 @@ class Effect(models.Model):
     the server fills with its clock."""
 
     number = models.IntegerField()
+
+    objects: models.Manager[Effect] = models.Manager()
 
     class Meta:
         app_label = "project"

@@ -6,8 +6,6 @@ from benchmarks.project.models import Effect
 from benchmarks.rivals import current
 
 
+@current().decorate
 def effect(number: int) -> None:
     Effect.objects.create(number=number)
-
-
-effect = current().decorate(effect)

@@ -23,7 +23,9 @@ class AwaCopy(Rival):
     stored = "SELECT count(*) FROM awa.jobs"
 
     def install(self) -> None:
-        awa.Client(os.environ["DATABASE_URL"]).migrate()
+        client = awa.Client(os.environ["DATABASE_URL"])
+        client.migrate()
+        client.install_queue_storage()  # which its first worker would do
 
     def bulk(self, count: int) -> None:
         awa.Client(os.environ["DATABASE_URL"]).enqueue_many_copy([Effect(number) for number in range(count)])

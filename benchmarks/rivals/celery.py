@@ -7,6 +7,7 @@ every other contender.
 from __future__ import annotations
 
 import sys
+import uuid
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -14,11 +15,14 @@ from celery import Celery, shared_task
 
 from benchmarks.rivals import Rival
 
-#: Two children, everything else by default. Mingle and gossip talk to whatever other workers share the broker.
-WORKER = (
-    *(sys.executable, "-m", "celery", "-A", "benchmarks.project.celery", "worker", "-c", "2", "-l", "WARNING"),
-    *("--without-mingle", "--without-gossip", "-n", "benchmark@%h"),
-)
+
+def worker() -> list[str]:
+    """Two children, everything else by default. Mingle and gossip talk to whatever other workers share the broker; the
+    name is new each time, because the broker may not have noticed yet that the last one's worker is gone."""
+    return [
+        *(sys.executable, "-m", "celery", "-A", "benchmarks.project.celery", "worker", "-c", "2", "-l", "WARNING"),
+        *("--without-mingle", "--without-gossip", "-n", f"benchmark-{uuid.uuid4().hex[:8]}@%h"),
+    ]
 
 
 class BareCelery(Rival):
@@ -51,7 +55,7 @@ class BareCelery(Rival):
             effect.delay(number)
 
     def workers(self) -> list[list[str]]:
-        return [list(WORKER)]
+        return [worker()]
 
 
 class KeptCelery(BareCelery):
@@ -64,3 +68,12 @@ class KeptCelery(BareCelery):
         app = super().app()
         app.conf["CELERY_DB_REUSE_MAX"] = 1_000_000_000
         return app
+
+
+class KeptCeleryAtomic(KeptCelery):
+    """The same with ``transaction.atomic`` round the body: what a ReliableTask's body has, with no receipt at all."""
+
+    def decorate(self, body: Callable[[int], None]) -> Any:
+        from django.db import transaction
+
+        return shared_task(transaction.atomic(body))

@@ -1,4 +1,4 @@
-"""django-celery-outbox: the app is an ``OutboxCelery``, ``delay`` writes a row, ``celery_outbox_relay`` publishes it."""
+"""django-celery-outbox: the app is an ``OutboxCelery``, ``delay`` writes a row, ``celery_outbox_relay`` publishes."""
 
 from __future__ import annotations
 

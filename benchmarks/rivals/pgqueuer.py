@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
+from collections.abc import AsyncIterator
 from typing import ClassVar
 
-import asyncpg
+import asyncpg  # type: ignore[import-untyped]
 from pgqueuer import PgQueuer
 from pgqueuer.db import AsyncpgDriver
 from pgqueuer.models import Job
@@ -37,7 +39,15 @@ class Pgqueuer(Rival):
         asyncio.run(_enqueue([range(count)]))
 
     def workers(self) -> list[list[str]]:
-        command = [sys.executable, "-m", "pgqueuer", "run", "benchmarks.rivals.pgqueuer:serve", "--log-level", "WARNING"]
+        command = [
+            sys.executable,
+            "-m",
+            "pgqueuer",
+            "run",
+            "benchmarks.rivals.pgqueuer:serve",
+            "--log-level",
+            "WARNING",
+        ]
         return [command] * 2
 
 
@@ -49,7 +59,8 @@ async def _enqueue(chunks: list[range]) -> None:
     await connection.close()
 
 
-async def serve() -> PgQueuer:
+@contextlib.asynccontextmanager
+async def serve() -> AsyncIterator[PgQueuer]:
     """What ``pgq run`` runs: one connection for the queue, as its README has it, and a pool for the bodies."""
     pool = await asyncpg.create_pool(os.environ["DATABASE_URL"])
     queue = PgQueuer(AsyncpgDriver(await asyncpg.connect(os.environ["DATABASE_URL"])))
@@ -58,4 +69,4 @@ async def serve() -> PgQueuer:
     async def effect(job: Job) -> None:
         await pool.execute(f"{INSERT}($1)", int(job.payload or b""))
 
-    return queue
+    yield queue

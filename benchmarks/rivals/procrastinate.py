@@ -43,9 +43,9 @@ class Procrastinate(Rival):
             effect.batch_defer(*({"number": number} for number in range(count)))
 
     def prune(self) -> None:
-        from procrastinate.contrib.django import app
-
         import asyncio
+
+        from procrastinate.contrib.django import app
 
         asyncio.run(app.job_manager.delete_old_jobs(nb_hours=0, include_failed=True))
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 from celery import shared_task
 
 from benchmarks.rivals import NotRun, Rival, django_command, in_chunks
-from benchmarks.rivals.celery import WORKER
+from benchmarks.rivals.celery import worker
 
 
 class OnCommit(Rival):
     """``DISPATCH = "on_commit"`` (the default) and an atomic body (the default)."""
 
-    distributions: ClassVar[tuple[str, ...]] = ("celery", "kombu", "amqp", "django-celery-beat", "django-celery-results")
+    distributions: ClassVar[tuple[str, ...]] = (
+        "celery",
+        "kombu",
+        "amqp",
+        "django-celery-beat",
+        "django-celery-results",
+    )
     apps: ClassVar[tuple[str, ...]] = ("django_celery_beat", "django_celery_results", "reliable_jobs")
     settings: ClassVar[dict[str, Any]] = {
         "CELERY_BEAT_SCHEDULER": "django_celery_beat.schedulers:DatabaseScheduler",
@@ -63,7 +70,7 @@ class OnCommit(Rival):
         pruner.prune()
 
     def workers(self) -> list[list[str]]:
-        return [list(WORKER)]
+        return [worker()]
 
 
 class Relay(OnCommit):
@@ -73,6 +80,8 @@ class Relay(OnCommit):
     messages = False
 
     def relays(self) -> list[list[str]]:
+        if importlib.util.find_spec("reliable_jobs.management.commands.reliable_jobs_relay") is None:
+            raise NotRun("this version has no reliable_jobs_relay")
         return [django_command("reliable_jobs_relay")]
 
 
