@@ -12,6 +12,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
+import functools
 import itertools
 import logging
 import threading
@@ -24,7 +25,7 @@ from celery import Celery
 from django.db import OperationalError, connections, router, transaction
 from django.utils import timezone
 
-from reliable_jobs import rows
+from reliable_jobs import rows, wake
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import AmbiguousTransaction, EnqueueError, KeyBusy, KeyConflict
 from reliable_jobs.message import Outgoing, Rendered, Unsent, outgoing, same_call
@@ -119,6 +120,8 @@ def _write(app: Celery, request: Request, alias: str) -> uuid.UUID:
             return existing
     if immediate:
         _dispatch_on_commit(app, alias, [Unsent(request.job_id, request.rendered)])
+    elif settings.DISPATCH == "relay" and not request.later:
+        _wake_on_commit(alias)
     return request.job_id
 
 
@@ -156,12 +159,18 @@ def enqueue_many(app: Celery, request: Request, template: Template, each: Iterab
             alias,
             [Unsent(one.id, dataclasses.replace(common_part, body=one.body, envelope=one.envelope)) for one in head],
         )
+    elif not request.later:
+        _wake_on_commit(alias)
     return ids
 
 
 def _dispatch_on_commit(app: Celery, alias: str, jobs: list[Unsent]) -> None:
     hook = _DispatchOnCommit(app, alias, [outgoing(job, alias) for job in jobs])
     transaction.on_commit(hook, using=alias)
+
+
+def _wake_on_commit(alias: str) -> None:
+    transaction.on_commit(functools.partial(wake.nudge, alias), using=alias, robust=True)
 
 
 def _dispatches_now(app: Celery, alias: str) -> bool:

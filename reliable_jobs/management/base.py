@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
 import getpass
 import uuid
@@ -21,6 +22,14 @@ from reliable_jobs.sweeper import aliases
 
 #: Rows read, or changed in one transaction, at a time.
 CHUNK = 1000
+
+
+def seconds(text: str) -> float:
+    """The type of an option that is a length of time."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("must be a number of seconds above 0")
+    return value
 
 
 def in_chunks(rows: JobQuerySet, size: int = CHUNK) -> Iterator[list[Job]]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import logging
 import signal
 import time
@@ -11,19 +10,12 @@ from django.core.management.base import CommandError, CommandParser
 from django.db import close_old_connections, connections
 
 from reliable_jobs import sweeper
-from reliable_jobs.management.base import JobCommand
+from reliable_jobs.management.base import JobCommand, seconds
 
 logger = logging.getLogger("reliable_jobs.sweeper")
 
 #: How soon a signal ends a pause, in seconds.
 TICK = 0.1
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError("must be a number of seconds above 0")
-    return value
 
 
 class Command(JobCommand):
@@ -35,7 +27,7 @@ class Command(JobCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "--interval", type=_seconds, default=1.0, help="Seconds between two sweeps (default: %(default)s)."
+            "--interval", type=seconds, default=1.0, help="Seconds between two sweeps (default: %(default)s)."
         )
         parser.add_argument("--once", action="store_true", help="Sweep once; exit status 1 if that fails.")
 

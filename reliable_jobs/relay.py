@@ -1,0 +1,96 @@
+"""The dispatcher process: publishes due rows as they come, and sweeps and prunes beside that.
+
+    woken, or a pause is over → due rows in windows, until there are none → every second the whole sweep, now and then
+    the pruner → a pause: short while there was work lately, ``interval`` when there was none
+
+Any number of them may run; SKIP LOCKED shares the rows out.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from celery import Celery
+from django.db import close_old_connections, connections
+
+from reliable_jobs import pruner, sweeper
+from reliable_jobs.wake import ACTIVE, Ear
+
+logger = logging.getLogger("reliable_jobs.relay")
+
+#: Pause between two looks while there was work lately, in seconds.
+SHORT = 0.02
+#: How often the whole sweep and the pruner run, in seconds.
+SWEEP_EVERY = 1.0
+PRUNE_EVERY = 3600.0
+
+
+class Relay:
+    """See the module's docstring.
+
+    Args:
+        interval: seconds between two looks at idle databases. On PostgreSQL a commit wakes the relay sooner.
+    """
+
+    def __init__(self, app: Celery, *, interval: float = 1.0) -> None:
+        self.app = app
+        self.interval = interval
+        self.published = 0
+        self._wake = threading.Event()
+        self._stopped = False
+        self._sweep_at = self._prune_at = 0.0
+        self._worked_at = -ACTIVE
+
+    def stop(self) -> None:
+        """End after the window at hand. Safe to call from a signal handler."""
+        self._stopped = True
+
+    def run(self) -> None:
+        """Until :meth:`stop`."""
+        ears = [Ear(alias, self._wake.set) for alias in sweeper.aliases()]
+        for ear in ears:
+            ear.start()
+        try:
+            while not self._stopped:
+                if not self._round():
+                    self._pause()
+        finally:
+            for ear in ears:
+                ear.stop()
+
+    def drain(self) -> None:
+        """Until nothing is due that could be published."""
+        while not self._stopped and self._round():
+            pass
+
+    def _pause(self) -> None:
+        active = time.monotonic() - self._worked_at < ACTIVE
+        # In small steps: a signal handler may set no event, its lock may be held by what it interrupts.
+        until = time.monotonic() + (SHORT if active else self.interval)
+        while not self._stopped and not self._wake.wait(min(0.1, max(0.0, until - time.monotonic()))):
+            if time.monotonic() >= until:
+                break
+        self._wake.clear()
+
+    def _round(self) -> bool:
+        """Publish what is due; sweep and prune when it is time. Says whether anything was published."""
+        try:
+            close_old_connections()
+            found = sweeper.publish_due(self.app)
+            if time.monotonic() >= self._sweep_at:
+                self._sweep_at = time.monotonic() + SWEEP_EVERY
+                found += sweeper.sweep(self.app, actor="relay").published
+            self.published += found
+            if found:
+                self._worked_at = time.monotonic()
+            if time.monotonic() >= self._prune_at:
+                self._prune_at = time.monotonic() + PRUNE_EVERY
+                pruner.prune()
+            return bool(found)
+        except Exception as error:
+            # A relay that dies would be noticed only when jobs are late; it says so and goes on.
+            logger.warning("Relay: %s: %s; trying again.", type(error).__name__, error)
+            connections.close_all()
+            return False

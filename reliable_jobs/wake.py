@@ -1,0 +1,72 @@
+"""Telling a relay that there is work, after the commit.
+
+A NOTIFY inside the caller's transaction would serialise all commits of the PostgreSQL instance behind one lock. This
+one is a statement of its own after the commit, and rare: a relay that has been woken looks again and again for
+``ACTIVE`` seconds, so a process speaks up at most once in half that time. Nothing depends on it: a relay polls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from django.db import Error, connections
+
+logger = logging.getLogger("reliable_jobs.relay")
+
+CHANNEL = "reliable_jobs"
+#: How long a relay goes on looking every few milliseconds after it last found something, in seconds.
+ACTIVE = 1.0
+
+_last: dict[str, float] = {}
+
+
+def nudge(alias: str) -> None:
+    """Wake the relays, if none has been woken lately. Call it after the commit; it never raises."""
+    connection = connections[alias]
+    now = time.monotonic()
+    if connection.vendor != "postgresql" or now - _last.get(alias, -ACTIVE) < ACTIVE / 2:
+        return
+    _last[alias] = now
+    # InterfaceError, of a connection that has died, is no DatabaseError to Django.
+    with contextlib.suppress(Error), connection.cursor() as cursor:
+        cursor.execute(f"NOTIFY {CHANNEL}")
+
+
+class Ear(threading.Thread):
+    """Listens on one database and calls back at each notification, until stopped. Where it can't listen (another
+    database, a pooler in transaction mode) the relay's polling is all there is."""
+
+    def __init__(self, alias: str, heard: Callable[[], None]) -> None:
+        super().__init__(name=f"reliable_jobs-ear-{alias}", daemon=True)
+        self.alias = alias
+        self.heard = heard
+        self._stop_event = threading.Event()
+
+    def stop(self) -> None:
+        self._stop_event.set()
+        if self.is_alive():
+            self.join(timeout=5.0)
+
+    def run(self) -> None:
+        if connections[self.alias].vendor != "postgresql":
+            return
+        while not self._stop_event.is_set():
+            try:
+                self._listen()
+            except Exception as error:  # it is only a hint; the relay polls meanwhile
+                logger.info("Can't listen on database %r (%s); polling only, for now.", self.alias, error)
+                self._stop_event.wait(5.0)
+            finally:
+                connections[self.alias].close()
+
+    def _listen(self) -> None:
+        connection = connections[self.alias]
+        with connection.cursor() as cursor:
+            cursor.execute(f"LISTEN {CHANNEL}")
+        while not self._stop_event.is_set():
+            for _ in connection.connection.notifies(timeout=0.5):
+                self.heard()
