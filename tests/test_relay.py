@@ -160,7 +160,7 @@ def listeners() -> int:
 def test_relays_killed_in_mid_work_leave_every_job_to_the_next_one_and_none_twice(stack: Stack, settings: Any) -> None:
     settings.RELIABLE_JOBS = {**stack.settings, "DISPATCH": "relay"}
     with stack.own_queue():
-        tasks.effect.bulk_delay((f"relayed {n}",) for n in range(3000))
+        tasks.effect.bulk_delay((f"relayed {n}",) for n in range(1200))
         first, second = relay_process(stack), relay_process(stack)
         wait_until(lambda: Job.objects.filter(sends__gt=0).exists(), "some are on their way")
         first.kill9()
@@ -176,7 +176,7 @@ def test_relays_killed_in_mid_work_leave_every_job_to_the_next_one_and_none_twic
         assert third.alive
         with connection.cursor() as cursor:
             cursor.execute("SELECT count(*), count(DISTINCT name) FROM testapp_effect WHERE name LIKE 'relayed %'")
-            assert cursor.fetchone() == (3000, 3000)
+            assert cursor.fetchone() == (1200, 1200)
 
 
 @pytest.mark.servers

@@ -260,17 +260,18 @@ def test_a_task_that_fans_out_is_its_jobs_parent(jobs: InProcess) -> None:
 
 @pytest.mark.servers
 @pytest.mark.promise("I1")
-def test_a_bulk_goes_by_copy_and_every_job_of_it_runs_once(stack: Stack) -> None:
+def test_a_bulk_goes_by_copy_and_every_job_of_it_runs_once(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "MAX_ON_COMMIT", 200)
     with stack.own_queue():
         with transaction.atomic():
-            ids = tasks.effect.bulk_delay((f"copied {n}",) for n in range(1500))
-        assert Job.objects.filter(sends=0).count() == 1500
+            ids = tasks.effect.bulk_delay((f"copied {n}",) for n in range(300))
+        assert Job.objects.filter(sends=0).count() == 300
         stack.worker(concurrency=2)
         stack.all_end(sweeping=True)
-        assert len(set(ids)) == 1500
+        assert len(set(ids)) == 300
         with connection.cursor() as cursor:
             cursor.execute("SELECT count(*), count(DISTINCT name) FROM testapp_effect WHERE name LIKE 'copied %'")
-            assert cursor.fetchone() == (1500, 1500)
+            assert cursor.fetchone() == (300, 300)
 
 
 def test_a_template_belongs_to_its_thread_and_process(rows: InProcess) -> None:
