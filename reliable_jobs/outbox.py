@@ -32,6 +32,7 @@ from reliable_jobs.message import Outgoing, Rendered, Unsent, outgoing, same_cal
 from reliable_jobs.models import Job
 from reliable_jobs.publisher import publisher
 from reliable_jobs.rows import Each
+from reliable_jobs.statements import Moment
 from reliable_jobs.template import Template
 
 logger = logging.getLogger("reliable_jobs.outbox")
@@ -183,22 +184,22 @@ def _dispatches_now(app: Celery, alias: str) -> bool:
 
 def _values(request: Request, sends: int) -> dict[str, Any]:
     rendered = request.rendered
-    due = rows.Moment()
+    due = Moment()
     if request.eta is not None:
         # Not before the eta by the database's clock, however fast this machine's runs.
-        due = rows.Moment(at=request.eta)
+        due = Moment(at=request.eta)
     elif request.countdown and request.later:
-        due = rows.Moment(delay=request.countdown)
+        due = Moment(delay=request.countdown)
     expires: Any = request.expires
     if isinstance(expires, (int, float)):
-        expires = rows.Moment(delay=expires)
+        expires = Moment(delay=expires)
     return {
         "id": request.job_id,
         "task": rendered.task,
         "queue": rendered.queue,
         "priority": rendered.priority,
         "due_at": due,
-        "check_at": rows.Moment(delay=settings.GRACE) if sends else None,
+        "check_at": Moment(delay=settings.GRACE) if sends else None,
         "sends": sends,
         "expires_at": expires,
         "key": request.key,

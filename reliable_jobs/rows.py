@@ -14,11 +14,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from django.db import connections, transaction
-from django.db.models import DateTimeField, Value
 from django.db.models.constants import OnConflict
-from django.db.models.functions import Greatest, Now
 
 from reliable_jobs.models import Job
+from reliable_jobs.statements import Moment, params_of, shape_of, sql_of
 from reliable_jobs.status import Reason, Status
 
 #: What every new row holds beside what its call says; the other columns are NULL, or the database's default.
@@ -39,13 +38,6 @@ _NEW: Mapping[str, str | int] = {
 _BLOCK = 500
 #: Bytes handed to COPY at a time.
 _COPY_BLOCK = 1 << 16
-
-
-class Moment(NamedTuple):
-    """A time by the database's clock: ``delay`` seconds from now; or now, but not before ``at``."""
-
-    delay: float = 0.0
-    at: datetime.datetime | None = None
 
 
 class Each(NamedTuple):
@@ -74,9 +66,9 @@ def insert(alias: str, values: Mapping[str, Any], *, unless_there: bool = False)
     """
     connection = connections[alias]
     given = {name: value for name, value in values.items() if value is not None}
-    made = _statement(connection.vendor, alias, _shape(given), unless_there)
+    made = _statement(connection.vendor, alias, shape_of(given), unless_there)
     with connection.cursor() as cursor:
-        cursor.execute(f"{made.head}{made.row}{made.suffix}", _params(connection, given))
+        cursor.execute(f"{made.head}{made.row}{made.suffix}", params_of(connection, given))
 
 
 def insert_many(alias: str, common: Mapping[str, Any], each: Iterable[Each]) -> None:
@@ -100,20 +92,6 @@ def insert_many(alias: str, common: Mapping[str, Any], each: Iterable[Each]) -> 
 # --- INSERT -----------------------------------------------------------------------------------------------------------
 
 
-def _shape(values: Mapping[str, Any]) -> tuple[tuple[str, Moment | None], ...]:
-    """Names, and which form the SQL of each value has."""
-    return tuple((name, _form(value)) for name, value in values.items())
-
-
-def _form(value: Any) -> Moment | None:
-    if not isinstance(value, Moment):
-        return None
-    return value._replace(at=_SOME_TIME) if value.at is not None else Moment(delay=1.0) if value.delay else value
-
-
-_SOME_TIME = datetime.datetime(2000, 1, 1, tzinfo=datetime.timezone.utc)
-
-
 @functools.lru_cache(maxsize=256)
 def _statement(
     vendor: str, alias: str, shape: tuple[tuple[str, Moment | None], ...], unless_there: bool = False
@@ -122,7 +100,7 @@ def _statement(
     ops = connections[alias].ops
     conflict = OnConflict.IGNORE if unless_there else None
     columns = [ops.quote_name(name) for name in (*(name for name, _ in shape), *_NEW)]
-    values = ["%s" if form is None else _compiled(vendor, alias, form)[0] for _, form in shape]
+    values = [sql_of(connections[alias], form) for _, form in shape]
     values += [repr(constant) for constant in _NEW.values()]
     into = f"{ops.insert_statement(on_conflict=conflict)} {ops.quote_name(Job._meta.db_table)}"
     return _Statement(
@@ -130,29 +108,6 @@ def _statement(
         f"({', '.join(values)})",
         f" {ops.on_conflict_suffix_sql([], conflict, [], [])}",
     )
-
-
-@functools.lru_cache(maxsize=1024)
-def _compiled(vendor: str, alias: str, moment: Moment) -> tuple[str, tuple[Any, ...]]:
-    expression: Any = Now() + datetime.timedelta(seconds=moment.delay) if moment.delay else Now()
-    if moment.at is not None:
-        expression = Greatest(Now(), Value(moment.at, DateTimeField()))
-    query = Job.objects.using(alias).query
-    sql, params = query.get_compiler(alias).compile(expression.resolve_expression(query))
-    return sql, tuple(params)
-
-
-def _params(connection: Any, values: Mapping[str, Any]) -> list[Any]:
-    params: list[Any] = []
-    for name, value in values.items():
-        if isinstance(value, Moment):
-            params.extend(_compiled(connection.vendor, connection.alias, value)[1])
-        elif isinstance(value, (str, int)):
-            params.append(value)
-        else:
-            field: Any = Job._meta.get_field(name)
-            params.append(field.get_db_prep_save(value, connection))
-    return params
 
 
 def _insert_blocks(connection: Any, cursor: Any, common: Mapping[str, Any], each: Iterable[Each]) -> None:
@@ -163,8 +118,8 @@ def _insert_blocks(connection: Any, cursor: Any, common: Mapping[str, Any], each
         params: list[Any] = []
         for job in block:
             values = {"root_id": job.id, **common, "id": job.id, "body": job.body, "envelope": job.envelope}
-            params += _params(connection, values)
-        made = _statement(connection.vendor, connection.alias, _shape(values))
+            params += params_of(connection, values)
+        made = _statement(connection.vendor, connection.alias, shape_of(values))
         cursor.execute(made.head + ", ".join([made.row] * len(block)) + made.suffix, params)
 
 
@@ -176,9 +131,8 @@ def _copy(connection: Any, cursor: Any, common: Mapping[str, Any], each: Iterabl
     moments = {name: value for name, value in common.items() if isinstance(value, Moment)}
     values = {**_NEW, **common}
     if moments:
-        compiled = [_compiled(connection.vendor, connection.alias, moment) for moment in moments.values()]
-        params = [param for _, some in compiled for param in some]
-        cursor.execute(f"SELECT {', '.join(sql for sql, _ in compiled)}", params)
+        wanted = ", ".join(sql_of(connection, moment) for moment in moments.values())
+        cursor.execute(f"SELECT {wanted}", params_of(connection, moments))
         values.update(zip(moments, cursor.fetchone(), strict=True))
     root = values.pop("root_id", None)
     columns = ", ".join(connection.ops.quote_name(name) for name in ("id", "root_id", "body", "envelope", *values))

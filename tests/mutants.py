@@ -118,9 +118,9 @@ MUTANTS = [
     Mutant(
         "row-lock",
         "I4",
-        "lifecycle/claims.py",
-        "filter(pk=job_id).lock().first()\n    if job is None:\n        seen",
-        "filter(pk=job_id).first()\n    if job is None:\n        seen",
+        "statements.py",
+        "annotate(now=Now()).lock().values_list(",
+        "annotate(now=Now()).values_list(",
         (f"{I4}::test_of_five_copies_at_once_one_runs",),
     ),
     Mutant(

@@ -40,8 +40,8 @@ def test_a_job_that_kills_its_process_ends_failed_and_its_neighbours_finish_unbl
         return not Job.objects.unfinished().exists()
 
     wait_until(all_done, "the neighbours finish", every=0.2)
-    # Threads die with their process. One whose message had come back may have been killed in a counted start; once: from
-    # then on it is a suspect, and these run alone.
+    # Threads die with their process. One whose message had come back may have been killed in a counted start; once:
+    # from then on it is a suspect, and these run alone.
     most = 1 if pool == "threads" else 0
     for i, result in enumerate(neighbours):
         neighbour = stack.job(result)

@@ -9,8 +9,6 @@ import os
 import uuid
 from typing import Any
 
-from django.db.models import F
-from django.db.models.functions import Now
 from django.utils import timezone
 
 VARIABLE = "DEMO_BREAK"
@@ -29,13 +27,13 @@ def _without_fence() -> None:
     from reliable_jobs import lifecycle
     from reliable_jobs.lifecycle import settle
     from reliable_jobs.models import Job
+    from reliable_jobs.statements import Moment, update
     from reliable_jobs.status import FINAL
 
     def transition(job: Job, using: str, status: str, *, token_now: uuid.UUID | None = None, **changes: Any) -> bool:
         if status in FINAL:
-            changes["finished_at"] = Now()
-        Job.objects.using(using).filter(pk=job.pk).update(status=status, epoch=F("epoch") + 1, **changes)
-        return True
+            changes["finished_at"] = Moment()
+        return update(using, job.pk, {}, {"status": status, **changes})
 
     _replace(settle, "transition", transition)
     _replace(lifecycle, "hold_by_token", lambda claim: True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import threading
 import uuid
 
@@ -12,6 +11,7 @@ from django.db.models.functions import Least, Now
 
 from reliable_jobs.lifecycle.transition import Claim, Refusal, find, seconds, transition
 from reliable_jobs.models import Job
+from reliable_jobs.statements import Moment, lock_row
 from reliable_jobs.status import Status
 
 #: Two suspects that are claimed at the same instant would not see each other. Only those of one process matter: they
@@ -27,13 +27,13 @@ def claim_atomic(job_id: uuid.UUID, rev: int, using: str) -> Claim | Refusal:
 
 def _lock_if_fit(job_id: uuid.UUID, rev: int, using: str) -> Claim | Refusal:
     """Lock the row and see whether a message of this rev may run it now."""
-    job = Job.objects.using(using).defer("body", "envelope").annotate(now=Now()).filter(pk=job_id).lock().first()
-    if job is None:
+    locked = lock_row(using, job_id)
+    if locked is None:
         seen = find(job_id, using)
         if seen is None:
             return Refusal.MISSING
         return Refusal.FINAL if seen.is_final else Refusal.LOCKED
-    now: datetime.datetime = job.now  # type: ignore[attr-defined]  # annotated above
+    job, now = locked
     if job.status == Status.RUNNING:
         return Refusal.LOCKED
     if job.is_final:
@@ -68,10 +68,10 @@ def claim_committed(
             using,
             Status.RUNNING,
             token=token,
-            lease_at=Now() + seconds(lease),
-            deadline_at=Now() + seconds(deadline) if deadline else None,
+            lease_at=Moment(delay=lease),
+            deadline_at=Moment(delay=deadline) if deadline else None,
             crashes=job.crashes + 1,
-            started_at=job.started_at or Now(),
+            started_at=job.started_at or Moment(),
             worker=worker,
         )
         if not won:
@@ -103,7 +103,7 @@ def step_back(job_id: uuid.UUID, using: str, delay: float) -> bool:
     with transaction.atomic(using=using):
         job = Job.objects.using(using).filter(pk=job_id, status=Status.WAITING).lock().first()
         return job is not None and transition(
-            job, using, Status.WAITING, sends=0, check_at=None, due_at=Now() + seconds(delay)
+            job, using, Status.WAITING, sends=0, check_at=None, due_at=Moment(delay=delay)
         )
 
 

@@ -18,6 +18,7 @@ from reliable_jobs.lifecycle.transition import ERROR_LIMIT, Claim, clean, find, 
 from reliable_jobs.message import rerouted
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.retry import crash_delay
+from reliable_jobs.statements import Moment
 from reliable_jobs.status import FINAL, EventKind, Reason, Status
 
 
@@ -176,7 +177,7 @@ def rescue(using: str, limit: int, *, actor: str = "sweeper") -> int:
                 deadline_at=None,
                 sends=0,
                 check_at=None,
-                due_at=Now() + seconds(crash_delay(job.crashes) if job.crashes > 1 else 0),
+                due_at=Moment(delay=crash_delay(job.crashes) if job.crashes > 1 else 0),
                 reason=Reason.CRASH,
             ):
                 record(job.pk, using, EventKind.RESCUE, actor, why)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from django.db.models.functions import Now
-
 from reliable_jobs.lifecycle.transition import (
     ERROR_LIMIT,
     TRACEBACK_LIMIT,
     Claim,
     clean,
     record,
-    seconds,
     transition,
 )
 from reliable_jobs.message import Rendered
+from reliable_jobs.statements import Moment
 from reliable_jobs.status import EventKind, Reason, Status
 
 
@@ -74,13 +72,13 @@ def run_again(
     changes: dict[str, Any] = {
         "sends": 0,
         "check_at": None,
-        "due_at": at if at is not None else Now() + seconds(delay),
+        "due_at": at if at is not None else Moment(delay=delay),
         "reason": reason,
         "error": error,
         "traceback": traceback,
         "attempt": job.attempt + attempt,
         "interruptions": job.interruptions + interruption,
-        "deadline_at": None if park_at is None else job.deadline_at or Now() + park_at,
+        "deadline_at": None if park_at is None else job.deadline_at or Moment(delay=park_at.total_seconds()),
     }
     if park_at is not None:
         changes["started_at"] = job.started_at  # nothing has started

@@ -8,10 +8,8 @@ import enum
 import uuid
 from typing import Any
 
-from django.db.models import F
-from django.db.models.functions import Now
-
 from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.statements import Moment, update
 from reliable_jobs.status import FINAL, TRANSITIONS, Status
 
 ERROR_LIMIT = 10_000
@@ -68,15 +66,15 @@ def find(job_id: uuid.UUID, using: str) -> Job | None:
 
 
 def transition(job: Job, using: str, status: str, *, token_now: uuid.UUID | None = None, **changes: Any) -> bool:
+    """Times in ``changes`` are datetimes or moments."""
     if status not in TRANSITIONS[job.status]:
         raise ValueError(f"{job}: no transition from {job.status} to {status}")
     if status in FINAL:
-        changes["finished_at"] = Now()
+        changes["finished_at"] = Moment()
         if not job.key_forever and job.live_key is not None:
             changes["live_key"] = None
     fence = {"token": token_now, "status": Status.RUNNING} if token_now else {"epoch": job.epoch, "status": job.status}
-    rows = Job.objects.using(using).filter(pk=job.pk, **fence)
-    return rows.update(status=status, epoch=F("epoch") + 1, **changes) == 1
+    return update(using, job.pk, fence, {"status": status, **changes})
 
 
 def record(job_id: uuid.UUID, using: str, kind: str, actor: str, detail: str = "", traceback: str = "") -> None:

@@ -34,6 +34,8 @@ class Command(BaseCommand):
         parser.add_argument("--break", dest="broken", choices=sabotage.CHOICES, help="switch one protection off")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        # A script that starts this in the background has it ignored, and then nothing but SIGTERM would end it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         if not on_stage():
             arguments = ["demo", "--orders", str(options["orders"]), "--seconds", str(options["seconds"])]
             arguments += [f"--{name}" for name in ("json", "keep") if options[name]]

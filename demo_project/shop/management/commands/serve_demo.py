@@ -27,6 +27,8 @@ class Command(BaseCommand):
         parser.add_argument("--port", type=int, default=8000, help="the next free one from here on (default 8000)")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        # A script that starts this in the background has it ignored, and then nothing but SIGTERM would end it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         if not on_stage():
             sys.exit(run_on_stage(["serve_demo", "--port", str(options["port"])]))
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
