@@ -24,7 +24,7 @@ from django.db import IntegrityError, models, transaction
 from django.db.models.functions import Now
 from kombu.serialization import dumps, loads
 
-from reliable_jobs import outbox
+from reliable_jobs import keys, outbox
 from reliable_jobs.delivery import result_of
 from reliable_jobs.errors import InvalidOption, KeyBusy
 from reliable_jobs.message import ENVELOPE_VERSION
@@ -237,7 +237,7 @@ def _take_key(job: Job, key: str, using: str) -> Job | None:
     rows = Job.objects.using(using)
     for _ in range(_KEY_ROUNDS):
         try:
-            with transaction.atomic(using=using), outbox.bounded_wait(using, job.task, key):
+            with transaction.atomic(using=using), keys.bounded_wait(using, job.task, key):
                 rows.filter(pk=job.pk).update(key=key, live_key=key, key_forever=True)
             return None
         except IntegrityError:

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from amqp.exceptions import FrameSyntaxError
 from amqp.serialization import dumps as amqp_dumps
-from django.db.models import Model, QuerySet
 from kombu import Exchange, Queue
 from kombu.compression import compress, decompress
 from kombu.exceptions import EncodeError, SerializerNotInstalled
 from kombu.serialization import dumps, loads
 from kombu.utils import json as kombu_json
 
+from reliable_jobs import explain
 from reliable_jobs.conf import settings
-from reliable_jobs.errors import InvalidOption, JobTooLarge, UnserialisableArguments
+from reliable_jobs.errors import InvalidOption, UnserialisableArguments
 
 if TYPE_CHECKING:
     from reliable_jobs.models import Job
@@ -164,10 +164,10 @@ class Capture:
                 "install what it needs (msgpack, PyYAML)."
             ) from error
         except (EncodeError, TypeError, ValueError) as error:
-            raise _explain(headers.get("task"), body, serializer, error) from error
+            raise explain.unserialisable(headers.get("task"), body, serializer, error) from error
         payload = data.encode() if isinstance(data, str) else data
         if len(payload) > settings.MAX_BODY_BYTES:
-            raise _too_large(headers.get("task"), body, serializer, len(payload))
+            raise explain.too_large(headers.get("task"), body, serializer, len(payload))
         if compression:
             payload, headers["compression"] = compress(payload, compression)
         for option in _NOT_PROPERTIES:
@@ -297,56 +297,3 @@ def same_call(job: Job, rendered: Rendered) -> bool:
         return arguments(job) == (list(theirs[0]), dict(theirs[1]))
     except Exception:  # compressed or exotic content that can't be compared is "other arguments"
         return False
-
-
-def _explain(task: Any, body: Any, serializer: str | None, error: Exception) -> UnserialisableArguments:
-    args, kwargs = (body[0], body[1]) if isinstance(body, tuple) else ((), {})
-    for name, value in _named(args, kwargs):
-        found = _model_inside(value)
-        if found is not None:
-            kind = type(found).__name__
-            what = (
-                "list(queryset.values_list('pk', flat=True))"
-                if isinstance(found, QuerySet)
-                else f"its primary key (.pk) and load the {kind} in the task"
-            )
-            return UnserialisableArguments(
-                f"{task}: {name} holds a {kind}; a job carries references, not values. Pass {what}."
-            )
-    for name, value in _named(args, kwargs):
-        try:
-            dumps(value, serializer=serializer)
-        except Exception as reason:
-            return UnserialisableArguments(
-                f"{task}: {name} ({type(value).__name__}) can't be serialised as {serializer or 'json'}: {reason}. "
-                "Pass a primary key, a URL or plain data."
-            )
-    return UnserialisableArguments(f"{task}: the call can't be serialised as {serializer or 'json'}: {error}")
-
-
-def _too_large(task: Any, body: Any, serializer: str | None, size: int) -> JobTooLarge:
-    args, kwargs = (body[0], body[1]) if isinstance(body, tuple) else ((), {})
-    sizes = {name: len(dumps(value, serializer=serializer)[2]) for name, value in _named(args, kwargs)}
-    largest = max(sizes, key=lambda name: sizes[name], default="the body")
-    return JobTooLarge(
-        f"{task}: the serialised call has {size} bytes, the limit is {settings.MAX_BODY_BYTES} "
-        f"(RELIABLE_JOBS['MAX_BODY_BYTES']); the largest part is {largest}. "
-        "Store the data and pass its primary key or URL."
-    )
-
-
-def _named(args: Any, kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for position, value in enumerate(args):
-        yield f"argument {position + 1}", value
-    yield from kwargs.items()
-
-
-def _model_inside(value: Any, depth: int = 4) -> Model | QuerySet[Any] | None:
-    if isinstance(value, (Model, QuerySet)):
-        return value
-    if depth and isinstance(value, (list, tuple, set, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            found = _model_inside(item, depth - 1)
-            if found is not None:
-                return found
-    return None

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
 import inspect
-import itertools
-import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from asgiref.sync import sync_to_async
-from celery.contrib.django.task import DjangoTask
-from celery.result import AsyncResult
 from celery.utils.functional import head_from_fun
-from celery.utils.time import maybe_iso8601, maybe_make_aware
 from django.db import transaction
 
 from reliable_jobs import delivery, outbox
+from reliable_jobs.call import Call
 from reliable_jobs.conf import settings
 from reliable_jobs.control import RunControl
-from reliable_jobs.errors import InvalidOption
-from reliable_jobs.message import Capture, Rendered, as_uuid
-from reliable_jobs.results import JobResult
 from reliable_jobs.retry import DAY, TEN_HOURS
-from reliable_jobs.rows import Each
-from reliable_jobs.template import Template, is_safe, template_of
-
-HIDDEN = "[hidden]"
 
 
-class ReliableTask(RunControl, DjangoTask):
+class ReliableTask(RunControl, Call):
     """Base class: ``@shared_task(base=ReliableTask)``, ``@app.task(base=ReliableTask)``, a subclass with ``run``, or
     ``Celery(task_cls="reliable_jobs:ReliableTask")`` for a whole app.
 
@@ -63,272 +49,6 @@ class ReliableTask(RunControl, DjangoTask):
         if inspect.isfunction(run) and "__header__" not in vars(cls):
             cls.__header__ = staticmethod(head_from_fun(run, bound=True))
 
-    # --- call ---------------------------------------------------------------------------------------------------------
-
-    def apply_async(
-        self,
-        args: Any = None,
-        kwargs: Any = None,
-        task_id: str | None = None,
-        producer: Any = None,
-        link: Any = None,
-        link_error: Any = None,
-        shadow: str | None = None,
-        *,
-        countdown: float | None = None,
-        eta: datetime.datetime | str | None = None,
-        expires: float | datetime.datetime | str | None = None,
-        key: str | None = None,
-        key_forever: bool = False,
-        using: str | None = None,
-        transactional: bool = True,
-        **options: Any,
-    ) -> AsyncResult[Any]:
-        """Write the job; publish it when the transaction commits.
-
-        All of Celery's options are taken. ``producer``, ``connection`` and the publish-retry options have no effect:
-        the outbox dispatches. New ones:
-
-        Args:
-            countdown: seconds from now before which the job does not start.
-            eta: the same as a time; a naive one is UTC, as in Celery.
-            expires: seconds, or a time, after which the job must not start any more.
-            key: idempotency key, unique per task: the same key is the same job while that one is unfinished.
-            key_forever: the key stays taken after the job has settled, until its row is pruned.
-            using: the database alias to write to; by default the one whose transaction is open.
-            transactional: False writes on a connection of its own, so that the job stays though the caller rolls back.
-
-        Raises:
-            TypeError: the arguments don't fit the task's signature.
-            reliable_jobs.errors.EnqueueError: unserialisable or oversized arguments, a key or task id in use for
-                something else, transactions open on two databases. Nothing was written.
-        """
-        app = self._get_app()
-        if app.conf.task_always_eager:
-            eager = {"countdown": countdown, "eta": eta, "expires": expires}
-            options.update({name: value for name, value in eager.items() if value is not None})
-            return super().apply_async(args, kwargs, task_id, None, link, link_error, shadow, **options)
-        job_id = self._job_id(task_id)
-        if key is not None and (not isinstance(key, str) or not 0 < len(key) <= 255 or "\0" in key):
-            raise InvalidOption(f"{self.name}: key={key!r} must be a string of 1 to 255 characters without NUL.")
-        rendered = self._render(args, kwargs, job_id, link, link_error, shadow, options)
-        request = self._request(job_id, rendered, countdown=countdown, eta=eta, expires=expires)
-        request = dataclasses.replace(request, key=key, key_forever=key_forever, id_given=task_id is not None)
-        written = outbox.enqueue(app, request, using=using, transactional=transactional)
-        result = self.AsyncResult(str(written))
-        result.ignored = bool(options.get("ignore_result", self.ignore_result))
-        parent = app.current_worker_task
-        if parent and options.get("add_to_parent", True):
-            parent.add_trail(result)
-        return result
-
-    def delay_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
-        """The same as ``delay()``, which already waits for the commit."""
-        return self.delay(*args, **kwargs)
-
-    def apply_async_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
-        """The same as ``apply_async()``, which already waits for the commit."""
-        return self.apply_async(*args, **kwargs)
-
-    def bulk_delay(self, calls: Iterable[Any], **options: Any) -> list[str]:
-        """Enqueue many calls at once: all of them with the transaction, or none. Thousands take a COPY on PostgreSQL
-        and INSERTs of many rows elsewhere.
-
-            send_reminder.bulk_delay(((user_id,) for user_id in ids), queue="mail", countdown=60)
-
-        Args:
-            calls: for each job its positional arguments (a tuple or list), or its keyword arguments (a dict).
-            options: for all of them, as :meth:`apply_async` takes them, but what is one job's own.
-
-        Returns:
-            The jobs' ids in the order of the calls. ``self.AsyncResult(id)`` makes a result of one.
-
-        Raises:
-            TypeError: arguments don't fit the task's signature, or a call is neither a sequence nor a dict.
-            reliable_jobs.errors.EnqueueError: as :meth:`apply_async`. Nothing was written.
-        """
-        refused = {"task_id", "key", "key_forever", "transactional", "shadow"} & set(options)
-        if refused:
-            raise InvalidOption(
-                f"{self.name}: bulk_delay takes no {' or '.join(sorted(refused))}; call apply_async for each such job."
-            )
-        app = self._get_app()
-        pairs: Iterator[tuple[Any, Any]] = map(self._call, calls)
-        first = next(pairs, None)
-        if first is None:
-            return []
-        using = options.pop("using", None) or outbox.write_alias()
-        times = {name: options.pop(name, None) for name in ("countdown", "eta", "expires")}
-        pairs = itertools.chain([first], pairs)
-
-        def singly(args: Any, kwargs: Any) -> str:
-            return str(self.apply_async(args, kwargs, using=using, **times, **options).id)
-
-        with transaction.atomic(using=using):
-            safe = not app.conf.task_always_eager and is_safe(self)
-            template = Template.make(self, *first, **options) if safe else None
-            if template is None:
-                return [singly(*pair) for pair in pairs]
-            odd: list[tuple[int, Any]] = []
-
-            def filled() -> Iterator[Each]:
-                for number, (args, kwargs) in enumerate(pairs):
-                    self._check_arguments(args, kwargs)
-                    parts = template.fill_each(args, kwargs)
-                    if parts is None:
-                        odd.append((number, (args, kwargs)))
-                    else:
-                        yield Each(uuid.uuid4(), *parts)
-
-            ids = outbox.enqueue_many(
-                app, self._request(uuid.uuid4(), template.rendered, **times), template, filled(), using
-            )
-            for number, pair in odd:
-                ids.insert(number, singly(*pair))
-            return ids
-
-    def _call(self, call: Any) -> tuple[Any, dict[str, Any]]:
-        if isinstance(call, dict):
-            return (), call
-        if isinstance(call, (tuple, list)):
-            return call, {}
-        raise TypeError(
-            f"{self.name}: bulk_delay takes a tuple or list of arguments, or a dict of keyword arguments, for each "
-            f"job, not {call!r}. For one argument write ({call!r},)."
-        )
-
-    async def adelay(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
-        """``delay()`` for async views: the row is written in Django's thread for database work."""
-        return await self.aapply_async(args, kwargs)
-
-    async def aapply_async(self, *args: Any, **options: Any) -> AsyncResult[Any]:
-        """``apply_async()`` for async views."""
-        return await sync_to_async(self.apply_async)(*args, **options)
-
-    def _request(
-        self, job_id: uuid.UUID, rendered: Rendered, *, countdown: Any = None, eta: Any = None, expires: Any = None
-    ) -> outbox.Request:
-        if expires is None:
-            expires = getattr(self, "expires", None)
-        return outbox.Request(
-            job_id=job_id,
-            rendered=rendered,
-            countdown=self._seconds("countdown", countdown),
-            eta=None if countdown else self._time("eta", eta),
-            expires=self._seconds_or_time("expires", expires),
-        )
-
-    def _job_id(self, task_id: Any) -> uuid.UUID:
-        if task_id is None:
-            return uuid.uuid4()
-        found = as_uuid(task_id)
-        if found is None:
-            raise InvalidOption(
-                f"{self.name}: task_id={task_id!r} is not a UUID. For a natural id use key={task_id!r}: the same key "
-                "is the same job."
-            )
-        return found
-
-    def _render(
-        self,
-        args: Any,
-        kwargs: Any,
-        job_id: uuid.UUID,
-        link: Any,
-        link_error: Any,
-        shadow: str | None,
-        options: dict[str, Any],
-    ) -> Rendered:
-        args, kwargs = () if args is None else args, {} if kwargs is None else kwargs
-        plain = not options and not link and not link_error and not shadow
-        if plain and isinstance(args, (list, tuple)) and isinstance(kwargs, dict):
-            template = template_of(self, args, kwargs)
-            if template is not None:
-                self._check_arguments(args, kwargs)
-                filled = template.fill(job_id, args, kwargs)
-                if filled is not None:
-                    return filled
-        capture = Capture()
-        self.render_into(capture, args, kwargs, str(job_id), link, link_error, shadow, **options)
-        if capture.rendered is None:
-            raise InvalidOption(f"{self.name}: Celery did not render a message; is apply_async overridden?")
-        return capture.rendered
-
-    def render_into(
-        self,
-        capture: Capture,
-        args: Any,
-        kwargs: Any,
-        task_id: str,
-        link: Any = None,
-        link_error: Any = None,
-        shadow: str | None = None,
-        **options: Any,
-    ) -> None:
-        """Have Celery make the message, with its times left out: they live in the row."""
-        options = {name: value for name, value in options.items() if name not in ("connection", "publisher")}
-        if self.sensitive:
-            shown = self._shown(args or (), kwargs or {})
-            options.update(argsrepr=shown[0], kwargsrepr=shown[1])
-            capture.sensitive = True
-        options.update(countdown=None, eta=None, expires=None, add_to_parent=False)
-        super().apply_async(args, kwargs, task_id, capture, link, link_error, shadow, **options)
-
-    def _time(self, name: str, value: Any) -> datetime.datetime | None:
-        if value is None:
-            return None
-        try:
-            value = maybe_make_aware(maybe_iso8601(value), self.app.timezone)
-            value.astimezone(datetime.timezone.utc)  # one past the year 9999 could be written, and never read again
-            return value
-        except (AttributeError, TypeError, ValueError, OverflowError) as error:
-            raise InvalidOption(
-                f"{self.name}: {name}={value!r} is not a datetime between the years 1 and 9999."
-            ) from error
-
-    def _seconds_or_time(self, name: str, value: Any) -> float | datetime.datetime | None:
-        return self._seconds(name, value) if isinstance(value, (int, float)) else self._time(name, value)
-
-    def _seconds(self, name: str, value: Any) -> float | None:
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) > 10**9:
-            raise InvalidOption(f"{self.name}: {name}={value!r} must be a number of seconds.")
-        return float(value)
-
-    def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[Any]:
-        """The result of a job of this task: its row answers first, then the result backend."""
-        return JobResult(task_id, backend=self.backend, app=self._get_app(), task_name=self.name, **kwargs)
-
-    # --- sensitive arguments ------------------------------------------------------------------------------------------
-
-    def _is_sensitive(self, name: str) -> bool:
-        return self.sensitive is True or (self.sensitive is not False and name in self.sensitive)
-
-    def _shown(self, args: Any, kwargs: Any) -> tuple[str, str]:
-        names = self._positional_names()
-        shown_args = [
-            HIDDEN if self._is_sensitive(names[i] if i < len(names) else "*") else repr(value)
-            for i, value in enumerate(args)
-        ]
-        shown_kwargs = {name: HIDDEN if self._is_sensitive(name) else repr(value) for name, value in kwargs.items()}
-        return (
-            f"({', '.join(shown_args)})",
-            "{" + ", ".join(f"{name!r}: {value}" for name, value in shown_kwargs.items()) + "}",
-        )
-
-    def secrets(self, args: Any, kwargs: Any) -> list[Any]:
-        """The values of the sensitive arguments, to be taken out of errors."""
-        if not self.sensitive:
-            return []
-        names = self._positional_names()
-        found = [value for i, value in enumerate(args or ()) if self._is_sensitive(names[i] if i < len(names) else "*")]
-        return found + [value for name, value in (kwargs or {}).items() if self._is_sensitive(name)]
-
-    def _positional_names(self) -> list[str]:
-        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        return [p.name for p in inspect.signature(self.run).parameters.values() if p.kind in kinds]
-
     # --- run ----------------------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -344,12 +64,6 @@ class ReliableTask(RunControl, DjangoTask):
             with transaction.atomic(using=outbox.write_alias()):
                 return self.run(*args, **kwargs)
         return delivery.deliver(self, args, kwargs)
-
-    def _check_arguments(self, args: Any, kwargs: Any) -> None:
-        """As Celery does at the call, unless the task has ``typing = False``. Raises TypeError."""
-        check = getattr(self, "__header__", None)
-        if check is not None and self.typing:
-            check(*args, **kwargs)
 
     def misfit(self, args: Any, kwargs: Any) -> str | None:
         """Why these arguments don't fit the code at hand; None when they do, or the task has ``typing = False``."""

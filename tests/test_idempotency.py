@@ -14,7 +14,7 @@ from celery.app.trace import build_tracer
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, connections, transaction
 
-from reliable_jobs import lifecycle
+from reliable_jobs import keys, lifecycle
 from reliable_jobs.errors import InvalidOption
 from reliable_jobs.idempotency import GetOrCreateTask, IdempotentTask, UpdateOrCreateTask, once
 from reliable_jobs.models import Job
@@ -377,9 +377,8 @@ def test_simultaneous_messages_of_one_key_have_one_effect_and_one_result(togethe
 def test_a_message_does_not_wait_for_a_long_body_of_its_key(
     together: Any, stack: Stack, gate: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from reliable_jobs import outbox
 
-    monkeypatch.setattr(outbox, "KEY_LOCK_TIMEOUT_MS", 200)
+    monkeypatch.setattr(keys, "KEY_LOCK_TIMEOUT_MS", 200)
 
     def second() -> tuple[str, Any]:
         wait_for(str(outside), 20)

@@ -15,7 +15,7 @@ from django.db import connection, transaction
 from django.test import TestCase, override_settings
 from django.utils import timezone
 
-from reliable_jobs import outbox, publisher
+from reliable_jobs import keys, outbox, publisher
 from reliable_jobs.errors import (
     AmbiguousTransaction,
     EnqueueError,
@@ -442,7 +442,7 @@ def test_a_key_with_a_nul_character_is_refused_and_not_by_the_database(jobs: InP
 def test_a_key_that_another_open_transaction_holds_is_waited_for_and_then_busy(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "KEY_LOCK_TIMEOUT_MS", 150)
+    monkeypatch.setattr(keys, "KEY_LOCK_TIMEOUT_MS", 150)
     other = Transaction(lambda: tasks.effect.apply_async(("one",), key="k"))
     with transaction.atomic():
         with pytest.raises(KeyBusy, match="another open transaction"):
