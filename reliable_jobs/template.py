@@ -93,7 +93,9 @@ class Template:
     def _shown(self, values: Any, limit: int) -> str:
         if type(values) in (tuple, list) and len(values) <= 3 and all(map(_is_plain, values)):
             return repr(values)  # what saferepr() makes of it, in a tenth of the time
-        return str(saferepr(values, limit, maxlevels=self.amqp.app.conf.task_repr_maxlevels))
+        # Newer than the oldest Celery that we run with, which has a fixed depth.
+        depth = getattr(self.amqp.app.conf, "task_repr_maxlevels", None)
+        return str(saferepr(values, limit) if depth is None else saferepr(values, limit, maxlevels=depth))
 
 
 def _is_plain(value: Any) -> bool:
