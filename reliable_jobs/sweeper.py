@@ -43,6 +43,21 @@ FRONTIER_AGE = 30.0
 OVERTAKING_SLACK = 5.0
 
 
+#: What a message is made of, and how often it has been sent: all that is read of a row that is published.
+_SENT = (
+    "task",
+    "queue",
+    "priority",
+    "rev",
+    "sends",
+    "requeues",
+    "body",
+    "content_type",
+    "content_encoding",
+    "envelope",
+)
+
+
 @dataclasses.dataclass
 class Report:
     """What one sweep did, per database added up."""
@@ -118,7 +133,7 @@ def _publish_due(app: Celery, alias: str, report: Report) -> None:
                 return  # no live broker, no raise
             checked = True
         with transaction.atomic(using=alias):
-            jobs = list(Job.objects.using(alias).due().order_by("due_at").lock()[:window])
+            jobs = list(Job.objects.using(alias).due().only(*_SENT).order_by("due_at").lock()[:window])
             _raise_sends(alias, jobs)
         if not jobs:
             return
@@ -204,7 +219,7 @@ def _suspects(alias: str, queue: str) -> list[Job]:
     Where none has settled lately, doubling alone, topped up to a bounded number of recovery messages. A row that is not
     selected costs no write.
     """
-    overdue = Job.objects.using(alias).overdue().filter(queue=queue)
+    overdue = Job.objects.using(alias).overdue().filter(queue=queue).only(*_SENT)
     overtaken, unseen = Q(pk=None), Q()
     for priority, due_at in _frontier(alias, queue).items():
         overtaken |= Q(priority=priority, due_at__lt=due_at - seconds(OVERTAKING_SLACK))

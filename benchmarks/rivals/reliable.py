@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 from celery import shared_task
 
-from benchmarks.rivals import NotRun, Rival, django_command, in_chunks
+from benchmarks.rivals import NotRun, Rival, in_chunks
 from benchmarks.rivals.celery import worker
 
 
@@ -82,7 +83,9 @@ class Relay(OnCommit):
     def relays(self) -> list[list[str]]:
         if importlib.util.find_spec("reliable_jobs.management.commands.reliable_jobs_relay") is None:
             raise NotRun("this version has no reliable_jobs_relay")
-        return [django_command("reliable_jobs_relay")]
+        # What a project's __init__.py does: import the Celery app before the command looks for it.
+        code = "import benchmarks.project.celery; from django.core.management import execute_from_command_line as run; "
+        return [[sys.executable, "-c", f"{code}run(['manage.py', 'reliable_jobs_relay'])"]]
 
 
 class Bundled(OnCommit):
