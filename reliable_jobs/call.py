@@ -132,7 +132,7 @@ class Call(DjangoTask):
             return str(self.apply_async(args, kwargs, using=using, **times, **options).id)
 
         with transaction.atomic(using=using):
-            safe = not app.conf.task_always_eager and is_safe(self)
+            safe = not app.conf.task_always_eager and is_safe(self, super().apply_async)
             template = Template.make(self, *first, **options) if safe else None
             if template is None:
                 return [singly(*pair) for pair in pairs]
@@ -209,7 +209,7 @@ class Call(DjangoTask):
         args, kwargs = () if args is None else args, {} if kwargs is None else kwargs
         plain = not options and not link and not link_error and not shadow
         if plain and isinstance(args, (list, tuple)) and isinstance(kwargs, dict):
-            template = template_of(self, args, kwargs)
+            template = template_of(self, super().apply_async, args, kwargs)
             if template is not None:
                 self._check_arguments(args, kwargs)
                 filled = template.fill(job_id, args, kwargs)

@@ -84,7 +84,9 @@ def deliver(task: ReliableTask, args: Any, kwargs: Any) -> Any:
     task.request.reliable_began = time.monotonic()
     delivery = read_delivery(task)
     pause, held = 0.25, 0.0
-    kept = connections[delivery.using].connection is not None
+    connection: Any = connections[delivery.using]
+    kept = connection.connection is not None
+    connection.health_check_done = True  # the claim is the check
     while True:
         try:
             return _deliver(task, delivery, args, kwargs)

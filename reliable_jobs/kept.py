@@ -2,11 +2,12 @@
 
 Celery's Django fixup closes every connection before and after every task, whatever CONN_MAX_AGE says: most of a small
 job's time goes into connecting. Around reliable tasks Django's own rules hold instead (``close_old_connections``), with
-WORKER_CONN_MAX_AGE for databases whose CONN_MAX_AGE is 0, Django's default. No health check is needed: a job's first
-statement is its claim, and a claim that fails because the connection has died costs nothing and is tried again at once.
+WORKER_CONN_MAX_AGE for databases whose CONN_MAX_AGE is 0, Django's default. Health checks are on, except for the
+database that holds the job: its first statement is the claim, and one that fails because the connection has died costs
+nothing and is tried again at once.
 
-Plain tasks keep Celery's way. So do greenlet pools and pools that we don't know: a greenlet for every task would leave
-a connection for every task.
+Plain tasks keep Celery's way. So do greenlet pools and pools that we don't know (a greenlet for every task would leave
+a connection for every task), and databases with a pool of connections.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from celery.fixups.django import DjangoFixup, DjangoWorkerFixup
 from django.db import close_old_connections, connections
 
 from reliable_jobs.conf import settings
-from reliable_jobs.sweeper import aliases
 
 logger = logging.getLogger("reliable_jobs.worker")
 
@@ -31,6 +31,8 @@ def keep_connections(worker: Any) -> bool:
     """Keep this worker's connections between reliable tasks. Says whether it could. Call it before the pool starts."""
     if not settings.WORKER_CONN_MAX_AGE or not issubclass(worker.pool_cls, _POOLS):
         return False
+    if any(configured.get("OPTIONS", {}).get("pool") for configured in connections.settings.values()):
+        return False  # the fixup closes what a forked child has inherited of its parent's pool
     # Private: the fixup that hides behind an app's signals. Pinned by tests/test_kept.py.
     fixups = [fixup for fixup in worker.app._fixups or () if isinstance(fixup, DjangoFixup)]
     for fixup in fixups:
@@ -46,16 +48,11 @@ def keep_connections(worker: Any) -> bool:
 
 
 def _set_ages() -> None:
-    with_jobs = aliases()
-    for alias, configured in connections.settings.items():
-        if configured["CONN_MAX_AGE"] == 0 and not _is_pooled(configured):
+    for configured in connections.settings.values():
+        if configured["CONN_MAX_AGE"] == 0:
             configured["CONN_MAX_AGE"] = settings.WORKER_CONN_MAX_AGE
-            if alias not in with_jobs:
-                configured["CONN_HEALTH_CHECKS"] = True  # no claim tries these before a body uses them
-
-
-def _is_pooled(configured: Any) -> bool:
-    return bool(configured.get("OPTIONS", {}).get("pool"))
+        # A body may use any of them; the one that its claim has tried is not tried again: see delivery.py.
+        configured["CONN_HEALTH_CHECKS"] = True
 
 
 class _Around:
@@ -73,7 +70,4 @@ class _Around:
             self.celerys.on_task_postrun(sender, **kwargs)
         elif not sender.request.is_eager:
             close_old_connections()
-            for connection in connections.all(initialized_only=True):
-                if _is_pooled(connection.settings_dict):
-                    connection.close()  # back to the pool; the fixup would close the pool itself
             self.celerys.close_cache()

@@ -124,6 +124,7 @@ class Capture:
         self.rendered: Rendered | None = None
         #: As Celery gave it: arguments, keyword arguments, and what is to follow.
         self.body: Any = None
+        self.serialised_by: str | None = None
         #: Whether admin pages must show the message's argsrepr instead of its arguments.
         self.sensitive = False
         self.connection = _NoConnection()
@@ -149,7 +150,7 @@ class Capture:
         """
         if self.rendered is not None:
             return
-        self.body = body
+        self.body, self.serialised_by = body, serializer
         headers = dict(headers or {})
         if serializer in _PICKLE:
             raise InvalidOption(

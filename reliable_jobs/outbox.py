@@ -113,7 +113,8 @@ def enqueue_many(app: Celery, request: Request, template: Template, each: Iterab
     """
     rest = iter(each)
     head = list(itertools.islice(rest, MAX_ON_COMMIT + 1))
-    immediate = len(head) <= MAX_ON_COMMIT and not request.later and _dispatches_now(app, alias)
+    pending = sum(len(hook.messages) for hook in _pending.of(alias).values())
+    immediate = pending + len(head) <= MAX_ON_COMMIT and not request.later and _dispatches_now(app, alias)
     common = _values(request, sends=1 if immediate else 0)
     for name in ("id", "body", "envelope"):
         del common[name]

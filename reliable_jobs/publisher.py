@@ -133,8 +133,10 @@ class Publisher:
                 return False
             try:
                 link.probe(timeout)
-            except Exception:
+            except Exception as error:
                 link.drop()
+                if _is_refusal(error):
+                    return True  # a user who may not write to the default exchange: the broker lives
                 if not link.used:
                     return False
             else:
@@ -144,6 +146,7 @@ class Publisher:
 
     def close(self) -> None:
         """Close the idle connections."""
+        self._forked()
         with self._lock:
             idle, self._idle = self._idle, []
         for link in idle:

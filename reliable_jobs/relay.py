@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from celery import Celery
 from django.db import close_old_connections, connections
@@ -38,6 +39,8 @@ class Relay:
         self.app = app
         self.interval = interval
         self.published = 0
+        #: Whether the last round met an error.
+        self.failed = False
         self._wake = threading.Event()
         self._stopped = False
         self._sweep_at = self._prune_at = 0.0
@@ -60,10 +63,11 @@ class Relay:
             for ear in ears:
                 ear.stop()
 
-    def drain(self) -> None:
-        """Until nothing is due that could be published."""
-        while not self._stopped and self._round():
+    def drain(self) -> bool:
+        """Until nothing is due that could be published. False when something went wrong on the way."""
+        while not self._stopped and self._round() and not self.failed:
             pass
+        return not self.failed
 
     def _pause(self) -> None:
         active = time.monotonic() - self._worked_at < ACTIVE
@@ -76,21 +80,26 @@ class Relay:
 
     def _round(self) -> bool:
         """Publish what is due; sweep and prune when it is time. Says whether anything was published."""
+        self.failed = False
+        found = self._try(lambda: sweeper.publish_due(self.app))
+        if time.monotonic() >= self._sweep_at:
+            self._sweep_at = time.monotonic() + SWEEP_EVERY
+            found += self._try(lambda: sweeper.sweep(self.app, actor="relay").published)
+        if found:
+            self._worked_at = time.monotonic()
+        self.published += found
+        if time.monotonic() >= self._prune_at:
+            self._prune_at = time.monotonic() + PRUNE_EVERY
+            self._try(pruner.prune)
+        return bool(found)
+
+    def _try(self, work: Callable[[], int]) -> int:
         try:
             close_old_connections()
-            found = sweeper.publish_due(self.app)
-            if time.monotonic() >= self._sweep_at:
-                self._sweep_at = time.monotonic() + SWEEP_EVERY
-                found += sweeper.sweep(self.app, actor="relay").published
-            self.published += found
-            if found:
-                self._worked_at = time.monotonic()
-            if time.monotonic() >= self._prune_at:
-                self._prune_at = time.monotonic() + PRUNE_EVERY
-                pruner.prune()
-            return bool(found)
+            return work()
         except Exception as error:
             # A relay that dies would be noticed only when jobs are late; it says so and goes on.
             logger.warning("Relay: %s: %s; trying again.", type(error).__name__, error)
             connections.close_all()
-            return False
+            self.failed = True
+            return 0

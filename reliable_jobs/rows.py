@@ -36,8 +36,8 @@ _NEW: Mapping[str, str | int] = {
 }
 #: Rows of one INSERT where there is no COPY, and where the database takes that many parameters.
 _BLOCK = 500
-#: Bytes handed to COPY at a time.
-_COPY_BLOCK = 1 << 16
+#: Rows of one COPY, and of one write to it.
+_COPY_ROWS, _COPY_WRITE = 10_000, 100
 
 
 class Each(NamedTuple):
@@ -67,7 +67,8 @@ def insert(alias: str, values: Mapping[str, Any], *, unless_there: bool = False)
     connection = connections[alias]
     given = {name: value for name, value in values.items() if value is not None}
     made = _statement(connection.vendor, alias, shape_of(given), unless_there)
-    with connection.cursor() as cursor:
+    # As the ORM does: a caller that catches the error must not commit what PostgreSQL has given up.
+    with transaction.mark_for_rollback_on_error(using=alias), connection.cursor() as cursor:
         cursor.execute(f"{made.head}{made.row}{made.suffix}", params_of(connection, given))
 
 
@@ -138,17 +139,17 @@ def _copy(connection: Any, cursor: Any, common: Mapping[str, Any], each: Iterabl
     columns = ", ".join(connection.ops.quote_name(name) for name in ("id", "root_id", "body", "envelope", *values))
     table = connection.ops.quote_name(Job._meta.db_table)
     rest = "\t".join(_as_text(value) for value in values.values()) + "\n"
-    with cursor.copy(f"COPY {table} ({columns}) FROM STDIN") as copy:
-        waiting: list[str] = []
-        size = 0
-        for job_id, body, envelope in each:
-            identity = job_id.hex
-            waiting.append(f"{identity}\t{root or identity}\t\\\\x{body.hex()}\t{_escaped(envelope)}\t{rest}")
-            size += len(waiting[-1])
-            if size > _COPY_BLOCK:
-                copy.write("".join(waiting))
-                waiting, size = [], 0
-        copy.write("".join(waiting))
+    jobs = iter(each)
+    # Taken before each COPY and not during it: the caller's generator may want this connection.
+    while block := list(itertools.islice(jobs, _COPY_ROWS)):
+        with cursor.copy(f"COPY {table} ({columns}) FROM STDIN") as copy:
+            for start in range(0, len(block), _COPY_WRITE):
+                copy.write(
+                    "".join(
+                        f"{job_id.hex}\t{root or job_id.hex}\t\\\\x{body.hex()}\t{_escaped(envelope)}\t{rest}"
+                        for job_id, body, envelope in block[start : start + _COPY_WRITE]
+                    )
+                )
 
 
 def _as_text(value: Any) -> str:

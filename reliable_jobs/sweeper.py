@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from celery import Celery
-from django.db import DatabaseError, connections, router, transaction
+from django.db import Error as DatabaseError  # InterfaceError, of a dead connection, is no DatabaseError to Django
+from django.db import connections, router, transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 
@@ -113,8 +114,14 @@ def publish_due(app: Celery) -> int:
         django.db.DatabaseError: of a database that could not be read.
     """
     report = Report()
+    trouble: DatabaseError | None = None
     for alias in aliases():
-        _publish_due(app, alias, report)
+        try:
+            _publish_due(app, alias, report)
+        except DatabaseError as error:  # as in sweep()
+            trouble = error
+    if trouble is not None:
+        raise trouble
     return report.published
 
 

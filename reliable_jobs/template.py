@@ -10,16 +10,22 @@ tests/test_template.py holds the two against each other.
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import decimal
 import os
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
-from celery import Celery, Task, signals
+import celery
+from celery import signals
 from celery.app.routes import MapRoute
 from celery.backends.base import Backend
 from celery.utils.saferepr import saferepr
+from kombu.serialization import dumps
 from kombu.utils import json as kombu_json
 
 from reliable_jobs.conf import settings
@@ -33,6 +39,17 @@ _REPRS = f'"argsrepr": "{_ARGS}", "kwargsrepr": "{_KWARGS}"'
 #: Shorter strings than saferepr() would cut.
 _SHORT = 100
 _encode = kombu_json.JSONEncoder().encode
+_CELERY = str(Path(celery.__file__).parent)
+#: Values for which JSON serialisers differ.
+_PROBE = {
+    "a": [
+        decimal.Decimal("1.50"),
+        uuid.UUID(int=1),
+        "\u00fc",
+        datetime.datetime(2000, 1, 2, 3),
+        datetime.date(2000, 1, 2),
+    ]
+}
 
 
 class Template:
@@ -66,6 +83,8 @@ class Template:
             return None
         if '"compression"' in rendered.envelope or str(sample) in rendered.envelope:
             return None
+        if dumps(_PROBE, serializer=capture.serialised_by)[2] != _encode(_PROBE):
+            return None  # a JSON of the project's own
         return cls(task, capture, sample)
 
     def fill(self, job_id: uuid.UUID, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Rendered | None:
@@ -92,7 +111,9 @@ class Template:
 
     def _shown(self, values: Any, limit: int) -> str:
         if type(values) in (tuple, list) and len(values) <= 3 and all(map(_is_plain, values)):
-            return repr(values)  # what saferepr() makes of it, in a tenth of the time
+            text = repr(values)  # what saferepr() makes of it, in a tenth of the time
+            if len(text) <= limit:
+                return text
         # Newer than the oldest Celery that we run with, which has a fixed depth.
         depth = getattr(self.amqp.app.conf, "task_repr_maxlevels", None)
         return str(saferepr(values, limit) if depth is None else saferepr(values, limit, maxlevels=depth))
@@ -116,16 +137,17 @@ class _OfThread(threading.local):
 _known = _OfThread()
 
 
-def template_of(task: ReliableTask, args: Any, kwargs: Any) -> Template | None:
+def template_of(task: ReliableTask, apply_async: Any, args: Any, kwargs: Any) -> Template | None:
     """The template for plain calls of a task from this thread; None where each has to be rendered by Celery.
 
     Args:
+        apply_async: see :func:`is_safe`.
         args, kwargs: of the call at hand; it is the first one if there is none yet.
 
     Raises:
         TypeError, reliable_jobs.errors.EnqueueError: as :meth:`Template.make`.
     """
-    if task.app.current_worker_task is not None or not is_safe(task):
+    if task.app.current_worker_task is not None or not is_safe(task, apply_async):
         return None
     found = _known.templates.get(task)
     if found is None or found.made_from != _made_from(task):
@@ -141,17 +163,30 @@ def _made_from(task: ReliableTask) -> tuple[Any, ...]:
     return os.getpid(), amqp, amqp.send_task_message, amqp.router, amqp.default_queue, task.ignore_result
 
 
-def is_safe(task: ReliableTask) -> bool:
-    """Whether id and arguments are all that can differ between two calls of the task made now by the same caller."""
-    # Not type(): a task of shared_task() is known by a proxy.
-    app, kind = task.app, task.__class__
+def is_safe(task: ReliableTask, apply_async: Any) -> bool:
+    """Whether id and arguments are all that can differ between two calls of the task made now by the same caller.
+
+    Args:
+        apply_async: what the call would be handed on to: Celery's, unless a class or an instrument stands between.
+    """
+    app, amqp = task.app, task.app.amqp
+    steps = (
+        *(apply_async, task._get_exec_options, task.shadow_name, app.send_task),
+        *(amqp.create_task_message, amqp.send_task_message, amqp.router.route),
+    )
     return (
         not signals.before_task_publish.receivers
         and not signals.after_task_publish.receivers
         and not task.sensitive
-        and kind.shadow_name is Task.shadow_name
         and getattr(task, "_dump_pydantic_arguments", None) is None
-        and app.__class__.send_task is Celery.send_task
+        and all(map(_is_celerys, steps))
         and task.backend.__class__.on_task_call is Backend.on_task_call
-        and all(type(route) is MapRoute for route in app.amqp.router.routes)
+        and all(type(route) is MapRoute for route in amqp.router.routes)
     )
+
+
+def _is_celerys(function: Any) -> bool:
+    """Whether this is a function of Celery's own and not one that somebody has put over it (a mixin that adds the
+    tenant to the headers, an instrument that adds the trace). Where it was written tells: wrappers keep the name."""
+    function = getattr(function, "__func__", function)
+    return type(function) is FunctionType and function.__code__.co_filename.startswith(_CELERY)

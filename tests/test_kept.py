@@ -97,19 +97,22 @@ def test_where_it_is_not_safe_or_not_wanted_celerys_way_stays(
 
 
 @pytest.mark.django_db
-def test_a_projects_own_age_stays_and_a_database_without_jobs_is_checked_before_use(
+def test_a_projects_own_age_stays_and_every_kept_connection_is_checked_before_use(
     project: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = {**connections.settings["default"], "CONN_MAX_AGE": 5}
     other = {**connections.settings["default"], "CONN_MAX_AGE": 0}
-    pooled = {**connections.settings["default"], "CONN_MAX_AGE": 0, "OPTIONS": {"pool": True}}
-    settings = {"own": own, "other": other, "pooled": pooled}
-    monkeypatch.setattr(kept, "connections", types.SimpleNamespace(settings=settings))
-    monkeypatch.setattr(kept, "aliases", lambda: ["own"])
+    monkeypatch.setattr(kept, "connections", types.SimpleNamespace(settings={"own": own, "other": other}))
     kept._set_ages()
-    assert (own["CONN_MAX_AGE"], own["CONN_HEALTH_CHECKS"]) == (5, False)
+    assert (own["CONN_MAX_AGE"], own["CONN_HEALTH_CHECKS"]) == (5, True)
     assert (other["CONN_MAX_AGE"], other["CONN_HEALTH_CHECKS"]) == (600, True)
-    assert pooled["CONN_MAX_AGE"] == 0
+
+
+@pytest.mark.django_db
+def test_a_database_with_a_pool_keeps_celerys_way(project: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    pooled = {**connections.settings["default"], "OPTIONS": {"pool": True}}
+    monkeypatch.setattr(kept, "connections", types.SimpleNamespace(settings={"default": pooled}))
+    assert not kept.keep_connections(worker(project, prefork.TaskPool))
 
 
 def sessions(stack: Stack) -> dict[int, Any]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import functools
 import json
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery import Celery, shared_task, signals
-from django.db import connection, transaction
+from celery import Celery, Task, shared_task, signals
+from celery.contrib.django.task import DjangoTask
+from django.db import IntegrityError, connection, transaction
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from reliable_jobs import ReliableTask, outbox, template
+from reliable_jobs import rows as rows_module
 from reliable_jobs.errors import InvalidOption, JobTooLarge, UnserialisableArguments
 from reliable_jobs.message import Capture, Rendered
 from reliable_jobs.models import Job
@@ -43,6 +46,10 @@ def special(x: Any, y: Any = None) -> None: ...
 def secret(x: Any) -> None: ...
 
 
+def celerys(task: Any) -> Any:
+    return DjangoTask.apply_async.__get__(task)
+
+
 def by_celery(task: ReliableTask, job_id: uuid.UUID, args: Any, kwargs: Any) -> Rendered:
     capture = Capture()
     task.render_into(capture, args, kwargs, str(job_id))
@@ -62,20 +69,20 @@ values = st.recursive(
 @hypothesis_settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_filled_template_is_what_celery_renders(args: list[Any], kwargs: dict[str, Any]) -> None:
     job_id = uuid.uuid4()
-    made = template_of(echo, ("another",), {"call": 1})
+    made = template_of(echo, celerys(echo), ("another",), {"call": 1})
     assert made is not None
     mine = made.fill(job_id, tuple(args), kwargs)
     theirs = by_celery(echo, job_id, tuple(args), kwargs)
     assert mine is not None
     assert (mine.body, mine.root_id, mine.queue, mine.task) == (theirs.body, theirs.root_id, theirs.queue, theirs.task)
-    ours, celerys = json.loads(mine.envelope), json.loads(theirs.envelope)
-    assert ours["headers"].pop("argsrepr") == celerys["headers"].pop("argsrepr", "()")
-    assert ours["headers"].pop("kwargsrepr", "{}") == celerys["headers"].pop("kwargsrepr", "{}")
-    assert ours == celerys
+    ours, wanted = json.loads(mine.envelope), json.loads(theirs.envelope)
+    assert ours["headers"].pop("argsrepr") == wanted["headers"].pop("argsrepr", "()")
+    assert ours["headers"].pop("kwargsrepr", "{}") == wanted["headers"].pop("kwargsrepr", "{}")
+    assert ours == wanted
 
 
 def test_what_a_task_asks_for_is_in_its_template() -> None:
-    made = template_of(special, (1,), {})
+    made = template_of(special, celerys(special), (1,), {})
     assert made is not None
     job_id = uuid.uuid4()
     mine = made.fill(job_id, (2,), {"y": 3})
@@ -103,7 +110,15 @@ def publish_listener() -> Iterator[None]:
 
 
 def test_signals_are_paid_for_when_somebody_listens(publish_listener: None) -> None:
-    assert not is_safe(echo)
+    assert not is_safe(echo, celerys(echo))
+
+
+def wrapped(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
 
 
 def routed(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **rest: Any) -> Any:
@@ -114,6 +129,9 @@ def routed(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **
     "unsafe",
     [
         lambda patch: patch.setattr(echo.__class__, "shadow_name", lambda self, *args: "alias"),
+        lambda patch: patch.setattr(Celery, "send_task", wrapped(Celery.send_task)),
+        lambda patch: patch.setattr(Task, "apply_async", wrapped(Task.apply_async)),
+        lambda patch: patch.setattr(app.amqp, "send_task_message", wrapped(app.amqp.send_task_message)),
         lambda patch: patch.setattr(echo.backend.__class__, "on_task_call", lambda self, producer, task_id: {}),
         lambda patch: patch.setattr(app.amqp.router, "routes", [routed]),
         lambda patch: patch.setattr(
@@ -124,14 +142,24 @@ def routed(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **
             echo, "_dump_pydantic_arguments", lambda args, kwargs: (args, kwargs), raising=False
         ),
     ],
-    ids=["shadow", "backend", "routes", "send_task", "sensitive", "pydantic"],
+    ids=[
+        "shadow",
+        "instrument",
+        "instrument of tasks",
+        "own amqp",
+        "backend",
+        "routes",
+        "send_task",
+        "sensitive",
+        "pydantic",
+    ],
 )
 def test_where_calls_may_differ_in_more_celery_renders_each(
     monkeypatch: pytest.MonkeyPatch, unsafe: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
-    assert is_safe(echo)
+    assert is_safe(echo, celerys(echo))
     unsafe(monkeypatch)
-    assert not is_safe(echo)
+    assert not is_safe(echo, celerys(echo))
 
 
 @pytest.mark.parametrize(
@@ -152,6 +180,77 @@ def test_an_error_is_told_as_ever_with_and_without_a_template(rows: InProcess, c
         with pytest.raises(error):
             call()
     assert Job.objects.count() == 2
+
+
+class TenantTask(DjangoTask):
+    tenant = "t1"
+
+    def apply_async(self, *args: Any, **options: Any) -> Any:
+        headers = {**(options.pop("headers", None) or {}), "tenant": TenantTask.tenant}
+        return super().apply_async(*args, headers=headers, **options)
+
+
+class TenantReliableTask(ReliableTask, TenantTask): ...
+
+
+@shared_task(base=TenantReliableTask, name="template.of_tenant")
+def of_tenant(x: int) -> None: ...
+
+
+def test_a_mixin_behind_ours_is_asked_for_every_call(rows: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for tenant in ("t1", "t2"):
+        monkeypatch.setattr(TenantTask, "tenant", tenant)
+        for job_id in (of_tenant.delay(1).id, *of_tenant.bulk_delay([(2,), (3,)])):
+            seen.append(json.loads(Job.objects.get(pk=job_id).envelope)["headers"]["tenant"])
+    assert seen == ["t1"] * 3 + ["t2"] * 3
+
+
+def test_where_json_is_another_ones_celery_renders_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Template.make(echo, (1,), {}) is not None
+    own = json.dumps(template._PROBE, default=str)
+    monkeypatch.setattr(template, "dumps", lambda value, serializer: ("application/json", "utf-8", own))
+    assert Template.make(echo, (1,), {}) is None
+
+
+@pytest.mark.promise("I1")
+def test_a_write_that_fails_leaves_no_hooks_of_the_callers_to_fire(jobs: InProcess) -> None:
+    fired: list[str] = []
+    with transaction.atomic():
+        transaction.on_commit(lambda: fired.append("a mail"))
+        taken = str(uuid.uuid4())
+        tasks.effect.apply_async(("x",), task_id=taken)
+        with pytest.raises(IntegrityError):
+            rows_module.insert("default", {**outbox._values(request_of(taken), 0)})
+    assert not fired
+    assert not Job.objects.exists()
+
+
+def request_of(job_id: str) -> Any:
+    return outbox.Request(uuid.UUID(job_id), by_celery(tasks.effect, uuid.UUID(job_id), ("x",), {}))
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I1")
+def test_calls_may_come_from_the_database_that_they_are_written_to(
+    stack: Stack, idle_queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "_COPY_ROWS", 3)
+    monkeypatch.setattr(outbox, "MAX_ON_COMMIT", 2)
+    with transaction.atomic():
+        ids = tasks.effect.bulk_delay((str(Job.objects.count()),) for _ in range(10))
+    assert Job.objects.count() == len(ids) == 10
+
+
+def test_bulks_of_one_transaction_share_the_bound_of_its_commit(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "MAX_ON_COMMIT", 5)
+    with transaction.atomic():
+        for _ in range(3):
+            tasks.effect.bulk_delay([("x",)] * 3)
+    assert len(jobs.take()) == 3
+    assert Job.objects.filter(sends=0).count() == 6
 
 
 # --- bulk_delay -------------------------------------------------------------------------------------------------------
@@ -247,7 +346,7 @@ def test_sensitive_calls_stay_hidden_in_bulk(rows: InProcess) -> None:
 def test_a_value_comes_back_as_it_was_by_way_of_a_template(rows: InProcess, value: Any) -> None:
     from reliable_jobs.message import arguments
 
-    template_of(echo, (1,), {})
+    template_of(echo, celerys(echo), (1,), {})
     row = Job.objects.get(pk=echo.delay(value, k=value).id)
     assert arguments(row) == ([value], {"k": value})
 
@@ -280,8 +379,8 @@ def test_a_template_belongs_to_its_thread_and_process(rows: InProcess) -> None:
     import threading
 
     seen: list[Any] = []
-    mine = template_of(echo, (1,), {})
-    thread = threading.Thread(target=lambda: seen.append(template_of(echo, (1,), {})))
+    mine = template_of(echo, celerys(echo), (1,), {})
+    thread = threading.Thread(target=lambda: seen.append(template_of(echo, celerys(echo), (1,), {})))
     thread.start()
     thread.join()
     assert isinstance(mine, Template)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from django.core.management.base import CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from reliable_jobs.conf import settings
 from reliable_jobs.management.base import JobCommand, seconds
@@ -34,7 +34,8 @@ class Command(JobCommand):
         before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             if options["drain"]:
-                relay.drain()
+                if not relay.drain():
+                    raise CommandError(f"Not all could be published, see the log; {relay.published} job(s) were.")
             else:
                 where = "the requests publish too" if settings.DISPATCH == "on_commit" else "nobody else publishes"
                 self.stdout.write(f"Relay is ready (DISPATCH is {settings.DISPATCH!r}: {where}).")
