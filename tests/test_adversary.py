@@ -16,7 +16,7 @@ from django.test import override_settings
 from django.utils import timezone
 from django_celery_results.models import TaskResult
 
-from reliable_jobs import declared, lifecycle, outbox, sweeper
+from reliable_jobs import declared, keys, lifecycle, sweeper
 from reliable_jobs.errors import EnqueueError
 from reliable_jobs.models import Job
 from reliable_jobs.publisher import publisher
@@ -195,7 +195,7 @@ def test_a_web_server_whose_clock_is_fast_starts_no_job_before_its_eta(
     now = timezone.now
     eta = now() + datetime.timedelta(minutes=5)
     with monkeypatch.context() as fast:
-        fast.setattr(outbox.timezone, "now", lambda: now() + datetime.timedelta(minutes=10))
+        fast.setattr(keys.timezone, "now", lambda: now() + datetime.timedelta(minutes=10))
         tasks.effect.apply_async(("early",), eta=eta)
     assert Job.objects.get().due_at == eta
 
