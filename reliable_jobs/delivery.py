@@ -10,7 +10,8 @@ import dataclasses
 import logging
 import time
 import uuid
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from django.db import Error as DatabaseError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from reliable_jobs.task import ReliableTask
 
 logger = logging.getLogger("reliable_jobs.delivery")
+_T = TypeVar("_T")
 
 #: How long a redelivered message waits for the row of a killed worker whose session outlives it by a moment, seconds.
 REDELIVERY_PATIENCE = 5.0
@@ -74,44 +76,51 @@ def _number(value: Any) -> int:
 def deliver(task: ReliableTask, args: Any, kwargs: Any) -> Any:
     """Run one delivery of a job to its settlement and answer the tracer.
 
-    While the database can't be reached before the body began, the delivery is neither run nor failed nor spun on: it
-    is held with capped back-off, and given back to the broker after HOLD seconds.
-
     Raises:
         celery.exceptions.Retry, Ignore, Reject: for the tracer.
         Exception: the body's own, after the failure was written.
     """
     task.request.reliable_began = time.monotonic()
     delivery = read_delivery(task)
-    pause, held = 0.25, 0.0
-    connection: Any = connections[delivery.using]
+    return held(delivery.using, f"Job {delivery.job_id}", lambda: _deliver(task, delivery, args, kwargs))
+
+
+def held(using: str, what: str, attempt: Callable[[], _T]) -> _T:
+    """Do what begins with a claim. While the database can't be reached before a body began, the message is neither run
+    nor failed nor spun on: it is held with capped back-off, and given back to the broker after HOLD seconds.
+
+    Raises:
+        celery.exceptions.Reject: held for too long.
+    """
+    pause, waited = 0.25, 0.0
+    connection: Any = connections[using]
     kept = connection.connection is not None
     connection.health_check_done = True  # the claim is the check
     while True:
         try:
-            return _deliver(task, delivery, args, kwargs)
+            return attempt()
         except execution.NotStarted as reason:
             if kept:
                 # It may have died since the last job, which says nothing of the database.
                 kept = False
-                aftermath.discard_connection(delivery.using)
+                aftermath.discard_connection(using)
                 continue
-            if held >= settings.HOLD:
+            if waited >= settings.HOLD:
                 raise Reject(str(reason), requeue=True) from reason
             logger.warning(
-                "Job %s: the database %r can't be used (%s). Holding the message, next try in %.1f s.",
-                delivery.job_id,
-                delivery.using,
+                "%s: the database %r can't be used (%s). Holding the message, next try in %.1f s.",
+                what,
+                using,
                 reason,
                 pause,
             )
-            aftermath.discard_connection(delivery.using)
+            aftermath.discard_connection(using)
             try:
                 time.sleep(pause)
             except SoftTimeLimitExceeded:
                 # Meant for a body, and none has begun. With the message comes another limit.
                 raise Reject(f"held past the soft time limit: {reason}", requeue=True) from reason
-            held += pause
+            waited += pause
             pause = min(pause * 2, 15.0)
 
 

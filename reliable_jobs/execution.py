@@ -4,17 +4,20 @@ First run of an atomic task, one transaction:
 
     BEGIN → lock the row → SAVEPOINT → body → deferred constraints → RELEASE → follow-ups, result, status → COMMIT
 
+(savepoint.py says which of them travel together).
+
 The careful path (the message was redelivered or sent again, the job crashed before, or the task is not atomic) commits
 a claim with token and lease first, which counts the start; the body's transaction then locks the row by that token.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore
@@ -26,6 +29,7 @@ from reliable_jobs.conf import settings
 from reliable_jobs.errors import BrokenTransaction, RunTakenAway
 from reliable_jobs.lifecycle import Claim, Refusal
 from reliable_jobs.outcome import Outcome, Run, worker_name
+from reliable_jobs.savepoint import BodySavepoint, ConstraintViolated
 from reliable_jobs.status import Reason
 
 if TYPE_CHECKING:
@@ -95,13 +99,18 @@ def _run_in_transaction(
     ended: Outcome | None = None
     depth = len(connections[using].atomic_blocks)
     try:
-        with transaction.atomic(using=using):
-            got = get_claim()
+        with transaction.atomic(using=using), BodySavepoint(using) as savepoint:
+            got = savepoint.claim(get_claim)
             if isinstance(got, Refusal):
                 return got
-            claim = got
-            ended = _body(task, Run(claim), args, kwargs)
-            if not ended.settle(claim):
+            claim, run = got, Run(got)
+            ended = _body(task, run, args, kwargs, savepoint.body())
+            try:
+                won = savepoint.settle(functools.partial(ended.settle, claim), alone=ended.alone)
+            except ConstraintViolated as violated:
+                ended = outcome.from_exception(task, run, violated.__cause__ or violated)
+                won = ended.settle(claim)
+            if not won:
                 raise RunTakenAway(f"Job {claim.job.pk} was taken away while it ran; what this run did is undone.")
         if aftermath.reset_if_open(using, depth):
             raise BrokenTransaction(aftermath.LEFT_OPEN)
@@ -131,7 +140,7 @@ def _run_leased(task: ReliableTask, claim: Claim, args: Any, kwargs: Any) -> Out
     beat.start()
     try:
         try:
-            ended = _body(task, run, args, kwargs)
+            ended = _body(task, run, args, kwargs, nullcontext())
         except BaseException as error:
             if aftermath.is_out_of_time(task, error):
                 raise  # as in _run_in_transaction
@@ -170,7 +179,7 @@ def _heartbeat(run: Run, stop: threading.Event) -> None:
         connections[claim.using].close()
 
 
-def _body(task: ReliableTask, run: Run, args: Any, kwargs: Any) -> Outcome:
+def _body(task: ReliableTask, run: Run, args: Any, kwargs: Any, savepoint: AbstractContextManager[None]) -> Outcome:
     """Run the body and say how it ended. Raises only what must roll back more than the body: Interrupted, and what
     ends the process."""
     claim, request = run.claim, task.request
@@ -184,7 +193,7 @@ def _body(task: ReliableTask, run: Run, args: Any, kwargs: Any) -> Outcome:
     value, text, reason = None, None, Reason.NONE
     signal: BaseException | None = None
     try:
-        with _savepoint(task, claim.using):
+        with savepoint:
             try:
                 value = task.run(*args, **kwargs)
             except Ignore as ignored:
@@ -192,8 +201,6 @@ def _body(task: ReliableTask, run: Run, args: Any, kwargs: Any) -> Outcome:
                 signal, reason = ignored, Reason.IGNORED
             else:
                 text = outcome.encode_result(task, value)
-            if task.atomic:
-                _check_deferred_constraints(claim.using)
     except BaseException as error:
         return outcome.from_exception(task, run, error)
     finally:
@@ -210,20 +217,4 @@ def _body(task: ReliableTask, run: Run, args: Any, kwargs: Any) -> Outcome:
             follow()
         return True
 
-    return Outcome(settle, value=value, error=signal)
-
-
-@contextmanager
-def _savepoint(task: ReliableTask, using: str) -> Iterator[None]:
-    if not task.atomic:
-        yield
-        return
-    with transaction.atomic(using=using):
-        yield
-
-
-def _check_deferred_constraints(using: str) -> None:
-    """Deferred constraints fail at the outer COMMIT, after every savepoint; here they still are the body's failure."""
-    if connections[using].vendor == "postgresql":
-        with connections[using].cursor() as cursor:
-            cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    return Outcome(settle, value=value, error=signal, alone=follow is None)

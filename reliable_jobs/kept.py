@@ -24,6 +24,9 @@ from reliable_jobs.conf import settings
 
 logger = logging.getLogger("reliable_jobs.worker")
 
+#: Whether this worker does it.
+active = False
+
 _POOLS = (prefork.TaskPool, solo.TaskPool, thread.TaskPool)
 
 
@@ -42,9 +45,11 @@ def keep_connections(worker: Any) -> bool:
         ours = _Around(celerys)
         signals.task_prerun.connect(ours.task_prerun, weak=False)
         signals.task_postrun.connect(ours.task_postrun, weak=False)
-    if fixups:
+    global active
+    active = bool(fixups)
+    if active:
         _set_ages()
-    return bool(fixups)
+    return active
 
 
 def _set_ages() -> None:
@@ -62,11 +67,11 @@ class _Around:
         self.celerys = celerys
 
     def task_prerun(self, sender: Any, **kwargs: Any) -> None:
-        if not getattr(sender, "writes_outbox", False):
+        if not getattr(sender, "keeps_connections", False):
             self.celerys.on_task_prerun(sender, **kwargs)
 
     def task_postrun(self, sender: Any, **kwargs: Any) -> None:
-        if not getattr(sender, "writes_outbox", False):
+        if not getattr(sender, "keeps_connections", False):
             self.celerys.on_task_postrun(sender, **kwargs)
         elif not sender.request.is_eager:
             close_old_connections()

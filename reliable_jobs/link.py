@@ -14,7 +14,7 @@ import os
 import struct
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from amqp.exceptions import FrameSyntaxError
@@ -55,6 +55,16 @@ class Receipt:
         if self.unsendable is not None:
             gone[self.unsendable] = f"can't be encoded for the broker: {self.error!r}"
         return gone
+
+    def unpack(self, bundles: Mapping[uuid.UUID, Sequence[uuid.UUID]]) -> None:
+        """Say of each job in a bundle what became of the bundle."""
+        for bundle_id, job_ids in bundles.items():
+            for some in (self.confirmed, self.nacked):
+                if bundle_id in some:
+                    some.remove(bundle_id)
+                    some.update(job_ids)
+            if bundle_id in self.returned:
+                self.returned.update(dict.fromkeys(job_ids, self.returned.pop(bundle_id)))
 
 
 class BrokerTimeout(Exception):

@@ -267,8 +267,8 @@ def headers_of(job: Job) -> dict[str, Any]:
     return headers if isinstance(headers, dict) else {}
 
 
-def arguments(job: Job) -> tuple[list[Any], dict[str, Any]]:
-    """Decode a row's arguments.
+def content(job: Job) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
+    """Decode a row's arguments, and what is to follow (callbacks, errbacks, chain, chord).
 
     Raises:
         ValueError: the body can't be decoded, or is pickled (never loaded).
@@ -280,11 +280,20 @@ def arguments(job: Job) -> tuple[list[Any], dict[str, Any]]:
     try:
         if compression:
             body = decompress(body, compression)
-        content = loads(body, job.content_type, job.content_encoding, accept=[job.content_type])
-        args, kwargs = content[0], content[1]
-        return list(args), dict(kwargs)
+        args, kwargs, *embed = loads(body, job.content_type, job.content_encoding, accept=[job.content_type])
+        return list(args), dict(kwargs), dict(embed[0] or {}) if embed else {}
     except Exception as error:  # any registered codec may raise anything on hostile bytes
         raise ValueError(f"undecodable body: {error}") from error
+
+
+def arguments(job: Job) -> tuple[list[Any], dict[str, Any]]:
+    """Decode a row's arguments.
+
+    Raises:
+        ValueError: as :func:`content`.
+    """
+    args, kwargs, _ = content(job)
+    return args, kwargs
 
 
 def same_call(job: Job, rendered: Rendered) -> bool:

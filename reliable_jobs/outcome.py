@@ -71,6 +71,8 @@ class Outcome:
     settle: Callable[[Claim], bool]
     value: Any = None
     error: BaseException | None = None
+    #: Whether the one conditional UPDATE is all that ``settle`` writes.
+    alone: bool = False
 
 
 class Interrupted(Exception):
@@ -130,7 +132,7 @@ def from_exception(task: ReliableTask, run: Run, error: BaseException) -> Outcom
         )
         replacement.__cause__ = error
         return failure(task, replacement)
-    if isinstance(error, SystemExit) and not _is_shutdown(error):
+    if isinstance(error, SystemExit) and not ends_process(error):
         replacement = BodyExited(f"The body called sys.exit({error.code!r}); raise an exception instead to fail a job.")
         replacement.__cause__ = error
         return failure(task, replacement)
@@ -149,6 +151,13 @@ def from_exception(task: ReliableTask, run: Run, error: BaseException) -> Outcom
         return again(task, wish, asked(wish, error))
     # A snooze or replace() costs no attempt; one that is followed by an error would go round for ever.
     return failure(task, error)
+
+
+def ends_process(error: BaseException) -> bool:
+    """Whether an error out of a body is no failure of its job: the process is told to stop."""
+    if isinstance(error, SystemExit):
+        return _is_shutdown(error)
+    return not isinstance(error, (Exception, asyncio.CancelledError))
 
 
 def _is_shutdown(error: SystemExit) -> bool:

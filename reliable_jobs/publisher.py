@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from celery import Celery, current_app
 
+from reliable_jobs import bundle
 from reliable_jobs.conf import settings
 from reliable_jobs.link import BrokerTimeout, Link, Receipt
 from reliable_jobs.message import Outgoing
@@ -59,6 +60,12 @@ class Publisher:
         """
         self._forked()
         deadline = time.monotonic() + (settings.PUBLISH_TIMEOUT if timeout is None else timeout)
+        packed, bundles = bundle.pack(self.app, messages)
+        total = self._publish(packed, deadline)
+        total.unpack(bundles)
+        return total
+
+    def _publish(self, messages: Sequence[Outgoing], deadline: float) -> Receipt:
         total = self._attempt(messages, deadline, reuse=True)
         while left := [message for message in messages if total.worth_another_try(message.id)]:
             again = self._again(left, total, deadline)

@@ -125,6 +125,22 @@ def publish_due(app: Celery) -> int:
     return report.published
 
 
+def send_again(app: Celery, alias: str, job_ids: Iterable[uuid.UUID]) -> set[uuid.UUID]:
+    """Publish jobs once more, each in a message of its own, as the next send of each. Returns those that were there to
+    be sent: waiting, and held by nobody.
+
+    Raises:
+        django.db.DatabaseError: nothing was sent.
+    """
+    with transaction.atomic(using=alias):
+        waiting = Job.objects.using(alias).filter(pk__in=list(job_ids), status=Status.WAITING, sends__gt=0)
+        jobs = list(waiting.only(*_SENT).lock())
+        _raise_sends(alias, jobs)
+    if jobs:
+        _publish(app, alias, jobs, Report())
+    return {job.pk for job in jobs}
+
+
 # --- due, never sent --------------------------------------------------------------------------------------------------
 
 

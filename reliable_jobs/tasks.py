@@ -1,4 +1,4 @@
-"""The sweeper and the pruner as Celery tasks.
+"""The sweeper and the pruner as Celery tasks, and the task that carries a bundle of jobs.
 
 In a beat process a tick of the sweeper does not become a message: it would wait behind every busy worker. It wakes the
 sweep loop in beat itself, so that beat keeps the time and its editable row the interval. Anywhere else the task is an
@@ -13,7 +13,7 @@ from typing import Any
 from celery import Task, shared_task
 from celery.result import AsyncResult
 
-from reliable_jobs import pruner, sweeper
+from reliable_jobs import bundle, bundle_run, pruner, sweeper
 from reliable_jobs.loop import SweepLoop
 from reliable_jobs.schedule import PRUNE_TASK, SWEEP_TASK
 
@@ -39,3 +39,19 @@ def sweep() -> dict[str, int]:
 def prune() -> int:
     """Prune once, here and now."""
     return pruner.prune()
+
+
+class _BundleTask(Task):
+    """Called by nobody: its messages are made where jobs are published."""
+
+    acks_late = True
+    reject_on_worker_lost = True
+    ignore_result = True
+    Request = "reliable_jobs.worker:BundleRequest"
+    keeps_connections = True
+
+
+@shared_task(base=_BundleTask, name=bundle.TASK, bind=True)
+def run_bundle(self: Any, task: str, using: str, pointers: list[list[Any]]) -> str:
+    """Run the jobs of one message."""
+    return bundle_run.run(self, task, using, pointers)

@@ -7,6 +7,7 @@ to write is written by :func:`aside`, in a short-lived thread whose connection i
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 import uuid
@@ -86,6 +87,28 @@ class ReliableRequest(Request):
     def _died(self, kind: str, detail: str) -> None:
         job_id, using, worker = receipts.foreign_id(self.id), self._using(), str(self._hostname)
         aside(lambda: lifecycle.record(job_id, using, kind, worker, detail), f"{kind} of job {self.id}")
+
+
+class BundleRequest(Request):
+    """The request of a message that carries many jobs."""
+
+    def revoked(self) -> bool:
+        """A revoked job is cancelled before its bundle could run it; the bundle itself is nobody's to revoke."""
+        if worker_state.revoked:
+            _, using, pointers = self.args
+            for job_id in {str(uuid.UUID(job_id)) for job_id, _ in pointers} & set(worker_state.revoked):
+                waiting = functools.partial(cancel_revoked, uuid.UUID(job_id), pointer_alias({"using": using}), False)
+                aside(waiting, f"revocation of job {job_id}").join(timeout=5)
+        return bool(super().revoked())
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """The child was killed: the message goes back, and its jobs are run alone, each with the whole limit."""
+        super().on_timeout(True, timeout) if soft or worker_state.should_terminate else self._give_back(timeout)
+
+    def _give_back(self, timeout: float) -> None:
+        worker_state.task_ready(self)
+        logger.error("Hard time limit (%ss) exceeded for %s; its jobs are run alone.", timeout, self.argsrepr)
+        self.reject(requeue=True)
 
 
 def _on_revoked(

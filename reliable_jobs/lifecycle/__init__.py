@@ -6,10 +6,17 @@ database's. ``claims`` take a job for a run, ``settle`` records how the run ende
 sweeper and workers without the code do from outside.
 """
 
-from reliable_jobs.lifecycle.claims import claim_atomic, claim_committed, extend_lease, hold_by_token, step_back
+from reliable_jobs.lifecycle.claims import (
+    claim_atomic,
+    claim_committed,
+    claim_many,
+    extend_lease,
+    hold_by_token,
+    step_back,
+)
 from reliable_jobs.lifecycle.operations import Report, cancel, hand_back, last_death, park, requeue, rescue
-from reliable_jobs.lifecycle.settle import expire, fail, run_again, succeed
-from reliable_jobs.lifecycle.transition import Claim, Refusal, clean, find, record, seconds
+from reliable_jobs.lifecycle.settle import expire, fail, run_again, succeed, succeed_many
+from reliable_jobs.lifecycle.transition import Claim, Refusal, clean, find, record, seconds, settled_by, waiting_of
 
 __all__ = [
     "Claim",
@@ -18,6 +25,7 @@ __all__ = [
     "cancel",
     "claim_atomic",
     "claim_committed",
+    "claim_many",
     "clean",
     "expire",
     "extend_lease",
@@ -32,6 +40,9 @@ __all__ = [
     "rescue",
     "run_again",
     "seconds",
+    "settled_by",
     "step_back",
     "succeed",
+    "succeed_many",
+    "waiting_of",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections.abc import Mapping
 
 from django.db import transaction
 from django.db.models import F
@@ -11,7 +12,7 @@ from django.db.models.functions import Least, Now
 
 from reliable_jobs.lifecycle.transition import Claim, Refusal, find, seconds, transition
 from reliable_jobs.models import Job
-from reliable_jobs.statements import Moment, lock_row
+from reliable_jobs.statements import CLAIMED, Moment, lock_row
 from reliable_jobs.status import Status
 
 #: Two suspects that are claimed at the same instant would not see each other. Only those of one process matter: they
@@ -43,6 +44,19 @@ def _lock_if_fit(job_id: uuid.UUID, rev: int, using: str) -> Claim | Refusal:
     if job.due_at > now:
         return Refusal.NOT_DUE
     return Claim(job, using, now)
+
+
+def claim_many(task: str, revs: Mapping[uuid.UUID, int], using: str) -> list[Claim]:
+    """Lock, in a transaction of the caller's, those of a bundle's jobs that are plainly fit for a first run, in order.
+
+    What was started, interrupted or has failed before is left to a message of its own.
+    """
+    rows = Job.objects.using(using).filter(
+        pk__in=list(revs), task=task, status=Status.WAITING, due_at__lte=Now(), attempt=0, crashes=0, interruptions=0
+    )
+    found = rows.only(*CLAIMED, "body", "content_type", "content_encoding", "envelope").annotate(now=Now()).lock()
+    claims = {job.pk: Claim(job, using, vars(job)["now"]) for job in found if job.rev == revs[job.pk]}
+    return [claims[job_id] for job_id in revs if job_id in claims]
 
 
 def claim_committed(

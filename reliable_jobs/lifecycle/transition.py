@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import enum
 import uuid
+from collections.abc import Iterable
 from typing import Any
 
 from reliable_jobs.models import Job, JobEvent
@@ -63,6 +64,17 @@ def clean(text: str, limit: int) -> str:
 def find(job_id: uuid.UUID, using: str) -> Job | None:
     """The row as committed, without its body; None when there is none."""
     return Job.objects.using(using).defer("body").filter(pk=job_id).first()
+
+
+def waiting_of(job_ids: Iterable[uuid.UUID], using: str) -> set[uuid.UUID]:
+    """Those of the jobs that are believed to have a message out."""
+    rows = Job.objects.using(using).filter(pk__in=list(job_ids), status=Status.WAITING, sends__gt=0)
+    return set(rows.values_list("pk", flat=True))
+
+
+def settled_by(worker: str, job_ids: Iterable[uuid.UUID], using: str) -> bool:
+    """Whether a worker's settlement of these jobs, which was one statement, was committed."""
+    return Job.objects.using(using).filter(pk__in=list(job_ids), status__in=FINAL, worker=worker).exists()
 
 
 def transition(job: Job, using: str, status: str, *, token_now: uuid.UUID | None = None, **changes: Any) -> bool:

@@ -1,0 +1,91 @@
+"""Many small jobs of one task in one message: packed where messages are published, run by bundle_run.py.
+
+Opt-in, by ``bundle = 100`` on the task. Only first sends are packed: a job that is sent again, for whatever reason,
+travels alone and is run with care. The message holds ids and revs; the worker reads the rest from the rows.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from celery import Celery
+
+from reliable_jobs.message import HEADER, USUAL_HEADERS, Outgoing
+
+TASK = "reliable_jobs.bundle"
+#: Jobs in one bundle. Each runs inside the tracer of the one before it, and Python's stack is finite.
+LIMIT = 100
+
+
+def size(task: Any) -> int:
+    """How many jobs of a task may travel together; 1 where they may not."""
+    wanted = getattr(task, "bundle", 1)
+    # A rate limit counts messages; non-atomic bodies have no transaction to share.
+    return min(wanted, LIMIT) if wanted > 1 and task.atomic and not task.rate_limit else 1
+
+
+def pack(app: Celery, messages: Sequence[Outgoing]) -> tuple[Sequence[Outgoing], dict[uuid.UUID, list[uuid.UUID]]]:
+    """The messages, with those that may travel together put into bundles; and which jobs each bundle holds."""
+    sizes: dict[str, int] = {}
+    groups: dict[tuple[Any, ...], list[Outgoing]] = {}
+    rest: list[Outgoing] = []
+    for message in messages:
+        name = message.headers.get("task", "")
+        if name not in sizes:
+            sizes[name] = size(app.tasks.get(name))
+        if sizes[name] > 1 and _is_plain(message):
+            pointer, priority = message.headers[HEADER], message.properties.get("priority")
+            route = (name, pointer["using"], message.exchange, message.routing_key, message.queue, priority)
+            groups.setdefault(route, []).append(message)
+        else:
+            rest.append(message)
+    if not groups:
+        return messages, {}
+    bundles: dict[uuid.UUID, list[uuid.UUID]] = {}
+    for (name, using, *_), group in groups.items():
+        for start in range(0, len(group), sizes[name]):
+            jobs = group[start : start + sizes[name]]
+            if len(jobs) == 1:
+                rest += jobs
+                continue
+            message = _bundle(app.tasks[name], using, jobs)
+            bundles[message.id] = [job.id for job in jobs]
+            rest.append(message)
+    return rest, bundles
+
+
+def _is_plain(message: Outgoing) -> bool:
+    headers = message.headers
+    own_limit = any(headers.get("timelimit") or ())
+    return headers[HEADER]["send"] == 1 and headers.get("group") is None and not own_limit
+
+
+def _bundle(task: Any, using: str, jobs: Sequence[Outgoing]) -> Outgoing:
+    first, bundle_id = jobs[0], uuid.uuid4()
+    pointers = [[job.id.hex, job.headers[HEADER]["rev"]] for job in jobs]
+    headers = {
+        **USUAL_HEADERS,
+        "id": str(bundle_id),
+        "root_id": str(bundle_id),
+        "task": TASK,
+        "argsrepr": f"({len(jobs)} jobs of {task.name})",
+        "ignore_result": True,
+        "timelimit": [task.time_limit, task.soft_time_limit],
+    }
+    properties = {"message_id": str(bundle_id), "correlation_id": str(bundle_id), "delivery_mode": 2}
+    if (priority := first.properties.get("priority")) is not None:
+        properties["priority"] = priority
+    return Outgoing(
+        id=bundle_id,
+        queue=first.queue,
+        exchange=first.exchange,
+        routing_key=first.routing_key,
+        body=json.dumps([[task.name, using, pointers], {}, {}]).encode(),
+        content_type="application/json",
+        content_encoding="utf-8",
+        headers=headers,
+        properties=properties,
+    )
