@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ from celery.app.trace import trace_task
 from celery.exceptions import Ignore, SoftTimeLimitExceeded
 from django.db import Error as DatabaseError
 from django.db import connections, transaction
+from django.db.transaction import TransactionManagementError
 from kombu.serialization import prepare_accept_content
 
 from reliable_jobs import aftermath, bundle, delivery, failures, kept, lifecycle, outcome, sweeper
@@ -92,6 +94,18 @@ def _send_some(app: Any, alias: str, job_ids: set[uuid.UUID]) -> set[uuid.UUID]:
         raise
 
 
+_ENDS_TRANSACTION = re.compile(
+    r"\s*(COMMIT|END|ABORT|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(WORK\s+|TRANSACTION\s+)?TO))\b", re.IGNORECASE
+)
+
+
+def _keep_transaction(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+    """An ``execute_wrapper``: a body that ended the transaction would commit its neighbours' effects unsettled."""
+    if isinstance(sql, str) and _ENDS_TRANSACTION.match(sql):
+        raise TransactionManagementError("A body may not end the transaction that it shares with its bundle.")
+    return execute(sql, params, many, context)
+
+
 class Attempt:
     """One try at a bundle, in one transaction.
 
@@ -104,6 +118,7 @@ class Attempt:
     ) -> None:
         self.carrier, self.task, self.using, self.revs, self.singly = carrier, task, using, revs, singly
         self.connection: Any = connections[using]
+        self._accepted = prepare_accept_content(carrier.app.conf.accept_content)
         self.committed = False
         #: Whether another try, singly, can help.
         self.worth_singling = False
@@ -129,7 +144,8 @@ class Attempt:
             raise
         self._transaction = transaction_of_all
         try:
-            self._next()
+            with self.connection.execute_wrapper(_keep_transaction):
+                self._next()
         finally:
             self._roll_back()
             aftermath.reset_if_open(self.using, depth)
@@ -176,9 +192,8 @@ class Attempt:
             args, kwargs, follow = content(job)
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
-        accepted = prepare_accept_content(self.carrier.app.conf.accept_content)
         expired = job.expires_at is not None and job.expires_at <= claim.now
-        if expired or any(follow.values()) or job.content_type not in accepted or self.task.misfit(args, kwargs):
+        if expired or any(follow.values()) or job.content_type not in self._accepted or self.task.misfit(args, kwargs):
             return None
         carrier = self.carrier.request
         request = {

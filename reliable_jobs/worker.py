@@ -7,7 +7,6 @@ to write is written by :func:`aside`, in a short-lived thread whose connection i
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 import uuid
@@ -90,24 +89,16 @@ class ReliableRequest(Request):
 
 
 class BundleRequest(Request):
-    """The request of a message that carries many jobs."""
-
-    def revoked(self) -> bool:
-        """A revoked job is cancelled before its bundle could run it; the bundle itself is nobody's to revoke."""
-        if worker_state.revoked:
-            _, using, pointers = self.args
-            for job_id in {str(uuid.UUID(job_id)) for job_id, _ in pointers} & set(worker_state.revoked):
-                waiting = functools.partial(cancel_revoked, uuid.UUID(job_id), pointer_alias({"using": using}), False)
-                aside(waiting, f"revocation of job {job_id}").join(timeout=5)
-        return bool(super().revoked())
+    """The request of a message that carries many jobs. A revoked one among them is cancelled as any job that waits
+    without a message of its own: see :func:`_cancel_newly_revoked`."""
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """The child was killed: the message goes back, and its jobs are run alone, each with the whole limit."""
-        super().on_timeout(True, timeout) if soft or worker_state.should_terminate else self._give_back(timeout)
-
-    def _give_back(self, timeout: float) -> None:
+        """A hard limit kills the child: the message goes back, and its jobs run alone, each with the whole limit."""
+        if soft or worker_state.should_terminate:
+            super().on_timeout(soft, timeout)
+            return
         worker_state.task_ready(self)
-        logger.error("Hard time limit (%ss) exceeded for %s; its jobs are run alone.", timeout, self.argsrepr)
+        logger.error("Hard time limit (%ss) exceeded for %s; they are run alone.", timeout, self.argsrepr)
         self.reject(requeue=True)
 
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -191,17 +192,17 @@ MUTANTS = [
     Mutant(
         "savepoint",
         "I3",
-        "execution.py",
-        "    if not task.atomic:\n        yield\n        return\n",
-        "    if True:\n        yield\n        return\n",
+        "savepoint.py",
+        "        except BaseException as error:\n            self._leave(error)\n            raise\n        if not",
+        "        except BaseException:\n            self._leave(None)\n            raise\n        if not",
         (f"{I3}::test_a_body_that_fails_leaves_nothing_but_its_failure",),
     ),
     Mutant(
         "deferred-constraints",
         "I3",
-        "execution.py",
-        'cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")',
-        "pass",
+        "savepoint.py",
+        'before=["SET CONSTRAINTS ALL IMMEDIATE", f"RELEASE {self._made}"]',
+        'before=[f"RELEASE {self._made}"]',
         (f"{I3}::test_a_deferred_constraint_that_would_fail_at_commit_fails_the_body_instead",),
         also=(("execution.py", "return aftermath.after_broken_transaction(task, claim, ended, error)", "raise"),),
     ),
@@ -257,7 +258,7 @@ MUTANTS = [
         "hold-without-database",
         "I5",
         "delivery.py",
-        "            if held >= settings.HOLD:\n",
+        "            if waited >= settings.HOLD:\n",
         "            if True:\n",
         (f"{I5}::test_a_database_away_at_the_claim_means_held_and_neither_run_nor_failed[prefork]",),
     ),
@@ -297,7 +298,7 @@ MUTANTS = [
         "sys-exit",
         "I6",
         "outcome.py",
-        "if isinstance(error, SystemExit) and not _is_shutdown(error):",
+        "if isinstance(error, SystemExit) and not ends_process(error):",
         "if False:",
         (f"{I6}::test_sys_exit_in_a_thread_pool_fails_the_job_and_not_the_worker",),
     ),
@@ -316,6 +317,48 @@ MUTANTS = [
         "if claim.job.expires_at is not None and claim.job.expires_at <= claim.now:",
         "if False:",
         (f"{I7}::test_an_expired_job_ends_expired_and_never_runs",),
+    ),
+    Mutant(
+        "commit-only-when-the-fence-holds",
+        "I4",
+        "savepoint.py",
+        "SELECT 1 / count(*) FROM won",
+        "SELECT 1 FROM won",
+        ("tests/test_savepoint.py::test_a_settlement_whose_fence_does_not_hold_commits_nothing",),
+    ),
+    # --- bundles
+    Mutant(
+        "bundle-taken-apart",
+        "I2 I6",
+        "bundle_run.py",
+        "kept.active and not redelivered:",
+        "kept.active:",
+        ("tests/test_bundle.py::test_a_process_that_is_told_to_stop_keeps_nothing_and_the_jobs_run_alone",),
+    ),
+    Mutant(
+        "bundle-savepoints",
+        "I3",
+        "bundle_run.py",
+        "with transaction.atomic(using=self.using) if self.singly else nullcontext():",
+        "with nullcontext():",
+        ("tests/test_bundle.py::test_one_that_does_not_succeed_plainly_leaves_its_neighbours_alone",),
+    ),
+    Mutant(
+        "bundle-rolled-back",
+        "I3",
+        "bundle_run.py",
+        "            self._broken, self.worth_singling = True, not for_good\n",
+        "            pass\n",
+        ("tests/test_bundle.py::test_one_that_does_not_succeed_plainly_leaves_its_neighbours_alone",),
+    ),
+    Mutant(
+        "bundle-claim",
+        "I4",
+        "lifecycle/claims.py",
+        "status=Status.WAITING, due_at__lte=Now(), attempt=0",
+        "due_at__lte=Now(), attempt=0",
+        ("tests/test_bundle.py::test_a_copy_of_a_bundle_runs_nothing_again",),
+        also=(("lifecycle/settle.py", "AND job.status = '{Status.WAITING}'", ""),),
     ),
     # --- the message
     Mutant(
@@ -431,7 +474,8 @@ def apply(mutant: Mutant, tree: Path) -> None:
 def run_tests(tree: Path, tests: Sequence[str], *, patience: float) -> tuple[int, str]:
     """Exit code of pytest (None-like -1 for a time-out) and what it said."""
     argv = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-    env = {**os.environ, "PATIENCE": str(patience), "PYTHONPATH": str(tree)}
+    own_database = f"test_mutant_{uuid.uuid4().hex[:8]}"  # several run at a time
+    env = {**os.environ, "PATIENCE": str(patience), "PYTHONPATH": str(tree), "TEST_DATABASE_NAME": own_database}
     try:
         done = subprocess.run(argv, cwd=tree, env=env, capture_output=True, text=True, timeout=TIMEOUT)
     except subprocess.TimeoutExpired as late:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,11 +26,10 @@ RUNS: list[Any] = []
 
 
 @pytest.fixture(autouse=True)
-def _a_worker_that_keeps_connections(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _a_worker_that_keeps_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "active", True)
     HEARD.clear()
     RUNS.clear()
-    yield
 
 
 class Told(ReliableTask):
@@ -66,14 +64,6 @@ def small(self: Any, number: int, what: str = "") -> Any:
     if what == "child":
         small.delay(number + 100)
     return {"number": number, "id": self.request.id} if what == "result" else None
-
-
-@shared_task(base=ReliableTask, name="test_bundle.limited", bundle=4, rate_limit="10/s")
-def limited(number: int) -> None: ...
-
-
-@shared_task(base=ReliableTask, name="test_bundle.outside", bundle=4, atomic=False)
-def outside(number: int) -> None: ...
 
 
 def enqueue(*calls: tuple[Any, ...]) -> list[uuid.UUID]:
@@ -118,12 +108,14 @@ def test_other_queues_and_priorities_travel_apart(jobs: InProcess) -> None:
     assert sorted(message.properties.get("priority") or 0 for message in messages) == [0, 0, 0, 3]
 
 
-@pytest.mark.parametrize("task", [limited, outside])
-def test_what_can_share_no_transaction_or_counts_messages_is_never_bundled(jobs: InProcess, task: Any) -> None:
-    with transaction.atomic():
-        for number in range(4):
-            task.delay(number)
-    assert {message.headers["task"] for message in jobs.take()} == {task.name}
+@pytest.mark.parametrize("attributes", [{"rate_limit": "10/s"}, {"atomic": False}])
+def test_what_can_share_no_transaction_or_counts_messages_is_never_bundled(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch, attributes: dict[str, Any]
+) -> None:
+    for name, value in attributes.items():
+        monkeypatch.setattr(type(app.tasks[small.name]), name, value)
+    enqueue(*[(number,) for number in range(4)])
+    assert {message.headers["task"] for message in jobs.take()} == {small.name}
 
 
 def test_the_sweeper_bundles_first_sends_and_sends_the_others_alone(jobs: InProcess) -> None:
@@ -175,9 +167,7 @@ def test_a_bundle_of_successes_is_one_transaction_and_celery_hears_of_each(jobs:
         ("roll back", "succeeded"),
     ],
 )
-def test_one_that_does_not_succeed_plainly_leaves_its_neighbours_alone(
-    jobs: InProcess, what: str, status: str
-) -> None:
+def test_one_that_does_not_succeed_plainly_leaves_its_neighbours_alone(jobs: InProcess, what: str, status: str) -> None:
     ids = enqueue((0,), (1, what), (2,))
     jobs.finish()
     assert statuses(ids) == ["succeeded", status, "succeeded"]

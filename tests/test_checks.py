@@ -425,6 +425,18 @@ def test_a_retry_window_that_nothing_uses_is_named(project: Configure) -> None:
     assert about(app, "W036").endswith("retry(): checked.useless.")
 
 
+def test_a_bundle_that_is_no_size_or_has_no_effect_is_named(project: Configure) -> None:
+    app = project()
+    add(app, "checked.small", bundle=100)
+    assert not {"E004", "W037"} & set(found())
+    add(app, "checked.huge", bundle=101)
+    add(app, "checked.none", bundle=0)
+    add(app, "checked.outside", bundle=10, atomic=False, time_limit=5)
+    add(app, "checked.limited", bundle=10, rate_limit="1/s")
+    assert about(app, "E004").endswith("from 1 to 100: checked.huge, checked.none.")
+    assert about(app, "W037").endswith("counts messages: checked.limited, checked.outside.")
+
+
 def test_a_task_module_that_can_not_be_imported_is_an_error(project: Configure) -> None:
     project(imports=["tests.no_such_module"])
     assert "tests.no_such_module" in found()["E003"].msg

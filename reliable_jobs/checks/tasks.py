@@ -11,6 +11,7 @@ from typing import Any
 from celery import Celery
 from django.core.checks import CheckMessage, Error, Warning, register
 
+from reliable_jobs import bundle
 from reliable_jobs.checks.celery_settings import TAG
 from reliable_jobs.checks.loading import configured_app, load_tasks, reliable_tasks
 from reliable_jobs.task import ReliableTask
@@ -18,7 +19,8 @@ from reliable_jobs.task import ReliableTask
 #: What a task class may set, where a slip of the pen changes what happens to a job and nothing says so. Names that are
 #: ordinary words (queue, name …) are left out: "queues" is somebody's own attribute.
 ATTRIBUTES = (
-    *("acks_late", "acks_on_failure_or_timeout", "atomic", "autoretry_for", "compression", "default_retry_delay"),
+    *("acks_late", "acks_on_failure_or_timeout", "atomic", "autoretry_for", "bundle", "compression"),
+    *("default_retry_delay",),
     *("dont_autoretry_for", "expires", "ignore_result", "max_retries", "priority", "rate_limit"),
     *("reject_on_worker_lost", "retry_backoff", "retry_backoff_max", "retry_jitter", "retry_kwargs", "retry_window"),
     *("routing_key", "sensitive", "serializer", "soft_time_limit", "store_eager_result"),
@@ -45,7 +47,14 @@ def check_tasks(**kwargs: Any) -> list[CheckMessage]:
             )
         ]
     tasks = reliable_tasks(app)
-    return [*_pickled(tasks), *_delivery(tasks), *_unlimited(app, tasks), *_classes(tasks), *_windows(tasks)]
+    return [
+        *_pickled(tasks),
+        *_delivery(tasks),
+        *_unlimited(app, tasks),
+        *_classes(tasks),
+        *_windows(tasks),
+        *_bundles(tasks),
+    ]
 
 
 def _pickled(tasks: list[Any]) -> Iterator[CheckMessage]:
@@ -133,6 +142,24 @@ def _windows(tasks: list[Any]) -> Iterator[CheckMessage]:
             f"retry_window is set, but nothing retries: neither autoretry_for nor a call of retry(): {_list(names)}.",
             hint="Name the errors in autoretry_for, or use the base class RetriedTask.",
             id="reliable_jobs.W036",
+        )
+
+
+def _bundles(tasks: list[Any]) -> Iterator[CheckMessage]:
+    odd = [task.name for task in tasks if not isinstance(task.bundle, int) or not 1 <= task.bundle <= bundle.LIMIT]
+    if odd:
+        yield Error(
+            f"bundle is not a number from 1 to {bundle.LIMIT}: {_list(odd)}.",
+            hint="It says how many jobs of the task may share one message and one transaction.",
+            id="reliable_jobs.E004",
+        )
+    unfit = [task.name for task in tasks if task.name not in odd and task.bundle > 1 and bundle.size(task) == 1]
+    if unfit:
+        yield Warning(
+            "bundle is set, but the jobs travel alone: non-atomic bodies have no transaction to share, a rate limit "
+            f"counts messages: {_list(unfit)}.",
+            hint="Remove bundle, or atomic = False and rate_limit.",
+            id="reliable_jobs.W037",
         )
 
 

@@ -274,3 +274,25 @@ else:
     @shared_task(base=ReliableTask, name="tests.testapp.tasks.changed")
     def changed(name: str) -> None:
         Effect.objects.create(name=name)
+
+
+@shared_task(base=ReliableTask, bundle=20)
+def small(name: str, log: str, what: str = "") -> None:
+    Effect.objects.create(name=name)
+    log_outside(log, f"{name} {os.getpid()}")
+    if what == "wait":
+        wait_for(f"{log}.gate")
+    if what == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "commit":
+        with connection.cursor() as cursor:
+            cursor.execute("COMMIT")
+    if what == "deferred":
+        Child.objects.create(parent_id=10**9)
+
+
+@shared_task(base=ReliableTask, bundle=20, time_limit=2)
+def small_but_slow(name: str, log: str) -> None:
+    Effect.objects.create(name=name)
+    log_outside(log, name)
+    time.sleep(0.4)
