@@ -430,6 +430,22 @@ MUTANTS = [
         (f"{I2}::test_every_send_doubles_the_time_to_the_next_one",),
     ),
     Mutant(
+        "overtaking",
+        "I8",
+        "sweeper.py",
+        "    return newest\n",
+        "    return {}\n",
+        ("tests/test_sweeper.py::test_in_a_queue_that_moves_only_what_was_overtaken_is_sent_again",),
+    ),
+    Mutant(
+        "overtaking-slack",
+        "I8",
+        "sweeper.py",
+        "due_at__lt=due_at - seconds(OVERTAKING_SLACK)",
+        "due_at__lt=due_at",
+        ("tests/test_sweeper.py::test_being_overtaken_by_a_little_is_not_being_lost",),
+    ),
+    Mutant(
         "prune-predicate",
         "I2",
         "pruner.py",
