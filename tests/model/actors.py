@@ -234,6 +234,8 @@ def instrumented() -> Iterator[None]:
         mock.patch.object(DatabaseWrapper, "get_new_connection", connect),
         mock.patch.object(delivery, "time", time),
         mock.patch.object(aftermath, "time", time),
+        # Two more looks at a row that is locked: nobody moves meanwhile.
+        mock.patch.object(delivery, "REDELIVERY_PATIENCE", 0.15),
         # Held over a commit at which an actor may stand; actors are processes, and it is one of one process.
         mock.patch("reliable_jobs.lifecycle.claims._one_claim_at_a_time", contextlib.nullcontext()),
     ):

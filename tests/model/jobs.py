@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 #: The world whose jobs these are.
 world: World | None = None
 
+SEEN = ("status", "requeues", "rev", "token", "due_at")
 ATOMIC = ("plain", "changes", "fails", "flaky", "snoozes", "spawns")
 
 
@@ -24,7 +25,7 @@ ATOMIC = ("plain", "changes", "fails", "flaky", "snoozes", "spawns")
 def atomic(self: Any, kind: str, content: int = 0, of: str = "") -> None:
     """Args: ``content`` counts the retries with other arguments; ``of`` is the parent's id and generation."""
     assert world is not None
-    row = Job.objects.values("requeues", "rev", "token").get(pk=self.request.id)
+    row = Job.objects.values(*SEEN).get(pk=self.request.id)
     world.in_body(self.request, row, content)
     mine = f"{self.request.id}/{row['requeues']}"
     pieces = Effect.objects.filter(name=mine, value="piece").count()
@@ -48,7 +49,7 @@ def atomic(self: Any, kind: str, content: int = 0, of: str = "") -> None:
 def outside(self: Any, kind: str = "outside", content: int = 0) -> None:
     """Not atomic: an effect in a fenced transaction, and ways to come to grief before, in and after it."""
     assert world is not None
-    row = Job.objects.values("requeues", "rev", "token").get(pk=self.request.id)
+    row = Job.objects.values(*SEEN).get(pk=self.request.id)
     world.in_body(self.request, row, content)
     passes("body")
     with self.fenced():

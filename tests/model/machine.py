@@ -18,7 +18,7 @@ from tests.model.world import NODES, Place, World
 #: Few, so that what happens happens to the same ones.
 MOST_RUNS, MOST_JOBS = 3, 4
 
-kinds = st.sampled_from([*jobs.ATOMIC, "outside", "plain", "changes", "outside"])
+kinds = st.sampled_from([*jobs.ATOMIC, "outside", "plain", "changes", "outside", "outside"])
 moods = st.sampled_from(["up"] * 5 + list(MOODS))
 stops = st.sampled_from([*CHECKPOINTS, "body"])
 which = st.integers(0, 7)
@@ -91,24 +91,18 @@ class Machine(RuleBasedStateMachine):
         return self._has_messages() and len(self.world.runs) < MOST_RUNS
 
     @precondition(_may_start)
-    @rule(n=which, stop_at=stops, node=nodes)
-    def deliver_and_stop(self, n: int, stop_at: str, node: str) -> None:
+    @rule(n=which, stop_at=stops, node=nodes, then=st.sampled_from(["stay", "stay", "disconnect", "kill"]))
+    def deliver_and_stop(self, n: int, stop_at: str, node: str, then: str) -> None:
         ready = self.world.broker.ready
-        self.world.deliver(ready[n % len(ready)], stop_at=stop_at, node=node)
+        run = self.world.deliver(ready[n % len(ready)], stop_at=stop_at, node=node)
+        if run is not None and then != "stay":
+            getattr(self.world, then)(run)
 
     @precondition(_may_start)
     @rule(n=which, node=nodes)
     def deliver(self, n: int, node: str) -> None:
         ready = self.world.broker.ready
         self.world.deliver(ready[n % len(ready)], node=node)
-
-    @precondition(_may_start)
-    @rule(n=which, stop_at=stops)
-    def deliver_and_kill(self, n: int, stop_at: str) -> None:
-        ready = self.world.broker.ready
-        run = self.world.deliver(ready[n % len(ready)], stop_at=stop_at)
-        if run is not None:
-            self.world.kill(run)
 
     def _has_runs(self) -> bool:
         return bool(self.world.runs)
@@ -122,14 +116,9 @@ class Machine(RuleBasedStateMachine):
         self.world.resume(self._run(n), stop_at, loses_answer=loses_answer)
 
     @precondition(_has_runs)
-    @rule(n=which)
-    def kill(self, n: int) -> None:
-        self.world.kill(self._run(n))
-
-    @precondition(_has_runs)
-    @rule(n=which)
-    def disconnect(self, n: int) -> None:
-        self.world.disconnect(self._run(n))
+    @rule(n=which, what=st.sampled_from(["kill", "disconnect"]))
+    def harm(self, n: int, what: str) -> None:
+        getattr(self.world, what)(self._run(n))
 
     @precondition(lambda self: self.world.leased())
     @rule(n=which)

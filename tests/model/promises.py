@@ -28,6 +28,8 @@ def body_begins(world: World, run: Run, row: dict[str, Any], content: int) -> No
     """In the run's own thread and transaction."""
     job = run.message.job
     world.claim(row["rev"] == content, f"I3: {job} is at content {row['rev']}, and the body of {content} runs")
+    world.claim(row["status"] in ("waiting", "running"), f"I4: {job} has {row['status']}, and its body runs")
+    world.claim(row["due_at"] <= world.now(), f"I2: {job} is due at {row['due_at']}, and its body runs")
     for other in world.runs:
         if other is run or other.message.job != job or not other.in_body or other.reported:
             continue
@@ -38,8 +40,11 @@ def body_begins(world: World, run: Run, row: dict[str, Any], content: int) -> No
         else:
             world.claim(token != row["token"], f"I4: {job} runs twice by one token")
     known = world.jobs[job]
-    killed = known.killed[run.generation]
-    bound = settings.MAX_CRASHES + known.fresh
+    if run.inner.claim.token is not None:
+        killed, bound = known.killed[run.generation], settings.MAX_CRASHES
+    else:
+        # Not counted, and at most one for each message that does not tell of an earlier run.
+        killed, bound = known.killed_uncounted, known.fresh
     world.claim(killed < bound, f"I6: {known} is started again after {killed} runs that were killed")
 
 
@@ -91,14 +96,14 @@ def _final(world: World, known: Any, row: Any) -> None:
         changed = {name: pair for name, pair in changed.items() if pair[0] != pair[1]}
         world.claim(not changed, f"I4: {known} was settled, and nobody asked for it again: {changed}")
     if row.status not in FINAL:
-        world.claim(row.finished_at is None, f"{known}: {row.status} and finished")
+        world.claim(row.finished_at is None, f"I7: {known}: {row.status} and finished")
         return
     known.final = row
-    world.claim(row.finished_at is not None and row.token is None, f"{known}: a settled row that is not tidy: {row}")
+    world.claim(row.finished_at is not None and row.token is None, f"I7: {known}: a settled row that is not tidy: {row}")
     if row.status == "cancelled":
         world.claim(known.cancelled, f"I7: {known} is cancelled, and nobody said so")
     elif row.status == "expired":
-        world.claim(row.expires_at is not None and row.expires_at <= row.finished_at, f"{known} expired early: {row}")
+        world.claim(row.expires_at is not None and row.expires_at <= row.finished_at, f"I7: {known} expired early: {row}")
     elif row.status == "failed" and row.reason == "crash":
         rescues = known.rescues.get(row.requeues, 0)
         world.claim(rescues >= settings.MAX_CRASHES, f"I6: {known} is blamed for crashes after {rescues} rescues")
@@ -107,15 +112,15 @@ def _final(world: World, known: Any, row: Any) -> None:
     elif row.status == "failed":
         world.claim(known.kind == "fails" and row.reason == "error", f"I2: {known} failed ({row.reason}): {row.error}")
     else:
-        world.claim(known.kind != "fails", f"{known} succeeded")
+        world.claim(known.kind != "fails", f"I3: {known} succeeded")
 
 
 def _keys(world: World, rows: dict[uuid.UUID, Any]) -> None:
     held = [row.live_key for row in rows.values() if row.live_key is not None]
-    world.claim(len(held) == len(set(held)), f"a key has two jobs: {held}")
+    world.claim(len(held) == len(set(held)), f"I1: a key has two jobs: {held}")
     for row in rows.values():
         if row.key is not None:
-            world.claim((row.live_key is None) == (row.status in FINAL), f"key {row.key}: {row}")
+            world.claim((row.live_key is None) == (row.status in FINAL), f"I1: key {row.key}: {row}")
 
 
 def check_end(world: World) -> None:

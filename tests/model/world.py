@@ -45,11 +45,12 @@ class Known:
     of: str = ""
     cancelled: bool = False
     pruned: bool = False
-    #: By generation, which is the number of requeues: bodies begun that were killed; deliveries of messages that do not
-    #: tell of an earlier run; rescues.
+    #: By generation, which is the number of requeues: claims committed, bodies begun and killed; rescues.
     killed: Counter[int] = dataclasses.field(default_factory=Counter)
-    fresh: int = 0
     rescues: Counter[int] = dataclasses.field(default_factory=Counter)
+    #: Deliveries of messages that do not tell of an earlier run; first runs that were killed.
+    fresh: int = 0
+    killed_uncounted: int = 0
     #: Database sessions ended under it.
     disconnects: int = 0
     #: Effects of generations that are over: they never change again.
@@ -118,9 +119,13 @@ class Place:
         self._actors += 1
         return Actor(f"actor {self._actors}", self.plain)
 
+    def dismiss(self) -> None:
+        """What is kept for each thread is made anew from here on."""
+        while self.idle:
+            self.idle.pop().leave()
+
     def close(self) -> None:
-        for actor in self.idle:
-            actor.leave()
+        self.dismiss()
         self.sql.close()
         self.plain.close()
 
@@ -174,13 +179,11 @@ class World:
         found = self._plain.execute("SELECT epoch FROM reliable_jobs_job WHERE id = %s", [job]).fetchone()
         return -1 if found is None else found[0]
 
-    def _follow_ups(self) -> dict[uuid.UUID, str]:
-        """Rows that the model has not seen yet, and whose follow-up each is."""
-        found = {}
+    def _meet_follow_ups(self) -> None:
         for row in self.sql.execute("SELECT id, body FROM reliable_jobs_job"):
             if row.id not in self.jobs:
-                found[row.id] = json.loads(row.body)[1].get("of", "")
-        return found
+                of = json.loads(row.body)[1].get("of", "")
+                self.jobs[row.id] = Known(len(self.jobs), "plain", of=of)
 
     def children(self, of: str) -> int:
         return sum(known.of == of for known in self.jobs.values())
@@ -238,9 +241,9 @@ class World:
             try:
                 job = uuid.UUID(self._act(work))
             except KeyConflict:
-                self.claim(other, f"key {key} was refused, and {holder} has the same content")
+                self.claim(other, f"I1: key {key} was refused, and {holder} has the same content")
                 return None
-        self.claim(not other, f"key {key} of {holder} was taken for other content")
+        self.claim(not other, f"I1: key {key} of {holder} was taken for other content")
         self.claim(
             job == holder.id if holder is not None else job not in before,
             f"I1: key {key} belongs to {holder and holder.id}, and {job} was made",
@@ -250,18 +253,23 @@ class World:
         return job
 
     def roll_back(self, kind: str = "plain", *, savepoint: bool = False) -> None:
-        """A transaction, or a savepoint of one that commits, that takes its job along."""
+        """A transaction that takes its job along; or a savepoint, of a transaction that commits another job."""
 
-        def work() -> None:
+        def work() -> str | None:
             with transaction.atomic():
+                kept = jobs.atomic.delay("plain").id if savepoint else None
                 with transaction.atomic():
                     self.unwanted.add(jobs.atomic.delay(kind).id)
                     transaction.set_rollback(True)
                 transaction.set_rollback(not savepoint)
+            return kept
 
         published = len(self.broker.history)
-        self._act(work)
-        self.claim(len(self.broker.history) == published, "I1: a job that was rolled back was published")
+        kept = self._act(work)
+        if kept is not None:
+            self.jobs[uuid.UUID(kept)] = Known(len(self.jobs), "plain")
+        out = [str(one.job) for one in self.broker.history[published:]]
+        self.claim(out == ([kept] if kept else []), f"I1: {kept} was committed, and {out} published")
 
     # --- the broker ---------------------------------------------------------------------------------------------------
 
@@ -276,6 +284,8 @@ class World:
     def deliver(self, message: Message, *, stop_at: str | None = None, node: str = NODES[0]) -> Run | None:
         """Take a ready message; returns the run that stands at the checkpoint, None when it came to its end."""
         self.broker.ready.remove(message)
+        if message.job not in self.jobs:
+            self._meet_follow_ups()
         actor = self._place.actor()
         run = Run(actor, message, node)
         self.runs.append(run)
@@ -324,13 +334,16 @@ class World:
         run.actor.loses_answer = False
         self._place.idle.append(run.actor)
         if run.actor.error is not None:
-            self.broken.append(f"a worker's loop raised {run.actor.error!r}")
+            self.broken.append(f"I7: a worker's loop raised {run.actor.error!r}")
         return None
 
     def kill(self, run: Run) -> None:
         """The worker's process: its message comes back."""
-        if run.in_body and not run.reported:
-            self.jobs[run.message.job].killed[run.generation] += 1
+        known = self.jobs[run.message.job]
+        if run.in_body and not run.reported and run.inner.claim.token is not None:
+            known.killed[run.generation] += 1
+        elif run.in_body and not run.reported:
+            known.killed_uncounted += 1
         run.actor.kill()
         self.runs.remove(run)
         self.broker.ready.append(dataclasses.replace(run.message, redelivered=True))
@@ -372,7 +385,7 @@ class World:
         before, free = self.rows().get(job), self.free()
         report = self._act(lambda: lifecycle.cancel([job], "default", actor="a person"))
         may = before is not None and before.status == "waiting" and job in free
-        self.claim((job in report.done) == may, f"a cancel of {before} said {report}")
+        self.claim((job in report.done) == may, f"I7: a cancel of {before} said {report}")
         if job in report.done:
             self.jobs[job].cancelled = True
         return report
@@ -383,7 +396,7 @@ class World:
         may = before is not None and before.status != "running" and job in free
         if may and before.key is not None and before.live_key is None:
             may = not any(row.live_key == before.key for row in self.rows().values() if row.id != job)
-        self.claim((job in report.done) == may, f"a requeue of {before} said {report}")
+        self.claim((job in report.done) == may, f"I7: a requeue of {before} said {report}")
         if job in report.done:
             known = self.jobs[job]
             known.past[before.requeues] = effects.get((f"{job}/{before.requeues}", "done"), 0)
@@ -397,7 +410,7 @@ class World:
         for job in gone:
             row = before[job]
             old = row.finished_at is not None and row.finished_at < now - datetime.timedelta(days=1)
-            self.claim(old and job in free, f"pruned, and not an old settled row: {row}")
+            self.claim(old and job in free, f"I2: pruned, and not an old settled row: {row}")
             known = self.jobs[job]
             known.pruned = True
             known.past[row.requeues] = self.effects().get((f"{job}/{row.requeues}", "done"), 0)
@@ -405,7 +418,7 @@ class World:
             "SELECT count(*) AS n FROM reliable_jobs_jobevent e LEFT JOIN reliable_jobs_job j ON j.id = e.job_id "
             "WHERE j.id IS NULL"
         ).fetchone()
-        self.claim(orphans is not None and orphans.n == 0, "events of pruned jobs are left")
+        self.claim(orphans is not None and orphans.n == 0, "I7: events of pruned jobs are left")
 
     # --- promises -----------------------------------------------------------------------------------------------------
 
@@ -415,30 +428,34 @@ class World:
 
     def check(self) -> None:
         """Raises AssertionError where a promise is broken."""
-        for job, of in self._follow_ups().items():
-            self.jobs[job] = Known(len(self.jobs), "plain", of=of)
+        self._meet_follow_ups()
         promises.check(self)
         self.over = bool(self.broken)
         assert not self.broken, "\n".join(self.broken)
 
     def finish(self) -> None:
-        """A fair world from here on: every job comes to its end."""
+        """A fair world from here on, in which whoever stands still wakes up last: every job comes to its end."""
+        self._drain()
         while self.runs:
             self.resume(self.runs[0])
-        self.check()
+            self.check()
+        self._drain()
+        promises.check_end(self)
+        # What the broker still has up its sleeve changes nothing.
+        for going in self.broker.ever[-10:]:
+            self.deliver(self.copy(going, redelivered=True))
+        promises.check_end(self)
+
+    def _drain(self) -> None:
+        """Until every job is settled or held by a run that stands still."""
         for _ in range(60):
             while self.broker.ready:
                 self.deliver(self.broker.ready[0])
-                self.check()
-            if all(row.finished_at is not None for row in self.rows().values()):
-                break
+            self.check()
+            free = self.free()
+            if all(row.finished_at is not None or row.id not in free for row in self.rows().values()):
+                return
             # Past every back-off and every next look, and past the time for which a settlement speaks for its queue.
             self.tick(settings.MAX_GRACE + 60)
             self.sweep()
             self.check()
-        promises.check_end(self)
-        # What the broker still has up its sleeve changes nothing.
-        for going in self.broker.ever[-20:]:
-            self.deliver(self.copy(going, redelivered=True))
-        promises.check_end(self)
-        self.check()
