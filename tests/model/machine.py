@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import Any, ClassVar
 
 from hypothesis import HealthCheck, Phase, settings
@@ -60,7 +59,9 @@ class Machine(RuleBasedStateMachine):
         self.world.enqueue(kind, mood=mood, countdown=countdown, expires=expires)
 
     @precondition(_has_room)
-    @rule(kind=st.sampled_from(["plain", "changes"]), key=st.sampled_from([None, "a", "a", "b"]), savepoint=st.booleans())
+    @rule(
+        kind=st.sampled_from(["plain", "changes"]), key=st.sampled_from([None, "a", "a", "b"]), savepoint=st.booleans()
+    )
     def enqueue_with_a_key_or_for_nothing(self, kind: str, key: str | None, savepoint: bool) -> None:
         if key is None:
             self.world.roll_back(kind, savepoint=savepoint)
@@ -149,14 +150,13 @@ class Machine(RuleBasedStateMachine):
         return known[n % len(known)]
 
 
-def profile(examples: int, steps: int = 25, **more: Any) -> settings:
-    """The same histories each time in the gate; ``MODEL_EXAMPLES`` asks for so many new ones."""
-    asked = os.environ.get("MODEL_EXAMPLES")
+def profile(examples: int, *, steps: int = 25, derandomize: bool = True, **more: Any) -> settings:
+    """The same histories each time, unless told otherwise."""
     return settings(
-        max_examples=int(asked or examples),
+        max_examples=examples,
         stateful_step_count=steps,
         deadline=None,
-        derandomize=asked is None,
+        derandomize=derandomize,
         database=None,
         suppress_health_check=list(HealthCheck),
         **more,

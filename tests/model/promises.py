@@ -99,11 +99,15 @@ def _final(world: World, known: Any, row: Any) -> None:
         world.claim(row.finished_at is None, f"I7: {known}: {row.status} and finished")
         return
     known.final = row
-    world.claim(row.finished_at is not None and row.token is None, f"I7: {known}: a settled row that is not tidy: {row}")
+    world.claim(
+        row.finished_at is not None and row.token is None, f"I7: {known}: a settled row that is not tidy: {row}"
+    )
     if row.status == "cancelled":
         world.claim(known.cancelled, f"I7: {known} is cancelled, and nobody said so")
     elif row.status == "expired":
-        world.claim(row.expires_at is not None and row.expires_at <= row.finished_at, f"I7: {known} expired early: {row}")
+        world.claim(
+            row.expires_at is not None and row.expires_at <= row.finished_at, f"I7: {known} expired early: {row}"
+        )
     elif row.status == "failed" and row.reason == "crash":
         rescues = known.rescues.get(row.requeues, 0)
         world.claim(rescues >= settings.MAX_CRASHES, f"I6: {known} is blamed for crashes after {rescues} rescues")
@@ -192,4 +196,6 @@ class Sweep:
             last = earlier[-1]
             pause = min(settings.MAX_GRACE, settings.GRACE * 2 ** (len(earlier) - 1))
             enough = new.at - last.at >= seconds(pause)
-            self.world.claim(enough, f"I8: {new} comes {new.at - last.at} after the {len(earlier)}th send, not {pause} s")
+            self.world.claim(
+                enough, f"I8: {new} comes {new.at - last.at} after the {len(earlier)}th send, not {pause} s"
+            )

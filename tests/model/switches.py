@@ -36,7 +36,9 @@ def _same(one: types.CodeType, other: types.CodeType) -> bool:
     if one.co_code != other.co_code or one.co_names != other.co_names or len(one.co_consts) != len(other.co_consts):
         return False
     return all(
-        _same(a, b) if isinstance(a, types.CodeType) and isinstance(b, types.CodeType) else a == b and type(a) is type(b)
+        _same(a, b)
+        if isinstance(a, types.CodeType) and isinstance(b, types.CodeType)
+        else a == b and type(a) is type(b)
         for a, b in zip(one.co_consts, other.co_consts, strict=True)
     )
 
