@@ -1,0 +1,215 @@
+"""I1 to I3, exhaustively: producer, worker and sweeper are killed before and after each of their statements, of their
+commits and of their calls to the broker, and what is left recovers to effects that happened exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest, time
+from django.db.models.functions import Now
+from django_celery_results.models import TaskResult
+
+from reliable_jobs import lifecycle
+from reliable_jobs.lifecycle import Claim, seconds
+from reliable_jobs.message import outgoing
+from reliable_jobs.models import Job
+from reliable_jobs.publisher import publisher
+from tests.celery_app import app
+from tests.crashes import Cut, Scenario, WarmProcesses
+from tests.harness import Stack
+from tests.producers import JOBS
+from tests.testapp import tasks
+
+pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.promise("I2")]
+
+
+@pytest.fixture(scope="module")
+def warm(_queue_of_module: Stack) -> WarmProcesses:
+    return WarmProcesses(_queue_of_module)
+
+
+def all_of(cuts: list[Cut], expected: Callable[[Cut], Any], seen: Callable[[Cut], Any]) -> None:
+    """Every cut shows what is expected of it; says of all that do not where they were killed."""
+    compared = [(cut, expected(cut), seen(cut)) for cut in cuts]
+    wrong = [f"{cut}: {found}, not {wanted}" for cut, wanted, found in compared if found != wanted]
+    assert not wrong, "\n".join(wrong)
+
+
+# --- producer ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("I1")
+@pytest.mark.parametrize("kind", JOBS)
+def test_a_producer_killed_anywhere_leaves_its_order_and_all_its_jobs_or_neither(
+    stack: Stack, warm: WarmProcesses, kind: str
+) -> None:
+    scenario = Scenario(stack, warm, "producer", kind=kind)
+    t = time.monotonic()
+    cuts = scenario.run()
+    print("run", time.monotonic() - t)
+    assert scenario.undisturbed.passed("broker: wait for confirms") == 1
+
+    def committed(cut: Cut) -> tuple[int, int]:
+        if kind == "autocommit":
+            return cut.passed('INSERT INTO "testapp_effect"'), cut.passed('INSERT INTO "reliable_jobs_job"')
+        done = cut.passed("default: COMMIT")
+        return done, done * JOBS[kind]
+
+    all_of(cuts, lambda cut: committed(cut)[1], lambda cut: Job.objects.filter(queue=cut.name).count())
+    t = time.monotonic()
+    scenario.recover()
+    print("recover", time.monotonic() - t)
+    all_of(cuts, committed, lambda cut: (stack.effects(f"order {cut.name}"), stack.effects(cut.name)))
+    assert stack.effects("undone") == 0
+
+
+# --- worker -----------------------------------------------------------------------------------------------------------
+
+
+def enqueue(task: Any, **options: Any) -> Callable[[str], Any]:
+    """The usual: the job and its message are out."""
+    return lambda name: task.apply_async((name,), queue=name, **options)
+
+
+def send_again(task: Any) -> Callable[[str], None]:
+    """The message of a second send, as a sweeper would send it: the careful path."""
+
+    def prepare(name: str) -> None:
+        job = task.apply_async((name,), queue=name, countdown=0.001)
+        Job.objects.filter(pk=job.id).update(sends=2, check_at=Now())
+        assert publisher(app).publish([outgoing(Job.objects.get(pk=job.id), "default")]).confirmed
+
+    return prepare
+
+
+def ends(cut: Cut) -> list[tuple[str, str]]:
+    """How the jobs of a cut's queue have ended: in their rows, and in the result backend."""
+    told = dict(TaskResult.objects.values_list("task_id", "status"))
+    return [(job.status, told.get(str(job.pk), "nothing")) for job in Job.objects.filter(queue=cut.name)]
+
+
+@pytest.mark.promise("I3")
+@pytest.mark.parametrize(("prepare", "commits_before"), [(enqueue, 0), (send_again, 1)], ids=["first", "careful"])
+def test_a_worker_killed_anywhere_runs_the_job_to_an_effect_that_happens_once(
+    stack: Stack, warm: WarmProcesses, prepare: Any, commits_before: int
+) -> None:
+    scenario = Scenario(stack, warm, "worker", prepare(tasks.effect))
+    t = time.monotonic()
+    cuts = scenario.run()
+    print("run", time.monotonic() - t)
+    assert scenario.undisturbed.passed("broker: basic_ack") == 1
+    all_of(cuts, lambda cut: int(cut.passed("COMMIT") > commits_before), lambda cut: stack.effects(cut.name))
+    t = time.monotonic()
+    scenario.recover()
+    print("recover", time.monotonic() - t)
+    all_of(cuts, lambda cut: (1, [("succeeded", "SUCCESS")]), lambda cut: (stack.effects(cut.name), ends(cut)))
+    assert not Job.objects.exclude(attempt=0, crashes__lte=commits_before).exists()
+
+
+@pytest.mark.promise("I3")
+def test_a_failing_run_killed_anywhere_leaves_its_failure_once_and_nothing_else(
+    stack: Stack, warm: WarmProcesses
+) -> None:
+    scenario = Scenario(stack, warm, "worker", enqueue(tasks.fails))
+    t = time.monotonic()
+    cuts = scenario.run()
+    print("run", time.monotonic() - t)
+    assert scenario.undisturbed.passed("ROLLBACK TO SAVEPOINT") == 1
+    t = time.monotonic()
+    scenario.recover()
+    print("recover", time.monotonic() - t)
+    all_of(cuts, lambda cut: (0, [("failed", "FAILURE")]), lambda cut: (stack.effects(cut.name), ends(cut)))
+    all_of(cuts, lambda cut: (1, ["failure"]), attempts_and_events)
+
+
+def attempts_and_events(cut: Cut) -> tuple[int, list[str]]:
+    job = Job.objects.get(queue=cut.name)
+    return job.attempt, Stack.kinds(job)
+
+
+@pytest.mark.promise("I3")
+def test_a_run_that_asks_for_a_retry_killed_anywhere_counts_one_attempt_and_leaves_the_last_ones_effects(
+    stack: Stack, warm: WarmProcesses
+) -> None:
+    scenario = Scenario(stack, warm, "worker", lambda name: tasks.fails_first.apply_async((name, 1), queue=name))
+    t = time.monotonic()
+    cuts = scenario.run()
+    print("run", time.monotonic() - t)
+    t = time.monotonic()
+    scenario.recover()
+    print("recover", time.monotonic() - t)
+    all_of(cuts, lambda cut: (1, [("succeeded", "SUCCESS")]), lambda cut: (stack.effects(cut.name), ends(cut)))
+    all_of(cuts, lambda cut: 1, lambda cut: stack.effects(f"{cut.name}-undone"))
+    all_of(cuts, lambda cut: (1, ["failure"]), attempts_and_events)
+
+
+@pytest.mark.promise("I3")
+def test_the_jobs_that_a_body_and_its_settlement_enqueue_run_once_wherever_their_parent_is_killed(
+    stack: Stack, warm: WarmProcesses
+) -> None:
+    def prepare(name: str) -> None:
+        tasks.enqueues.apply_async((name,), queue=name, link=tasks.effect.si(f"{name}-link"))
+
+    scenario = Scenario(stack, warm, "worker", prepare)
+    t = time.monotonic()
+    cuts = scenario.run()
+    print("run", time.monotonic() - t)
+    assert scenario.undisturbed.passed("broker: basic_publish") == 2
+    t = time.monotonic()
+    scenario.recover()
+    print("recover", time.monotonic() - t)
+    all_of(cuts, lambda cut: (1, 1), lambda cut: (stack.effects(cut.name), stack.effects(f"{cut.name}-link")))
+    all_of(cuts, lambda cut: [("succeeded", "SUCCESS")], ends)
+    assert Job.objects.filter(task=tasks.effect.name).count() == 2 * len(cuts)
+
+
+def test_a_non_atomic_run_killed_anywhere_repeats_only_what_was_committed_before_its_settlement(
+    stack: Stack, warm: WarmProcesses, gate: Path, outside: Path
+) -> None:
+    def prepare(name: str) -> None:
+        tasks.slow_outside.apply_async((name, str(outside), str(gate)), queue=name)
+
+    gate.touch()
+    scenario = Scenario(stack, warm, "worker", prepare)
+    t = time.monotonic()
+    cuts = scenario.run()
+    print("run", time.monotonic() - t)
+    t = time.monotonic()
+    scenario.recover()
+    print("recover", time.monotonic() - t)
+    claimed, fenced = 1, 2  # the commits before the settlement's
+    assert scenario.undisturbed.passed("COMMIT") > fenced + claimed
+    all_of(cuts, lambda cut: 2 if cut.passed("COMMIT") == fenced else 1, lambda cut: stack.effects(cut.name))
+    all_of(cuts, lambda cut: [("succeeded", "SUCCESS")], ends)
+
+
+# --- sweeper ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweeper_killed_anywhere_leaves_due_overdue_and_abandoned_jobs_to_the_next_one(
+    stack: Stack, warm: WarmProcesses
+) -> None:
+    def prepare(name: str) -> None:
+        task = tasks.effect.s().set(queue=name)
+        stack.row_only(task, name)
+        lost = stack.row_only(task, name)
+        Job.objects.filter(pk=lost.pk).update(sends=1, check_at=Now() - seconds(1))
+        abandoned = stack.row_only(task, name)
+        assert isinstance(lifecycle.claim_committed(abandoned.pk, 0, "default", worker="dead", lease=-1.0), Claim)
+
+    scenario = Scenario(stack, warm, "sweeper", prepare, apart=True)
+    t = time.monotonic()
+    cuts = scenario.run()
+    print("run", time.monotonic() - t)
+    published = scenario.undisturbed.passed("broker: basic_publish")
+    assert published == 2 + 2, "each of two batches, and the probe before it"
+    t = time.monotonic()
+    scenario.recover()
+    print("recover", time.monotonic() - t)
+    all_of(cuts, lambda cut: (3, ["succeeded"] * 3), lambda cut: (stack.effects(cut.name), statuses(cut)))
+
+
+def statuses(cut: Cut) -> list[str]:
+    return list(Job.objects.filter(queue=cut.name).values_list("status", flat=True))
