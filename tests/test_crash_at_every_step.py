@@ -3,11 +3,12 @@ commits and of their calls to the broker, and what is left recovers to effects t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest, time
+import pytest
 from django.db.models.functions import Now
 from django_celery_results.models import TaskResult
 

@@ -25,12 +25,27 @@ that are not reliable ones are Celery's business: ``CELERY_BROKER_URL = "memory:
 
 ``CELERY_TASK_ALWAYS_EAGER`` is another thing: calls run at once, in the caller, without a row. Nothing is enqueued
 then, so there is nothing to assert or to run; :func:`assert_enqueued` says so.
+
+:func:`crash_at_every_statement` (PostgreSQL, ``TransactionTestCase``) kills a task at each of its statements and
+asserts that its effects stay exactly-once.
 """
 
 from __future__ import annotations
 
 from reliable_jobs.testing.assertions import EnqueuedJob, assert_enqueued, enqueued_jobs
+from reliable_jobs.testing.crashes import CrashReport, CrashStep, crash_at_every_statement
 from reliable_jobs.testing.dispatch import override_dispatch
 from reliable_jobs.testing.runner import JobRun, RunReport, run_jobs
 
-__all__ = ["EnqueuedJob", "JobRun", "RunReport", "assert_enqueued", "enqueued_jobs", "override_dispatch", "run_jobs"]
+__all__ = [
+    "CrashReport",
+    "CrashStep",
+    "EnqueuedJob",
+    "JobRun",
+    "RunReport",
+    "assert_enqueued",
+    "crash_at_every_statement",
+    "enqueued_jobs",
+    "override_dispatch",
+    "run_jobs",
+]

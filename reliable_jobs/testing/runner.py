@@ -106,8 +106,7 @@ def run_jobs(
     report = RunReport()
     #: Rows that a delivery left as they were (held by somebody else): not delivered over and over.
     stuck: set[uuid.UUID] = set()
-    # The lease of a body in a TestCase can't be extended (its row is not committed), and a lost database ends the test.
-    with override_dispatch(LEASE=86400.0, HOLD=0.001):
+    with as_worker():
         while True:
             rows = _waiting(alias, left).exclude(pk__in=stuck)
             job = in_order(rows if only is None else rows.filter(pk__in=only), "due_at").first()
@@ -129,6 +128,12 @@ def run_jobs(
                 raise run.error
 
 
+def as_worker() -> Any:
+    """The settings of a run in a test."""
+    # The lease of a body in a TestCase can't be extended (its row is not committed), and a lost database ends the test.
+    return override_dispatch(LEASE=86400.0, HOLD=0.001)
+
+
 def _waiting(alias: str, within: datetime.timedelta) -> Any:
     rows = Job.objects.using(alias).annotate(now=Now())
     return rows.filter(status=Status.WAITING, due_at__lte=Now() + within if within else Now())
@@ -144,6 +149,19 @@ def _pass_time_until(job: Any, alias: str) -> datetime.timedelta:
 
 
 def _run(job: Job, alias: str) -> JobRun:
+    value, info = deliver(job, alias)
+    status = Job.objects.using(alias).values_list("status", flat=True).get(pk=job.pk)
+    if info is None:
+        return JobRun(job.pk, job.task, "SUCCESS", status, value=value)
+    return JobRun(job.pk, job.task, info.state, status, error=info.retval)
+
+
+def deliver(job: Job, alias: str, *, redelivered: bool = False) -> tuple[Any, Any]:
+    """Celery's tracer runs the job's message; its return value, and what it says of an end that is no success.
+
+    Raises:
+        celery.exceptions.NotRegistered: the task is not known here.
+    """
     app: Celery = current_app._get_current_object()
     task = app.tasks.get(job.task)
     if task is None:
@@ -175,7 +193,7 @@ def _run(job: Job, alias: str) -> JobRun:
             "exchange": sent.exchange,
             "routing_key": sent.routing_key,
             "priority": job.priority,
-            "redelivered": False,
+            "redelivered": redelivered,
         },
     }
     if request.get("ignore_result") is None:
@@ -183,10 +201,7 @@ def _run(job: Job, alias: str) -> JobRun:
     with _local_backend(task), _as_if_committed():
         trace = build_tracer(task.name, task, app=app, hostname=WORKER)
         value, info, _, _ = trace(str(request["id"]), args, kwargs, request)
-    status = Job.objects.using(alias).values_list("status", flat=True).get(pk=job.pk)
-    if info is None:
-        return JobRun(job.pk, job.task, "SUCCESS", status, value=value)
-    return JobRun(job.pk, job.task, info.state, status, error=info.retval)
+    return value, info
 
 
 @contextlib.contextmanager
