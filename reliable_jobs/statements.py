@@ -19,8 +19,8 @@ from django.db.models.functions import Greatest, Now
 from reliable_jobs.models import Job
 
 _WANTED = {
-    *("id", "task", "queue", "priority", "status", "reason", "due_at", "expires_at", "sends", "epoch", "rev", "token"),
-    *("deadline_at", "attempt", "crashes", "interruptions", "requeues", "key", "live_key", "key_forever", "started_at"),
+    *("id", "task", "status", "due_at", "expires_at", "epoch", "rev", "deadline_at", "attempt", "crashes"),
+    *("interruptions", "live_key", "key_forever", "started_at"),
 }
 #: What a claim wants to know of its row, in the model's order; anything else is read when somebody asks for it.
 CLAIMED = tuple(field.attname for field in Job._meta.concrete_fields if field.name in _WANTED)
