@@ -21,8 +21,11 @@ from amqp.exceptions import FrameSyntaxError
 from celery import Celery
 from kombu import Producer
 
+from reliable_jobs import wire
 from reliable_jobs.message import Outgoing
 
+#: Bytes that are written at once.
+CHUNK = 64 * 1024
 #: Messages on the wire before the first confirm is awaited.
 WINDOW = 500
 _NOT_CONFIRMED = "not confirmed in time"
@@ -183,35 +186,35 @@ class Link:
 
     def _pipeline(self, messages: Sequence[Outgoing], deadline: float) -> None:
         self.open_tags.clear()
+        frames = bytearray()
         for message in messages:
             try:
-                self._write(message, deadline)
+                frames += self._frames(message)
             except _UNENCODABLE:
                 self.receipt.unsendable = message.id
                 raise
+            if len(frames) >= CHUNK:
+                self._write(frames, deadline)
             if len(self.open_tags) >= WINDOW:
+                self._write(frames, deadline)
                 self._await_confirms(deadline, down_to=WINDOW // 2)
+        self._write(frames, deadline)
         self._await_confirms(deadline, down_to=0)
 
-    def _write(self, message: Outgoing, deadline: float, mandatory: bool = True) -> None:
-        properties = dict(message.properties)
-        raw = self.channel.prepare_message(
-            message.body,
-            priority=properties.pop("priority", None),  # a parameter of its own; among the properties it would be twice
-            content_type=message.content_type,
-            content_encoding=message.content_encoding,
-            headers=message.headers,
-            properties=properties,
+    def _frames(self, message: Outgoing, mandatory: bool = True) -> bytes:
+        frames = wire.publication(
+            message, channel=self.channel.channel_id, frame_max=self.raw.frame_max, mandatory=mandatory
         )
         self.tag += 1
         self.open_tags[self.tag] = message.id
-        self.channel.basic_publish(
-            raw,
-            exchange=message.exchange,
-            routing_key=message.routing_key,
-            mandatory=mandatory,
-            timeout=self._left(deadline),
-        )
+        return frames
+
+    def _write(self, frames: bytearray, deadline: float) -> None:
+        if frames:
+            transport = self.raw.transport
+            with transport.having_timeout(self._left(deadline)):
+                transport.write(bytes(frames))
+            frames.clear()
 
     def probe(self, timeout: float) -> None:
         """Have a message confirmed. Only that tells: a broker under its memory alarm lets connections in and then says
@@ -225,7 +228,7 @@ class Link:
             # With a body: a message without one is complete before the alarm holds the connection up, and is confirmed.
             nowhere = Outgoing(uuid.uuid4(), "", "", "reliable_jobs.probe", b"probe", "text/plain", "utf-8", {}, {})
             self.receipt = Receipt()
-            self._write(nowhere, deadline, mandatory=False)
+            self._write(bytearray(self._frames(nowhere, mandatory=False)), deadline)
             self._await_confirms(deadline, down_to=0)
         self.used = True
 

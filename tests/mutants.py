@@ -86,9 +86,9 @@ MUTANTS = [
     Mutant(
         "mandatory",
         "I7",
-        "link.py",
-        "            mandatory=mandatory,\n",
-        "            mandatory=False,\n",
+        "wire.py",
+        "(0, exchange, routing_key, mandatory, False)",
+        "(0, exchange, routing_key, False, False)",
         (f"{I5}::test_a_returned_message_counts_as_not_sent_is_visible_and_goes_out_when_the_binding_is_there",),
     ),
     Mutant(
