@@ -15,6 +15,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from django.db.models import F
@@ -24,7 +25,7 @@ from reliable_jobs.lifecycle import seconds
 from reliable_jobs.models import Job
 from reliable_jobs.testing.steps import read
 from tests.harness import ROOT, Process, Stack, wait_until
-from tests.warm import RECEIVED
+from tests.warm import LAST, RECEIVED
 
 #: Processes that live, and are killed, at the same time.
 AT_ONCE = 2
@@ -193,28 +194,62 @@ class Scenario:
 
     def recover(self) -> None:
         """A sweeper and another worker, until nothing is left to do."""
-        names = [cut.name for cut in self.cuts]
-        log = self.stack.directory / f"{self.prefix}.recovery"
         # A redelivered message would wait for the end of its lease, and the others behind it.
         running = Job.objects.filter(status="running", lease_at__gt=Now())
         wait_until(lambda: not running.exists(), "the leases of the dead are over")
-
-        def nothing_left() -> bool:
-            self.stack.sweep()
-            return not Job.objects.unfinished().exists()
-
-        def all_acknowledged() -> bool:
-            with self.stack._channel() as channel:
-                ready = sum(channel.queue_declare(name, passive=True).message_count for name in names)
-            steps, _ = read(log)
-            return not ready and steps.count(RECEIVED) == steps.count("after broker: basic_ack")
-
-        with self.warm.one() as process:
-            queues = [self.stack.queue, *names]
-            pid = process.order(role="recovery", name="recovery", queues=queues, log=str(log), wait=False)
-            try:
-                wait_until(nothing_left, "no job is unfinished", every=0.2)
-                wait_until(all_acknowledged, "no message is left")
-            finally:
-                process.order(end=pid)
+        queues = [self.stack.queue, *(cut.name for cut in self.cuts)]
+        with at_work(self.stack, self.warm, "recovery", queues):
+            wait_until(lambda: self.stack.sweep() and nothing_left(), "no job is unfinished", every=0.2)
         assert not Job.objects.exclude(token=None, lease_at=None).exists()
+
+
+def nothing_left() -> bool:
+    return not Job.objects.unfinished().exists()
+
+
+@contextlib.contextmanager
+def at_work(stack: Stack, warm: WarmProcesses, role: str, queues: list[str], **order: Any) -> Iterator[Path]:
+    """A worker of these queues lives during the block, and acknowledges all that it was given by its end."""
+    log = stack.directory / f"{role}_{uuid.uuid4().hex[:6]}.log"
+
+    def all_acknowledged() -> bool:
+        with stack._channel() as channel:
+            ready = sum(channel.queue_declare(name, passive=True).message_count for name in queues)
+        steps, _ = read(log)
+        answers = steps.count("after broker: basic_ack") + steps.count("after broker: basic_reject")
+        return not ready and steps.count(RECEIVED) == answers
+
+    with warm.one() as process:
+        pid = process.order(**order, role=role, name=role, queues=queues, log=str(log), wait=False)
+        try:
+            yield log
+            wait_until(all_acknowledged, "no message is left")
+        finally:
+            process.order(end=pid)
+
+
+def prefork_children(
+    stack: Stack, warm: WarmProcesses, enqueue: Callable[[str], Any], which: Callable[[str], bool]
+) -> list[Cut]:
+    """Children of a worker's pool die, each at another step of its first job, and the worker lives: no sweep, no other
+    worker. Returns what has recovered already."""
+    prefix = f"child_{uuid.uuid4().hex[:6]}"
+
+    def file(number: int) -> Path:
+        return stack.directory / f"{prefix}_{number}.steps"
+
+    with at_work(stack, warm, "prefork", [stack.queue], children=1):
+        enqueue(f"{prefix}_0")
+        wait_until(lambda: file(0).exists() and LAST in file(0).read_text(), "the undisturbed job is done")
+    steps, _ = read(file(0))
+    numbers = [number for number, step in enumerate(steps, 1) if which(step)]
+    cuts = [Cut(number, steps[:number], f"{prefix}_{number}") for number in [0, *numbers]]
+    # A child for each, so that each opens its connections anew as the undisturbed one did.
+    with at_work(stack, warm, "prefork", [stack.queue], children=len(numbers)):
+        for cut in cuts[1:]:
+            enqueue(cut.name)
+        wait_until(nothing_left, "no job is unfinished", every=0.2)
+    for cut in cuts[1:]:
+        assert read(file(cut.number)) == (cut.reached, cut.number), f"{cut} was not hit"
+    print(f"prefork: {len(steps)} steps, killed at {len(numbers)} of them")
+    return cuts

@@ -18,7 +18,7 @@ from reliable_jobs.message import outgoing
 from reliable_jobs.models import Job
 from reliable_jobs.publisher import publisher
 from tests.celery_app import app
-from tests.crashes import Cut, Scenario, WarmProcesses
+from tests.crashes import Cut, Scenario, WarmProcesses, prefork_children
 from tests.harness import Stack
 from tests.producers import JOBS
 from tests.testapp import tasks
@@ -51,6 +51,7 @@ def test_a_producer_killed_anywhere_leaves_its_order_and_all_its_jobs_or_neither
     cuts = scenario.run()
     print("run", time.monotonic() - t)
     assert scenario.undisturbed.passed("broker: wait for confirms") == 1
+    assert scenario.undisturbed.passed("broker: basic_publish") == JOBS[kind], "none for a job that was undone"
 
     def committed(cut: Cut) -> tuple[int, int]:
         if kind == "autocommit":
@@ -107,6 +108,29 @@ def test_a_worker_killed_anywhere_runs_the_job_to_an_effect_that_happens_once(
     print("recover", time.monotonic() - t)
     all_of(cuts, lambda cut: (1, [("succeeded", "SUCCESS")]), lambda cut: (stack.effects(cut.name), ends(cut)))
     assert not Job.objects.exclude(attempt=0, crashes__lte=commits_before).exists()
+
+
+#: The claim, the body's first statement, both commits. Children that die by the dozen keep billiard busy for a while,
+#: so that the other steps are left to the soak.
+CHOSEN = ("SKIP LOCKED", '"testapp_effect"', "COMMIT")
+
+
+@pytest.mark.promise("I3")
+@pytest.mark.parametrize(
+    "which",
+    [
+        pytest.param(lambda step: any(part in step for part in CHOSEN), id="chosen"),
+        pytest.param(lambda step: True, id="every", marks=pytest.mark.soak),
+    ],
+)
+def test_a_prefork_child_killed_anywhere_is_made_good_by_its_own_worker_without_any_sweep(
+    stack: Stack, warm: WarmProcesses, idle_queue: str, which: Any
+) -> None:
+    cuts = prefork_children(stack, warm, tasks.effect.delay, which)
+    all_of(cuts, lambda cut: 1, lambda cut: stack.effects(cut.name))
+    told = dict(TaskResult.objects.values_list("task_id", "status"))
+    assert {(job.status, told.get(str(job.pk))) for job in Job.objects.all()} == {("succeeded", "SUCCESS")}
+    assert not Job.objects.exclude(attempt=0, crashes=0).exists()
 
 
 @pytest.mark.promise("I3")

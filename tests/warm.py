@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import amqp
@@ -24,6 +25,8 @@ from tests.celery_app import app
 
 PATIENCE = 30.0
 RECEIVED = "message received"
+#: What a pool's child does last.
+LAST = "task_postrun"
 #: What a worker imports while it starts, beside what it has done for its tasks.
 IMPORTED = (
     *(
@@ -96,18 +99,18 @@ def watch_broker(steps: Any) -> None:
     wrap(Link, "_await_confirms", "broker: wait for confirms")
 
 
-def celery_worker(order: dict[str, Any], pool: str) -> None:
+def celery_worker(order: dict[str, Any], pool: str, **options: Any) -> None:
     """What ``celery worker`` starts."""
     worker = app.Worker(
         hostname=f"{order['name']}@test",
         pool_cls=pool,
-        concurrency=1,
         loglevel="INFO",
         queues=order["queues"],
         without_gossip=True,
         without_mingle=True,
         without_heartbeat=True,
         quiet=True,
+        **{"concurrency": 1, **options},
     )
     worker.start()
 
@@ -139,15 +142,24 @@ def _and_then_exit(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def prefork(order: dict[str, Any], steps: Any) -> None:
-    """The pool's first child is watched; the parent and the children that come after it are not."""
-    steps.counting = False
+    """The first run of a name kills its child at the step that the name ends with; the parent lives."""
+    from reliable_jobs.testing.steps import Steps
 
     def born(**kwargs: Any) -> None:
-        steps.counting = not os.path.exists(order["born"])
-        open(order["born"], "w").close()
+        steps.counting = False  # the parent's
+
+    def begin(args: Any, **kwargs: Any) -> None:
+        path = Path(order["log"]).with_name(f"{args[0]}.steps")
+        if not path.exists():
+            os.environ["CRASH_AT"] = args[0].rpartition("_")[2]
+            mine = Steps(path, int(os.environ["CRASH_AT"]))
+            mine.watch_databases()
+            watch_broker(mine)
+            signals.task_postrun.connect(lambda **kwargs: mine.reached(LAST), weak=False)
 
     signals.worker_process_init.connect(born, weak=False)
-    celery_worker(order, "prefork")
+    signals.task_prerun.connect(begin, weak=False)
+    celery_worker(order, "prefork", concurrency=order["children"])
 
 
 def producer(order: dict[str, Any], steps: Any) -> None:
