@@ -52,6 +52,9 @@ def test_a_producer_killed_anywhere_leaves_its_order_and_all_its_jobs_or_neither
     print("run", time.monotonic() - t)
     assert scenario.undisturbed.passed("broker: wait for confirms") == 1
     assert scenario.undisturbed.passed("broker: basic_publish") == JOBS[kind], "none for a job that was undone"
+    written = "INSERT" if kind == "autocommit" else "COMMIT"
+    first_publish = scenario.undisturbed.reached.index("before broker: basic_publish")
+    assert written not in "".join(scenario.undisturbed.reached[first_publish:]), "published before all was committed"
 
     def committed(cut: Cut) -> tuple[int, int]:
         if kind == "autocommit":
