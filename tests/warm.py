@@ -94,8 +94,9 @@ def watch_broker(steps: Any) -> None:
 
         setattr(owner, name, counted)
 
-    for name in ("queue_declare", "basic_publish", "basic_ack", "basic_reject"):
+    for name in ("queue_declare", "basic_ack", "basic_reject"):
         wrap(amqp.Channel, name, f"broker: {name}")
+    wrap(Link, "_write", "broker: publish")
     wrap(Link, "_await_confirms", "broker: wait for confirms")
 
 

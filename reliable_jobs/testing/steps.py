@@ -1,8 +1,9 @@
 """The instants at which a process can be cut, counted, and the cut itself: SIGKILL, from the process to itself.
 
-Everything is seen by public hooks of Django: statements, savepoints among them, by ``execute_wrapper``; COMMIT and
-ROLLBACK by the connection's own ``commit()`` and ``rollback()``. BEGIN goes out with the first statement of its
-transaction. What runs beside Django (COPY, a raw connection of the driver) is not seen.
+Statements, savepoints among them, are seen as they are sent: by psycopg's ``cursor_factory``, as statements that travel
+together are joined below Django's ``execute_wrapper``, which sees them with other drivers. COMMIT and ROLLBACK are seen
+by the connection's own ``commit()`` and ``rollback()``. BEGIN goes out with the first statement of its transaction. What
+runs beside Django (COPY, a raw connection of the driver) is not seen.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ _SAVEPOINT = re.compile(r'(?<=SAVEPOINT )"?s\w+"?')
 def shortened(sql: str, most: int = 100) -> str:
     """A statement in one line, without what differs from run to run."""
     text = _SAVEPOINT.sub("…", _LONG_LIST.sub(r"\1 …", " ".join(str(sql).split())))
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    first, joined, last = text.rpartition("; ")
+    rest = f"{joined}{last}" if joined and len(last) < most // 2 else ""
+    text = first if rest else text
+    return (text if len(text) <= most else f"{text[: most - 1]}…") + rest
 
 
 class Steps:
@@ -73,18 +77,39 @@ class Steps:
         connection_created.connect(self._connected, weak=False)
 
     def _connected(self, connection: Any, **kwargs: Any) -> None:
+        factory = getattr(connection.connection, "cursor_factory", None)
+        if factory is not None:
+            connection.connection.cursor_factory = self._counting(factory, connection.alias)
         if getattr(connection, "watched_by", None) is self:
             return  # the same wrapper, connected anew
         connection.watched_by = self
-        self._entered.enter_context(connection.execute_wrapper(self._statement))  # for good
+        if factory is None:
+            self._entered.enter_context(connection.execute_wrapper(self._statement))  # for good
         for name in ("commit", "rollback"):
             setattr(connection, name, self._wrapped(getattr(connection, name), f"{connection.alias}: {name.upper()}"))
 
+    def _counting(self, factory: Any, alias: str) -> Any:
+        steps = self
+
+        class Cursor(factory):
+            def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+                with steps._around_statement(alias, query):
+                    return super().execute(query, *args, **kwargs)
+
+            def executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+                with steps._around_statement(alias, query):
+                    return super().executemany(query, *args, **kwargs)
+
+        return Cursor
+
     def _statement(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        with self._around_statement(context["connection"].alias, sql):
+            return execute(sql, params, many, context)
+
+    def _around_statement(self, alias: str, sql: Any) -> contextlib.AbstractContextManager[None]:
         if str(sql).startswith("NOTIFY "):  # a relay's alarm clock, rung twice a second at most: not in every run
-            return execute(sql, params, many, context)
-        with self.around(f"{context['connection'].alias}: {shortened(sql)}"):
-            return execute(sql, params, many, context)
+            return contextlib.nullcontext()
+        return self.around(f"{alias}: {shortened(sql)}")
 
     def _wrapped(self, call: Callable[..., Any], name: str) -> Callable[..., Any]:
         def counted(*args: Any, **kwargs: Any) -> Any:
