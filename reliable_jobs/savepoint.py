@@ -15,6 +15,7 @@ ones 850). Joining needs arguments bound by the client, which is Django's defaul
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -22,9 +23,11 @@ from typing import Any, TypeVar
 from django.db import DatabaseError, connections, transaction
 
 from reliable_jobs.failures import sqlstate
+from reliable_jobs.models import Job
 
 _T = TypeVar("_T")
 _DIVISION_BY_ZERO = "22012"
+_TABLE = f'"{Job._meta.db_table}"'
 
 
 class ConstraintViolated(Exception):
@@ -78,8 +81,17 @@ class BodySavepoint:
         with self._connection.execute_wrapper(keep):
             self._enter()
         (self._made,) = keep.statements
-        with self._connection.execute_wrapper(_Join(after=[self._made])):
-            return take()
+        join = _Join("SELECT", after=[self._made])
+        with self._connection.execute_wrapper(join):
+            taken = take()
+        self._send(join.after)
+        return taken
+
+    def _send(self, statements: Sequence[str]) -> None:
+        """One by one, where a wrapper of the user's has made something else of what they were to travel with."""
+        for statement in statements:
+            with self._connection.cursor() as cursor:
+                cursor.execute(statement)
 
     def _enter(self) -> None:
         self._block.__enter__()
@@ -123,10 +135,12 @@ class BodySavepoint:
         self._owed = False
         outermost = len(self._connection.atomic_blocks) == 2 and self._connection.commit_on_exit
         commit = alone and outermost
-        join = _Join(before=["SET CONSTRAINTS ALL IMMEDIATE", f"RELEASE {self._made}"], commit=commit)
+        join = _Join("UPDATE", before=["SET CONSTRAINTS ALL IMMEDIATE", f"RELEASE {self._made}"], commit=commit)
         try:
             with self._connection.execute_wrapper(join):
-                return write()
+                won = write()
+            self._send(join.before)
+            return won
         except DatabaseError as error:
             self._leave(error)  # Django rolls back to the savepoint, and notes where that failed
             if not self._connection.needs_rollback and not self._connection.closed_in_transaction:
@@ -147,24 +161,35 @@ class _Keep:
 
 
 class _Join:
-    """An ``execute_wrapper`` that sends others along with the first statement; its cursor shows the first one's result.
+    """An ``execute_wrapper`` that sends others along with the first statement on the jobs table; the cursor shows that
+    one's result. What is still there afterwards was not sent.
 
     Args:
+        verb: how that statement begins. Other wrappers may have put comments around it, or statements before it.
         commit: end the transaction too, unless the statement, an UPDATE, changed no row.
     """
 
-    def __init__(self, before: Sequence[str] = (), after: Sequence[str] = (), commit: bool = False) -> None:
-        self.before, self.after, self.commit = before, after, commit
+    def __init__(
+        self, verb: str, *, before: Sequence[str] = (), after: Sequence[str] = (), commit: bool = False
+    ) -> None:
+        self.verb, self.before, self.after, self.commit = verb, before, after, commit
 
-    def __call__(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+    def __call__(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        if not (self.before or self.after) or not self._is_meant(sql):
+            return execute(sql, params, many, context)
         before, self.before = self.before, ()
         after, self.after = self.after, ()
-        if self.commit and before:
-            sql, after = f"WITH won AS ({sql} RETURNING 1) SELECT 1 / count(*) FROM won", ["COMMIT"]
-        result = execute("; ".join([*before, sql, *after]), params, many, context)
+        if self.commit:
+            sql, after = f"WITH won AS ({sql}\nRETURNING 1) SELECT 1 / count(*) FROM won", ["COMMIT"]
+        result = execute("\n; ".join([*before, sql, *after]), params, many, context)
         for _ in before:
             context["cursor"].nextset()
         return result
+
+    def _is_meant(self, sql: Any) -> bool:
+        if not isinstance(sql, str) or ";" in sql or "--" in sql:
+            return False  # nothing may follow it
+        return _TABLE in sql and bool(re.match(rf"(?:\s|/\*(?:.|\n)*?\*/)*{self.verb}\b", sql))
 
 
 def can_join(connection: Any) -> bool:

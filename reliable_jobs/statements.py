@@ -24,6 +24,11 @@ _WANTED = {
 }
 #: What a claim wants to know of its row, in the model's order; anything else is read when somebody asks for it.
 CLAIMED = tuple(field.attname for field in Job._meta.concrete_fields if field.name in _WANTED)
+#: What a message is made of, and how often it has been sent: all that is read of a row that is published.
+SENT = (
+    *("task", "queue", "priority", "rev", "sends", "requeues"),
+    *("body", "content_type", "content_encoding", "envelope"),
+)
 _SOME_ID = uuid.UUID(int=0)
 _SOME_TIME = datetime.datetime(2000, 1, 1, tzinfo=datetime.timezone.utc)
 

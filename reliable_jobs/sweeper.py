@@ -29,6 +29,7 @@ from reliable_jobs.message import outgoing
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.publisher import publisher
 from reliable_jobs.retry import next_check
+from reliable_jobs.statements import SENT
 from reliable_jobs.status import FINAL, EventKind, Status
 
 logger = logging.getLogger("reliable_jobs.sweeper")
@@ -42,21 +43,6 @@ FRONTIER_AGE = 30.0
 #: How much earlier than a settled job a row must have been due to count as overtaken, in seconds: prefetched messages
 #: and long bodies finish out of order.
 OVERTAKING_SLACK = 5.0
-
-
-#: What a message is made of, and how often it has been sent: all that is read of a row that is published.
-_SENT = (
-    "task",
-    "queue",
-    "priority",
-    "rev",
-    "sends",
-    "requeues",
-    "body",
-    "content_type",
-    "content_encoding",
-    "envelope",
-)
 
 
 @dataclasses.dataclass
@@ -134,7 +120,7 @@ def send_again(app: Celery, alias: str, job_ids: Iterable[uuid.UUID]) -> set[uui
     """
     with transaction.atomic(using=alias):
         waiting = Job.objects.using(alias).filter(pk__in=list(job_ids), status=Status.WAITING, sends__gt=0)
-        jobs = list(waiting.only(*_SENT).lock())
+        jobs = list(waiting.only(*SENT).lock())
         _raise_sends(alias, jobs)
     if jobs:
         _publish(app, alias, jobs, Report())
@@ -156,7 +142,7 @@ def _publish_due(app: Celery, alias: str, report: Report) -> None:
                 return  # no live broker, no raise
             checked = True
         with transaction.atomic(using=alias):
-            jobs = list(Job.objects.using(alias).due().only(*_SENT).order_by("due_at").lock()[:window])
+            jobs = list(Job.objects.using(alias).due().only(*SENT).order_by("due_at").lock()[:window])
             _raise_sends(alias, jobs)
         if not jobs:
             return
@@ -242,7 +228,7 @@ def _suspects(alias: str, queue: str) -> list[Job]:
     Where none has settled lately, doubling alone, topped up to a bounded number of recovery messages. A row that is not
     selected costs no write.
     """
-    overdue = Job.objects.using(alias).overdue().filter(queue=queue).only(*_SENT)
+    overdue = Job.objects.using(alias).overdue().filter(queue=queue).only(*SENT)
     overtaken, unseen = Q(pk=None), Q()
     for priority, due_at in _frontier(alias, queue).items():
         overtaken |= Q(priority=priority, due_at__lt=due_at - seconds(OVERTAKING_SLACK))

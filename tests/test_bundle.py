@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from celery import shared_task
 from celery.exceptions import Ignore, SoftTimeLimitExceeded, WorkerTerminate
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 
-from reliable_jobs import ReliableTask, bundle, kept
+from reliable_jobs import ReliableTask, bundle, bundle_attempt, kept, lifecycle
 from reliable_jobs.message import HEADER
 from reliable_jobs.models import Job
 from tests import inprocess
@@ -63,7 +64,30 @@ def small(self: Any, number: int, what: str = "") -> Any:
         transaction.set_rollback(True)
     if what == "child":
         small.delay(number + 100)
+    if what == "left open":
+        transaction.atomic().__enter__()
+    if what.startswith("sql: "):
+        with connection.cursor() as cursor:
+            cursor.execute(what.removeprefix("sql: "))
+    if what == "composed":
+        with connection.cursor() as cursor:
+            cursor.execute(Composed("COMMIT"))
+    if what == "bad hook":
+        transaction.on_commit(lambda: 1 / 0)
+    transaction.on_commit(lambda: HEARD.append(("hook", number)))
+    if what == "secret":
+        raise ValueError("the password is hunter2")
     return {"number": number, "id": self.request.id} if what == "result" else None
+
+
+class Composed:
+    """As psycopg's ``sql.SQL``, for any driver."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def as_string(self, context: Any) -> str:
+        return self.text
 
 
 def enqueue(*calls: tuple[Any, ...]) -> list[uuid.UUID]:
@@ -231,8 +255,6 @@ def test_a_copy_of_a_bundle_runs_nothing_again(jobs: InProcess) -> None:
 def test_a_message_of_an_earlier_content_and_a_cancelled_job_are_left_out(jobs: InProcess) -> None:
     ids = enqueue((0,), (1,), (2,))
     Job.objects.filter(pk=ids[0]).update(rev=1)
-    from reliable_jobs import lifecycle
-
     lifecycle.cancel([ids[1]], "default", actor="test")
     (message,) = jobs.take()
     jobs.deliver(message)
@@ -295,3 +317,128 @@ def test_pointers_keep_their_header_so_that_a_single_message_is_as_ever(jobs: In
     enqueue((0,))
     (message,) = jobs.take()
     assert message.headers[HEADER]["send"] == 1
+
+
+# --- what a review found ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("I3")
+@pytest.mark.parametrize(
+    "what",
+    ["left open", "composed", "sql: /* x */ COMMIT", "sql: -- x\n commit", "sql: SELECT 1; COMMIT", "sql: ROLLBACK"],
+)
+def test_one_that_tampers_with_the_transaction_costs_its_neighbours_nothing(jobs: InProcess, what: str) -> None:
+    ids = enqueue((0,), (1, what), (2,))
+    (message,) = jobs.take()
+    jobs.deliver(message)
+    assert statuses(ids)[1] == "waiting", "it is to fail alone"
+    assert not connection.in_atomic_block
+    Job.objects.filter(pk=ids[1]).delete()
+    jobs.finish()
+    assert [row.status for row in Job.objects.all()] == ["succeeded"] * 2
+    assert effects() == ["small 0", "small 2"]
+    assert [HEARD.count(("on_success", (number, False))) for number in (0, 2)] == [1, 1]
+
+
+@pytest.mark.promise("I5")
+def test_an_error_between_two_bodies_fails_neither(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = enqueue((0,), (1,), (2,))
+    (message,) = jobs.take()
+    real, calls = bundle_attempt.outgoing, []
+
+    def outgoing(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise OperationalError("the connection is lost")
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bundle_attempt, "outgoing", outgoing)
+        jobs.deliver(message)
+    assert [what for what, _ in HEARD if what.startswith("on_")] == []
+    assert effects() == []
+    jobs.finish()
+    assert statuses(ids) == ["succeeded"] * 3
+    assert not Job.objects.exclude(attempt=0).exists()
+
+
+def test_a_claim_reads_all_that_a_bundle_wants_to_know_at_once(jobs: InProcess) -> None:
+    enqueue((0,), (1,))
+    with transaction.atomic():
+        (first, _) = lifecycle.claim_many(
+            small.name, dict.fromkeys(Job.objects.values_list("pk", flat=True), 0), "default"
+        )
+        with CaptureQueriesContext(connection) as queries:
+            bundle_attempt.outgoing(first.job, "default")
+            bundle_attempt.content(first.job)
+    assert len(queries) == 0
+
+
+def test_a_hook_that_fails_keeps_no_other_from_running_and_undoes_nothing(jobs: InProcess) -> None:
+    ids = enqueue((0,), (1, "bad hook"), (2,))
+    jobs.work()
+    assert statuses(ids) == ["succeeded"] * 3
+    assert [told for what, told in HEARD if what == "hook"] == [0, 1, 2]
+
+
+def test_no_log_line_tells_what_an_error_said(jobs: InProcess, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="reliable_jobs.bundle")
+    enqueue((0,), (1, "secret"))
+    (message,) = jobs.take()
+    jobs.deliver(message)
+    mine = [record.getMessage() for record in caplog.records if record.name == "reliable_jobs.bundle"]
+    assert mine
+    assert "hunter2" not in "".join(mine)
+
+
+def test_where_the_stack_gets_deep_the_rest_is_another_transaction(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = enqueue(*[(number,) for number in range(4)])
+    monkeypatch.setattr(bundle_attempt, "_stack_is_deep", lambda: True)
+    jobs.work()
+    assert statuses(ids) == ["succeeded"] * 4
+    assert set(Job.objects.values_list("sends", flat=True)) == {1}
+    assert Job.objects.values("finished_at").distinct().count() == 4
+
+
+def test_a_hundred_jobs_fit_the_stack(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(app.tasks[small.name]), "bundle", 100)
+    ids = enqueue(*[(number,) for number in range(100)])
+    jobs.work()
+    assert statuses(ids) == ["succeeded"] * 100
+    assert set(Job.objects.values_list("sends", flat=True)) == {1}
+
+
+@pytest.mark.promise("I3")
+@pytest.mark.parametrize("committed", [True, False])
+def test_an_error_out_of_the_commit_is_answered_by_the_rows(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    ids = enqueue((0,), (1,))
+    (message,) = jobs.take()
+    real, left = connection._commit, [1]
+
+    def commit() -> None:
+        if left and Job.objects.filter(status="succeeded").exists():
+            left.clear()
+            (real if committed else connection._rollback)()
+            raise OperationalError("server closed the connection unexpectedly")
+        real()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(connection, "_commit", commit)
+        jobs.deliver(message)
+    assert not left
+    assert [what for what, _ in HEARD if what == "on_success"] == ["on_success"] * (2 if committed else 0)
+    jobs.finish()
+    assert statuses(ids) == ["succeeded"] * 2
+    assert effects() == ["small 0", "small 1"]
+    assert [what for what, _ in HEARD if what == "on_success"] == ["on_success"] * 2
+
+
+def test_a_wrong_size_disturbs_no_publish(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in (None, "many", 0, -3):
+        monkeypatch.setattr(type(app.tasks[small.name]), "bundle", size)
+        enqueue((0,), (1,))
+        assert len(jobs.take()) == 2

@@ -32,6 +32,8 @@ def does(what: str = "") -> str:
         Job.objects.filter(task=does.name).update(epoch=99)
     if what == "enqueues":
         does.delay()
+    if what == "fail":
+        raise ValueError("no")
     return "value"
 
 
@@ -53,10 +55,10 @@ def test_a_run_makes_four_round_trips_with_its_begin_where_statements_can_travel
     said = statements(jobs)
     if connection.vendor == "postgresql":
         claim, body, settle, *_result_backend = said
-        assert "FOR NO KEY UPDATE SKIP LOCKED; SAVEPOINT" in claim
+        assert "FOR NO KEY UPDATE SKIP LOCKED\n; SAVEPOINT" in claim
         assert body.startswith("INSERT")
-        assert settle.startswith("SET CONSTRAINTS ALL IMMEDIATE; RELEASE SAVEPOINT")
-        assert settle.endswith("; COMMIT")
+        assert settle.startswith("SET CONSTRAINTS ALL IMMEDIATE\n; RELEASE SAVEPOINT")
+        assert settle.endswith("\n; COMMIT")
     else:
         assert not joined()
     assert Job.objects.get().status == "succeeded"
@@ -92,6 +94,34 @@ def test_a_settlement_whose_fence_does_not_hold_commits_nothing(jobs: InProcess)
 def test_a_body_that_asks_for_a_rollback_is_rolled_back_and_done(jobs: InProcess) -> None:
     job = jobs.run(does, "roll back")
     assert (job.status, Effect.objects.count()) == ("succeeded", 0)
+
+
+def _comments(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+    return execute(f"/* first */ {sql}; -- last", params, many, context)
+
+
+def _asks_first(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+    if sql.startswith(("SELECT", "UPDATE")):
+        execute("SELECT 1", None, False, context)
+    return execute(sql, params, many, context)
+
+
+def _spoils(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+    return execute(sql.replace('"reliable_jobs_job"', "reliable_jobs_job"), params, many, context)
+
+
+@pytest.mark.promise("I3")
+@pytest.mark.parametrize("wrapper", [_comments, _asks_first, _spoils])
+@pytest.mark.parametrize(("what", "status", "effects"), [("", "succeeded", 1), ("fail", "failed", 0)])
+def test_wrappers_of_the_users_own_around_every_statement(
+    jobs: InProcess, wrapper: Any, what: str, status: str, effects: int
+) -> None:
+    does.delay(what)
+    (message,) = jobs.take()
+    with connection.execute_wrapper(wrapper):
+        jobs.deliver(message)
+    job = Job.objects.get()
+    assert (job.status, Effect.objects.count()) == (status, effects), job.error
 
 
 @pytest.mark.parametrize("what", ["", "deferred", "settles itself", "roll back", "enqueues"])

@@ -16,7 +16,7 @@ from reliable_jobs.lifecycle.claims import (
 )
 from reliable_jobs.lifecycle.operations import Report, cancel, hand_back, last_death, park, requeue, rescue
 from reliable_jobs.lifecycle.settle import expire, fail, run_again, succeed, succeed_many
-from reliable_jobs.lifecycle.transition import Claim, Refusal, clean, find, record, seconds, settled_by, waiting_of
+from reliable_jobs.lifecycle.transition import Claim, Refusal, clean, find, record, seconds, succeeded_by, waiting_of
 
 __all__ = [
     "Claim",
@@ -40,9 +40,9 @@ __all__ = [
     "rescue",
     "run_again",
     "seconds",
-    "settled_by",
     "step_back",
     "succeed",
     "succeed_many",
+    "succeeded_by",
     "waiting_of",
 ]

@@ -6,8 +6,10 @@ import dataclasses
 import datetime
 import enum
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from django.db import transaction
 
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.statements import Moment, update
@@ -72,9 +74,14 @@ def waiting_of(job_ids: Iterable[uuid.UUID], using: str) -> set[uuid.UUID]:
     return set(rows.values_list("pk", flat=True))
 
 
-def settled_by(worker: str, job_ids: Iterable[uuid.UUID], using: str) -> bool:
-    """Whether a worker's settlement of these jobs, which was one statement, was committed."""
-    return Job.objects.using(using).filter(pk__in=list(job_ids), status__in=FINAL, worker=worker).exists()
+def succeeded_by(worker: str, claims: Sequence[Claim]) -> bool:
+    """Whether a worker's settlement of these claims, which was one statement, was committed. Waits for their rows: a
+    COMMIT may still be on its way on a connection that was lost."""
+    using = claims[0].using
+    wanted = {claim.job.pk: claim.job.epoch + 1 for claim in claims}
+    rows = Job.objects.using(using).filter(pk__in=list(wanted), status=Status.SUCCEEDED, worker=worker).order_by("pk")
+    with transaction.atomic(using=using):
+        return dict(rows.lock(wait=True).values_list("pk", "epoch")) == wanted
 
 
 def transition(job: Job, using: str, status: str, *, token_now: uuid.UUID | None = None, **changes: Any) -> bool:

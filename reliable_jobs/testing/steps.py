@@ -1,9 +1,9 @@
 """The instants at which a process can be cut, counted, and the cut itself: SIGKILL, from the process to itself.
 
-Statements, savepoints among them, are seen as they are sent: by psycopg's ``cursor_factory``, as statements that travel
-together are joined below Django's ``execute_wrapper``, which sees them with other drivers. COMMIT and ROLLBACK are seen
-by the connection's own ``commit()`` and ``rollback()``. BEGIN goes out with the first statement of its transaction. What
-runs beside Django (COPY, a raw connection of the driver) is not seen.
+Statements, savepoints among them, are seen as they are sent: by psycopg's ``cursor_factory``, because statements that
+travel together are joined below Django's ``execute_wrapper``, which sees them with other drivers. COMMIT and ROLLBACK
+are seen by the connection's own ``commit()`` and ``rollback()``. BEGIN goes out with the first statement of its
+transaction. What runs beside Django (COPY, a raw connection of the driver) is not seen.
 """
 
 from __future__ import annotations
