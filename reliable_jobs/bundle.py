@@ -32,13 +32,14 @@ def size(task: Any) -> int:
 def pack(app: Celery, messages: Sequence[Outgoing]) -> tuple[Sequence[Outgoing], dict[uuid.UUID, list[uuid.UUID]]]:
     """The messages, with those that may travel together put into bundles; and which jobs each bundle holds."""
     sizes: dict[str, int] = {}
+    tasks = app.tasks
     groups: dict[tuple[Any, ...], list[Outgoing]] = {}
     rest: list[Outgoing] = []
     for message in messages:
         name = message.headers.get("task", "")
         if name not in sizes:
-            sizes[name] = size(app.tasks.get(name))
-        if sizes[name] > 1 and _is_plain(message):
+            sizes[name] = size(tasks.get(name))
+        if sizes[name] > 1 and _is_plain(message, tasks[name]):
             pointer, priority = message.headers[HEADER], message.properties.get("priority")
             route = (name, pointer["using"], message.exchange, message.routing_key, message.queue, priority)
             groups.setdefault(route, []).append(message)
@@ -53,16 +54,17 @@ def pack(app: Celery, messages: Sequence[Outgoing]) -> tuple[Sequence[Outgoing],
             if len(jobs) == 1:
                 rest += jobs
                 continue
-            message = _bundle(app.tasks[name], using, jobs)
+            message = _bundle(tasks[name], using, jobs)
             bundles[message.id] = [job.id for job in jobs]
             rest.append(message)
     return rest, bundles
 
 
-def _is_plain(message: Outgoing) -> bool:
+def _is_plain(message: Outgoing, task: Any) -> bool:
     headers = message.headers
-    own_limit = any(headers.get("timelimit") or ())
-    return headers[HEADER]["send"] == 1 and headers.get("group") is None and not own_limit
+    limits = list(headers.get("timelimit") or (None, None))
+    the_tasks = limits in ([None, None], [task.time_limit, task.soft_time_limit])
+    return bool(the_tasks and headers[HEADER]["send"] == 1 and headers.get("group") is None)
 
 
 def _bundle(task: Any, using: str, jobs: Sequence[Outgoing]) -> Outgoing:
