@@ -1,8 +1,9 @@
 """Messages that nobody here can run are kept, not dropped (I7).
 
-Celery rejects an unknown task, acks an undecodable body, and either way the message is gone. Here it becomes visible
-first: a job of ours is handed back to waiting until DEPLOY_GRACE is over, a message from elsewhere becomes a failed row
-that a person can requeue once the code is there.
+Celery rejects an unknown task, acks an undecodable body, and either way the message is gone. A message that is shaped
+otherwise than it expects (a body of two parts, a header of another type) even ends the worker, and then the next one,
+to which it is redelivered. Here it becomes visible first: a job of ours is handed back to waiting until DEPLOY_GRACE is
+over, a message from elsewhere becomes a failed row that a person can requeue once the code is there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import bootsteps
+from celery.worker import state as worker_state
 from django.db import connections
 from django.db.models.functions import Now
 from kombu.utils import json as kombu_json
@@ -53,6 +55,67 @@ class ParkingStep(bootsteps.StartStopStep):
         super().__init__(consumer, **kwargs)
         for name in ("on_unknown_task", "on_unknown_message", "on_invalid_task", "on_decode_error"):
             setattr(consumer, name, _parking_first(consumer, name, getattr(consumer, name)))
+        consumer.create_task_handler = _outliving(consumer, consumer.create_task_handler)
+
+
+def _outliving(consumer: Any, create: Callable[..., Any]) -> Callable[..., Any]:
+    """What makes the consumer's handler of messages; its handler parks what Celery stumbles over in reading it."""
+
+    def create_task_handler(*args: Any, **kwargs: Any) -> Callable[[Any], Any]:
+        handle = create(*args, **kwargs)
+
+        def on_task_received(message: Any) -> Any:
+            try:
+                return handle(message)
+            except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+                if isinstance(error, consumer.connection_errors) or message.acknowledged or _is_reserved(message):
+                    raise  # no longer a matter of reading
+                return consumer.on_invalid_task(None, message, error)
+
+        return on_task_received
+
+    return create_task_handler
+
+
+def _is_reserved(message: Any) -> bool:
+    return any(request.message is message for request in list(worker_state.reserved_requests))
+
+
+def misshapen(request: Any) -> str | None:
+    """What in a message would fail only after the worker has taken it: in the pool's child, where nobody could park it.
+    None when it will do.
+
+    Args:
+        request: the worker's, as it was read.
+    """
+    said = request.request_dict
+    if not isinstance(request.id, str) or not request.id:
+        return f"id={request.id!r} is no text: another message like it would count as a copy of this one"
+    args, kwargs, embed = request._payload
+    if not isinstance(args, (list, tuple)):
+        return f"the positional arguments are a {type(args).__name__}"
+    if not isinstance(kwargs, dict) or not all(isinstance(name, str) for name in kwargs):
+        return "the keyword arguments are no object with texts as names"
+    if embed is not None and not isinstance(embed, dict):
+        return f"what is to follow is a {type(embed).__name__}"
+    follow = embed or {}
+    for name in ("callbacks", "errbacks", "chain"):
+        steps = follow.get(name)
+        if steps and not (isinstance(steps, (list, tuple)) and all(isinstance(step, dict) for step in steps)):
+            return f"{name} is no list of signatures"
+    if follow.get("chord") and not isinstance(follow["chord"], dict):
+        return "chord is no signature"
+    limits = said.get("timelimit")
+    if limits and not (isinstance(limits, (list, tuple)) and len(limits) == 2 and all(map(_is_limit, limits))):
+        return f"timelimit={limits!r} is no pair of seconds"
+    retries = said.get("retries")
+    if retries is not None and not isinstance(retries, int):
+        return f"retries={retries!r} is no number"
+    return None
+
+
+def _is_limit(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 10**9)
 
 
 def _parking_first(consumer: Any, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,7 +134,16 @@ def _parking_first(consumer: Any, name: str, original: Callable[..., Any]) -> Ca
                 "A message that can't be run could not be parked (%s); it is held unacknowledged.", thread_error
             )
             return None
-        return original(*args)
+        try:
+            return original(*args)
+        except consumer.connection_errors:
+            raise
+        except Exception as trouble:
+            # It reads the message once more, and may tell the result backend of an id that no database takes.
+            logger.error("Celery could not answer a message that has been parked: %r", trouble)
+            if not message.acknowledged:
+                message.reject_log_error(logger, consumer.connection_errors)
+            return None
 
     return handler
 
@@ -108,12 +180,12 @@ def park_message(message: Any, why: str, worker: str) -> None:
     body = message.body
     job = Job(
         id=foreign_id(headers["id"]) if headers.get("id") else uuid.uuid4(),
-        task=str(headers.get("task") or "")[:255],
-        queue=str(info.get("routing_key") or "")[:255],
+        task=_column(headers.get("task"), 255),
+        queue=_column(info.get("routing_key"), 255),
         due_at=Now(),
         body=body.encode() if isinstance(body, str) else bytes(body or b""),
-        content_type=str(message.content_type or "")[:127],
-        content_encoding=str(message.content_encoding or "")[:63],
+        content_type=_column(message.content_type, 127),
+        content_encoding=_column(message.content_encoding, 63),
         envelope=kombu_json.dumps(
             {
                 "v": ENVELOPE_VERSION,
@@ -126,3 +198,8 @@ def park_message(message: Any, why: str, worker: str) -> None:
         ),
     )
     lifecycle.park(job, write_alias(), worker=worker, why=why)
+
+
+def _column(value: Any, limit: int) -> str:
+    text = str(value or "")
+    return lifecycle.clean(text, len(text))[:limit]

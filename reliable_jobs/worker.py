@@ -15,6 +15,7 @@ from typing import Any
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
 from celery import Celery, signals
+from celery.exceptions import InvalidTaskError
 from celery.worker import state as worker_state
 from celery.worker.request import Request
 from django.db import transaction
@@ -25,7 +26,7 @@ from reliable_jobs.conf import settings
 from reliable_jobs.loop import SweepLoop
 from reliable_jobs.message import HEADER, as_uuid
 from reliable_jobs.outbox import pointer_alias
-from reliable_jobs.parking import ParkingStep, aside
+from reliable_jobs.parking import ParkingStep, aside, misshapen
 from reliable_jobs.schedule import SWEEP_TASK
 from reliable_jobs.status import EventKind, Reason
 
@@ -51,6 +52,13 @@ POSTGRESQL_SESSION = (
 class ReliableRequest(Request):
     """Celery's request, with the endings that a reliable task answers differently. ``Task.Request`` is the documented
     hook for it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Raises celery.exceptions.InvalidTaskError: the consumer parks the message."""
+        super().__init__(*args, **kwargs)
+        why = misshapen(self)
+        if why is not None:
+            raise InvalidTaskError(why)
 
     def _pointer(self) -> dict[str, Any]:
         pointer = self.request_dict.get(HEADER)

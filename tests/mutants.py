@@ -32,6 +32,7 @@ I4 = "tests/test_promise_4_one_live_run.py"
 I5 = "tests/test_promise_5_outages_cost_time.py"
 I6 = "tests/test_promise_6_bounded_loops.py"
 I7 = "tests/test_promise_7_no_silent_discard.py"
+BAD = "tests/test_bad_messages.py"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -387,6 +388,22 @@ MUTANTS = [
             f"{I7}::test_an_unknown_task_from_elsewhere_is_parked_and_runs_once_a_worker_knows_it",
             f"{I7}::test_an_undecodable_body_is_parked_with_its_bytes",
         ),
+    ),
+    Mutant(
+        "outlive-what-cannot-be-read",
+        "I7",
+        "parking.py",
+        "        consumer.create_task_handler = _outliving(consumer, consumer.create_task_handler)\n",
+        "",
+        (f"{BAD}::test_a_message_that_no_worker_can_read_is_parked_and_ends_none[a body of two parts]",),
+    ),
+    Mutant(
+        "misshapen-messages",
+        "I7",
+        "worker.py",
+        "        if why is not None:\n",
+        "        if False:\n",
+        (f"{BAD}::test_a_message_that_no_worker_can_read_is_parked_and_ends_none[a follow-up that is a text]",),
     ),
     # --- sweep and prune
     Mutant(
