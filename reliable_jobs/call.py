@@ -17,7 +17,7 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 from django.db import transaction
 
 from reliable_jobs import outbox
-from reliable_jobs.errors import InvalidOption
+from reliable_jobs.errors import EnqueueError, InvalidOption, UnserialisableArguments
 from reliable_jobs.keys import Request
 from reliable_jobs.message import Capture, Rendered, as_uuid
 from reliable_jobs.results import JobResult
@@ -239,7 +239,16 @@ class Call(DjangoTask):
             options.update(argsrepr=shown[0], kwargsrepr=shown[1])
             capture.sensitive = True
         options.update(countdown=None, eta=None, expires=None, add_to_parent=False)
-        super().apply_async(args, kwargs, task_id, capture, link, link_error, shadow, **options)
+        try:
+            super().apply_async(args, kwargs, task_id, capture, link, link_error, shadow, **options)
+        except EnqueueError:
+            raise
+        except (ValueError, RecursionError) as error:
+            # Of a number with thousands of digits, or a list in a list in a list: making its text fails first.
+            raise UnserialisableArguments(
+                f"{self.name}: the call can't be written as a message ({type(error).__name__}: {error}). "
+                "Pass a primary key, a URL or plain data."
+            ) from error
 
     def _time(self, name: str, value: Any) -> datetime.datetime | None:
         if value is None:

@@ -167,6 +167,7 @@ class Capture:
         except (EncodeError, TypeError, ValueError) as error:
             raise explain.unserialisable(headers.get("task"), body, serializer, error) from error
         payload = data.encode() if isinstance(data, str) else data
+        check_readable(headers.get("task"), content_type, payload)
         if len(payload) > settings.MAX_BODY_BYTES:
             raise explain.too_large(headers.get("task"), body, serializer, len(payload))
         if compression:
@@ -176,7 +177,10 @@ class Capture:
         if delivery_mode is not None:
             options["delivery_mode"] = _DELIVERY_MODES.get(delivery_mode, delivery_mode)
         priority = options.pop("priority", None)
-        queue = next((entity.name for entity in declare or () if isinstance(entity, Queue)), None)
+        if priority is not None and (type(priority) is not int or not 0 <= priority <= 255):
+            raise InvalidOption(f"{headers.get('task')}: priority={priority!r} must be a whole number from 0 to 255.")
+        queue = next((entity.name for entity in declare or () if isinstance(entity, Queue)), None) or routing_key or ""
+        _check_name(headers.get("task"), "queue", queue)
         envelope: dict[str, Any] = {
             "v": ENVELOPE_VERSION,
             "exchange": exchange.name if isinstance(exchange, Exchange) else exchange or "",
@@ -199,7 +203,7 @@ class Capture:
             ) from error
         self.rendered = Rendered(
             task=headers["task"],
-            queue=queue or routing_key or "",
+            queue=queue,
             priority=priority,
             body=payload,
             content_type=content_type,
@@ -208,6 +212,34 @@ class Capture:
             root_id=as_uuid(headers.get("root_id")),
             parent_id=as_uuid(headers.get("parent_id")),
         )
+
+
+def _check_name(task: Any, option: str, value: Any) -> None:
+    """Raises InvalidOption: AMQP's short strings have no more bytes than these, and the database takes no NUL."""
+    if not isinstance(value, str) or "\0" in value or len(value.encode("utf-8", "replace")) > 255:
+        raise InvalidOption(f"{task}: {option}={value!r} must be a text of at most 255 bytes without NUL.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidOption(f"{task}: {option}={value!r} holds half a character: {error}.") from error
+
+
+def check_readable(task: Any, content_type: str, body: bytes) -> None:
+    """Kombu's JSON writes a date as a dict with ``__type__``; a caller's own dict of that form would be written and
+    never read again.
+
+    Raises:
+        UnserialisableArguments: no worker could decode the body.
+    """
+    if content_type != "application/json" or b'"__type__"' not in body:
+        return
+    try:
+        kombu_json.loads(body)
+    except Exception as error:  # each type is read by code of its own
+        raise UnserialisableArguments(
+            f"{task}: an argument holds a dict with the key '__type__', which JSON messages keep for dates, decimals "
+            f"and the like, and no worker could read it ({type(error).__name__}: {error}). Use another key."
+        ) from error
 
 
 def _unusual(headers: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from kombu.serialization import dumps
 from kombu.utils import json as kombu_json
 
 from reliable_jobs.conf import settings
-from reliable_jobs.message import Capture, Rendered
+from reliable_jobs.message import Capture, Rendered, check_readable
 
 if TYPE_CHECKING:
     from reliable_jobs.task import ReliableTask
@@ -99,10 +99,11 @@ class Template:
         """Body and envelope of another call, or None as in :meth:`fill`."""
         try:
             body = f"[{_encode(args)}, {_encode(kwargs) if kwargs else '{}'}{self.tail}".encode()
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             return None
         if len(body) > settings.MAX_BODY_BYTES:
             return None
+        check_readable(self.rendered.task, self.rendered.content_type, body)
         before, after = self.envelope
         shown = f'"argsrepr": {_encode(self._shown(args, self.amqp.argsrepr_maxsize))}'
         if kwargs:
