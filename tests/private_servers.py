@@ -457,6 +457,12 @@ class CuttableProxy(_Managed):
         for link in list(self._links):
             link.close()
 
+    def cut_swallowed(self) -> None:
+        """Close what a blackhole has swallowed bytes of, as a kernel that gives up on it would."""
+        for link in list(self._links):
+            if link.swallowed:
+                link.close()
+
     def refuse(self, on: bool) -> None:
         """Refuse new connections (``ECONNREFUSED``), or accept them again. Open ones go on."""
         if on and self._listener is not None:
@@ -608,15 +614,15 @@ def _kill_family(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGSTOP)  # so that it starts no further child meanwhile
     family = [process.pid]
     for pid in family:
-        family += [child for child, parent in _parents().items() if parent == pid and child not in family]
+        family += [child for child, parent in parents().items() if parent == pid and child not in family]
     for pid in family:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait(STOP_SECONDS)
-    wait_until(lambda: not set(family) & set(_parents()), STOP_SECONDS, "killed processes gone")
+    wait_until(lambda: not set(family) & set(parents()), STOP_SECONDS, "killed processes gone")
 
 
-def _parents() -> dict[int, int]:
+def parents() -> dict[int, int]:
     """Parent by process id, of every process that is not a zombie."""
     said = ""
     if Path("/proc/self/stat").exists():

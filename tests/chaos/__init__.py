@@ -1,0 +1,18 @@
+"""The random-fault campaign: ``python -m tests.chaos --seconds 120 --seeds 1-3``.
+
+One campaign is one seed. In the order of its life, a file each:
+
+    settings, apps, instruments   a Django project as the test suite's, whose processes note what they publish and
+                                  whose clocks can be turned
+    ledger                        the append-only file beside the database: what producers committed, what bodies did
+    work, tasks, producer         the workload, each piece with what must come of it
+    world                         private PostgreSQL and RabbitMQ, a proxy per host and server, the processes
+    faults/                       the registry of faults, and the faults, each of them real
+    campaign                      processes up, faults by the seed, a calm tail, the wait for what is still open
+    checker                       the verdict, promise by promise, from business tables and the ledger
+    report, __main__              words, JSON, exit code
+    recovery                      one fault each, how long until the work is done again: ``python -m tests.chaos.recovery``
+
+The seed decides which faults come in which order, and what the producers ask for; how the processes interleave is
+theirs. So a violation leaves its evidence in ``var/chaos``: rows, events, ledger lines, faults, the processes' logs.
+"""

@@ -1,0 +1,91 @@
+"""``python -m tests.chaos``: random faults by a seed, and a verdict. Exit code 1: a promise was broken; 2: the campaign
+itself was in trouble."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=120.0, help="how long faults go on, per seed")
+    parser.add_argument("--seed", type=int, action="append", default=[], help="may be given several times")
+    parser.add_argument("--seeds", default="", help="a range: 1-10")
+    parser.add_argument("--faults", default="", help="kinds, separated by commas (default: all); 'list' names them")
+    parser.add_argument("--every", type=float, default=3.0, help="seconds between two faults, on average")
+    parser.add_argument("--jobs", type=int, default=20_000, help="producers stop at so many, per seed")
+    parser.add_argument("--rate", type=float, default=3.0, help="orders a second and producer, of some 3 jobs each")
+    parser.add_argument("--drain", type=float, default=180.0, help="seconds that what is open at the end gets")
+    parser.add_argument("--grace", type=float, default=3.0, help="RELIABLE_JOBS['GRACE'] in the campaign")
+    parser.add_argument("--lease", type=float, default=4.0, help="RELIABLE_JOBS['LEASE'] in the campaign")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--keep", type=Path, default=Path("var/chaos"), help="where evidence of violations is left")
+    return parser.parse_args(argv)
+
+
+def seeds(options: argparse.Namespace) -> list[int]:
+    chosen: list[int] = list(options.seed)
+    if options.seeds:
+        first, _, last = options.seeds.partition("-")
+        chosen += range(int(first), int(last or first) + 1)
+    return chosen or [1]
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = arguments(argv)
+    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.chaos.settings"
+    import django
+
+    django.setup()
+    from tests.chaos import faults, report
+    from tests.chaos.campaign import Campaign, Plan, Result
+
+    known = faults.load()
+    if options.faults == "list":
+        print("\n".join(known))
+        return 0
+    kinds = tuple(kind.strip() for kind in options.faults.split(",") if kind.strip()) or tuple(known)
+    if unknown := set(kinds) - set(known):
+        sys.exit(f"unknown faults: {', '.join(sorted(unknown))}; --faults list names them")
+    settings: dict[str, Any] = {
+        "GRACE": options.grace,
+        "LEASE": options.lease,
+        "WORKER_SWEEP_INTERVAL": 5.0,
+    }
+    plan = Plan(
+        seconds=options.seconds,
+        every=options.every,
+        jobs=options.jobs,
+        drain=options.drain,
+        kinds=kinds,
+        per_second=options.rate,
+        settings=settings,
+        directory=options.keep,
+    )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))  # so that the servers are taken down
+    results: list[Result] = []
+    for seed in seeds(options):
+        result = Campaign(plan, seed).run()
+        results.append(result)
+        figures = result.verdict.figures
+        hits = sum(strike.counted for strike in result.strikes)
+        word = "ok" if result.ok else "NOT OK"
+        print(f"seed {seed}: {word}, {figures['jobs']} jobs, {hits} of {len(result.strikes)} faults counted", flush=True)
+        for violation in result.verdict.violations[:10]:
+            print(f"    {violation}", flush=True)
+    print(report.as_words(results))
+    if options.json:
+        options.json.write_text(json.dumps(report.as_json(results), indent=1))
+    if any(result.verdict.violations for result in results):
+        return 1
+    return 2 if any(result.errors for result in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

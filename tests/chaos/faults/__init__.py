@@ -1,0 +1,89 @@
+"""The registry of faults. A fault is a function that does harm to the world, waits, and undoes what it can.
+
+    @fault("worker child killed", "workers")
+    def worker_child_killed(world: World, strike: Strike) -> None:
+        …
+        strike.now(world, "which")        the instant: what is unfinished now is noted
+        strike.hit = …                    whether the target had something to lose at that instant
+
+Faults that name the same part of the world never happen at once; others may.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tests.chaos.world import World
+
+REGISTRY: dict[str, Fault] = {}
+
+
+@dataclasses.dataclass
+class Strike:
+    """One fault that happened."""
+
+    kind: str
+    rng: random.Random
+    target: str = ""
+    #: Monotonic times: of the harm, and when all was whole again.
+    at: float = 0.0
+    over: float = 0.0
+    #: The same instant by the database server's clock, in seconds since 1970.
+    clock: float = 0.0
+    #: Jobs that were to be done at that instant and were not.
+    unfinished: list[str] = dataclasses.field(default_factory=list)
+    #: The target had something to lose: a body in progress, an open transaction, messages in the queue …
+    hit: bool = True
+    #: Filled in at the end: seconds until all that was unfinished then had finished.
+    recovered: float | None = None
+    error: str = ""
+
+    def now(self, world: World, target: str) -> None:
+        self.target = target
+        found = world.unfinished()
+        # A database that does not answer finishes nothing either: what was unfinished at the last look still is.
+        self.unfinished = world.last_unfinished if found is None else found
+        self.at, self.clock = time.monotonic(), time.time()
+
+    @property
+    def counted(self) -> bool:
+        """Only a fault that met unfinished work proves anything."""
+        return bool(self.at and self.unfinished and self.hit and not self.error)
+
+    def facts(self) -> dict[str, Any]:
+        facts = dataclasses.asdict(self)
+        del facts["rng"]
+        return {**facts, "unfinished": len(self.unfinished), "counted": self.counted}
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    kind: str
+    part: str
+    strike: Callable[[World, Strike], None]
+
+
+def fault(kind: str, part: str) -> Callable[[Callable[[World, Strike], None]], Callable[[World, Strike], None]]:
+    """Register a fault.
+
+    Args:
+        part: of the world that it breaks; one fault at a time breaks each.
+    """
+
+    def register(function: Callable[[World, Strike], None]) -> Callable[[World, Strike], None]:
+        REGISTRY[kind] = Fault(kind, part, function)
+        return function
+
+    return register
+
+
+def load() -> dict[str, Fault]:
+    """All faults by kind."""
+    for module in ("processes", "broker", "database", "network", "bodies"):
+        importlib.import_module(f"{__name__}.{module}")
+    return REGISTRY

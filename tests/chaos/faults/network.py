@@ -1,0 +1,64 @@
+"""The network between one host and one server: cut, refusing, slow, half-open."""
+
+from __future__ import annotations
+
+import time
+
+from tests.chaos.faults import Strike, fault
+from tests.chaos.world import World
+from tests.private_servers import CuttableProxy
+
+
+def _network(world: World, strike: Strike, server: str) -> CuttableProxy:
+    host = strike.rng.choice(sorted(world.networks))
+    proxy = world.networks[host][("broker", "database").index(server)]
+    strike.now(world, f"{host} to {server}")
+    strike.hit = proxy.links > 0
+    return proxy
+
+
+def _cut(world: World, strike: Strike, server: str) -> None:
+    _network(world, strike, server).cut()
+
+
+def _refuse(world: World, strike: Strike, server: str) -> None:
+    proxy = _network(world, strike, server)
+    proxy.refuse(True)
+    try:
+        proxy.cut()
+        time.sleep(strike.rng.uniform(1.0, 5.0))
+    finally:
+        proxy.refuse(False)
+
+
+def _delay(world: World, strike: Strike, server: str) -> None:
+    proxy = _network(world, strike, server)
+    proxy.latency = strike.rng.uniform(0.05, 0.5)
+    try:
+        time.sleep(strike.rng.uniform(2.0, 5.0))
+    finally:
+        proxy.latency = 0.0
+
+
+def _half_open(world: World, strike: Strike, server: str) -> None:
+    """Nothing arrives any more, and neither side is told. When the network is back, what was open is reset: a proxy
+    can't show the kernels' own time limits, which would have done so without it."""
+    proxy = _network(world, strike, server)
+    proxy.blackhole(True)
+    try:
+        time.sleep(strike.rng.uniform(2.0, 7.0))
+    finally:
+        proxy.blackhole(False)
+        proxy.cut_swallowed()
+
+
+for _server in ("broker", "database"):
+    for _words, _function in (
+        ("cut", _cut),
+        ("refused", _refuse),
+        ("slow", _delay),
+        ("half-open", _half_open),
+    ):
+        fault(f"network to the {_server} {_words}", f"network to the {_server}")(
+            lambda world, strike, act=_function, server=_server: act(world, strike, server)
+        )
