@@ -141,9 +141,9 @@ class _Server(_Managed):
     user: str | None = None
     """The system user to run as when the tests run as root (``None``: as ourselves)."""
 
-    def __init__(self) -> None:
+    def __init__(self, parent: Path | None = None) -> None:
         self.port = free_port()
-        self.dir = Path(tempfile.mkdtemp(prefix=f"rj-{self.name}-"))
+        self.dir = Path(tempfile.mkdtemp(prefix=f"rj-{self.name}-", dir=parent))
         self._processes: list[subprocess.Popen[bytes]] = []
         self._cleanup = weakref.finalize(self, _clean_up, self._processes, self.dir)
         self._account: dict[str, Any] = {}
@@ -231,11 +231,14 @@ class PrivatePostgres(_Server):
     name = "postgres"
     user = "postgres"
 
-    def __init__(self, *, max_connections: int = 100, settings: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *, max_connections: int = 100, settings: dict[str, str] | None = None, parent: Path | None = None
+    ) -> None:
+        """``parent``: where its directory goes, instead of where temporary files usually do."""
         self._bindir = _postgres_bindir()
         self.max_connections = max_connections
         self.settings = settings or {}
-        super().__init__()
+        super().__init__(parent)
 
     @property
     def url(self) -> str:

@@ -11,7 +11,8 @@ One campaign is one seed. In the order of its life, a file each:
     campaign                      processes up, faults by the seed, a calm tail, the wait for what is still open
     checker                       the verdict, promise by promise, from business tables and the ledger
     report, __main__              words, JSON, exit code
-    recovery                      one fault each, how long until the work is done again: ``python -m tests.chaos.recovery``
+    recovery, scenarios           one fault each, and how long until the work is done again:
+                                  ``python -m tests.chaos.recovery``
 
 The seed decides which faults come in which order, and what the producers ask for; how the processes interleave is
 theirs. So a violation leaves its evidence in ``var/chaos``: rows, events, ledger lines, faults, the processes' logs.

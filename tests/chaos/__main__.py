@@ -21,7 +21,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--every", type=float, default=3.0, help="seconds between two faults, on average")
     parser.add_argument("--jobs", type=int, default=20_000, help="producers stop at so many, per seed")
     parser.add_argument("--rate", type=float, default=3.0, help="orders a second and producer, of some 3 jobs each")
-    parser.add_argument("--drain", type=float, default=180.0, help="seconds that what is open at the end gets")
+    parser.add_argument("--stall", type=float, default=90.0, help="seconds at the end with nothing finished: give up")
     parser.add_argument("--grace", type=float, default=3.0, help="RELIABLE_JOBS['GRACE'] in the campaign")
     parser.add_argument("--lease", type=float, default=4.0, help="RELIABLE_JOBS['LEASE'] in the campaign")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         seconds=options.seconds,
         every=options.every,
         jobs=options.jobs,
-        drain=options.drain,
+        stall=options.stall,
         kinds=kinds,
         per_second=options.rate,
         settings=settings,
@@ -76,7 +76,9 @@ def main(argv: list[str] | None = None) -> int:
         figures = result.verdict.figures
         hits = sum(strike.counted for strike in result.strikes)
         word = "ok" if result.ok else "NOT OK"
-        print(f"seed {seed}: {word}, {figures['jobs']} jobs, {hits} of {len(result.strikes)} faults counted", flush=True)
+        print(
+            f"seed {seed}: {word}, {figures['jobs']} jobs, {hits} of {len(result.strikes)} faults counted", flush=True
+        )
         for violation in result.verdict.violations[:10]:
             print(f"    {violation}", flush=True)
     print(report.as_words(results))

@@ -14,12 +14,15 @@ from typing import Any
 from tests.chaos import checker, faults
 from tests.chaos.checker import Evidence, Verdict
 from tests.chaos.faults import Fault, Strike
+from tests.chaos.liveness import Liveness
 from tests.chaos.world import World
 
 #: Work goes on for so long after the last fault: a message is known to be lost when later ones overtake it.
 TAIL = 8.0
 #: No message must have been in the queue for so long at the end: a late copy would still do its harm.
 SILENCE = 1.5
+#: The end is waited for so long at most, however much still gets done, in seconds.
+MOST_DRAIN = 900.0
 #: A request's time on the broker that counts as a violation. PUBLISH_TIMEOUT is 0.8; the rest is a busy machine's.
 LONGEST_DISPATCH = 2.5
 #: Faults at the same time, at most.
@@ -34,7 +37,7 @@ class Plan:
         seconds: how long faults go on.
         every: seconds between two faults, on average.
         jobs: producers stop when they have committed so many.
-        drain: seconds that what is open at the end gets.
+        stall: seconds at the end without anything being finished, after which what is open counts as left behind.
         kinds: faults to choose from.
         per_second: orders that each producer begins.
     """
@@ -42,7 +45,7 @@ class Plan:
     seconds: float
     every: float
     jobs: int
-    drain: float
+    stall: float
     kinds: tuple[str, ...]
     per_second: float
     settings: dict[str, Any]
@@ -75,6 +78,7 @@ class Campaign:
 
     def run(self) -> Result:
         with World(self.seed, **self.plan.settings) as world:
+            self._liveness = Liveness(world)
             self._populate(world)
             try:
                 self._strike_until(world, time.monotonic() + self.plan.seconds)
@@ -86,6 +90,7 @@ class Campaign:
             self._drain(world)
             evidence = self._evidence(world)
             result = Result(self.seed, checker.judge(evidence), self.strikes, self.errors)
+            result.verdict.figures["workers that hung and were started again"] = len(self._liveness.hung)
             self._measure_recoveries(world)
             if not result.ok:
                 result.kept = self._keep(world, result)
@@ -126,7 +131,8 @@ class Campaign:
         often."""
         if not self._bag:
             known = faults.load()
-            self._bag = [known[kind] for kind in sorted(self.plan.kinds)]
+            chosen = [known[kind] for kind in sorted(self.plan.kinds)]
+            self._bag = [fault for fault in chosen if fault.possible(world)]
             self.rng.shuffle(self._bag)
         busy = {fault.part for fault in self._at_it.values()}
         for fault in self._bag:
@@ -153,6 +159,7 @@ class Campaign:
 
     def _tick(self, world: World) -> None:
         world.tick()
+        self._liveness.look()
         for thread in [thread for thread in self._at_it if not thread.is_alive()]:
             del self._at_it[thread]
 
@@ -168,23 +175,28 @@ class Campaign:
     def _watch(self, world: World, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            world.tick()
+            self._tick(world)
             time.sleep(0.05)
 
     def _drain(self, world: World) -> None:
-        """Until nothing is open and the queue has been silent for a while, or the time for it is over."""
-        deadline = time.monotonic() + self.plan.drain
-        silent_since = time.monotonic()
-        while time.monotonic() < min(deadline, silent_since + SILENCE):
+        """Until nothing is open and the queue has been silent for a while, or nothing was finished for too long."""
+        before, moved_at = -1, time.monotonic()
+        end = moved_at + MOST_DRAIN
+        silent_since = moved_at
+        while time.monotonic() < min(end, moved_at + self.plan.stall, silent_since + SILENCE):
             self._watch(world, 0.2)
+            left = len(world.unfinished(due=False) or ())
+            if left != before:
+                before, moved_at = left, time.monotonic()
             bodies = set().union(*(world.in_body(member) for member in world.by_role("worker")))
-            if world.unfinished(due=False) != [] or world.depth() or bodies:
+            if left or world.depth() or bodies:
                 silent_since = time.monotonic()
 
     def _evidence(self, world: World) -> Evidence:
         effects = world.query("SELECT id, name, value FROM testapp_effect ORDER BY id")
         jobs = world.query("SELECT id, task, status, reason, attempt, error FROM reliable_jobs_job")
-        assert effects is not None and jobs is not None, "the database does not answer"
+        assert effects is not None, "the database does not answer"
+        assert jobs is not None, "the database does not answer"
         return Evidence(
             world.ledger.read().records,
             [(row[0], row[1], row[2]) for row in effects],
@@ -194,7 +206,9 @@ class Campaign:
 
     def _measure_recoveries(self, world: World) -> None:
         """When the last of the jobs finished that a fault had met; only these times are the app's own word."""
-        rows = world.query("SELECT id, extract(epoch FROM finished_at) FROM reliable_jobs_job WHERE task NOT LIKE '%%poison'")
+        rows = world.query(
+            "SELECT id, extract(epoch FROM finished_at) FROM reliable_jobs_job WHERE task NOT LIKE '%%poison'"
+        )
         finished = {str(job): float(at) for job, at in rows or () if at is not None}
         for strike in self.strikes:
             ends = [finished[job] for job in strike.unfinished if job in finished]
@@ -219,6 +233,7 @@ class Campaign:
             "plan": dataclasses.asdict(self.plan),
             "violations": [dataclasses.asdict(violation) for violation in result.verdict.violations],
             "errors": self.errors,
+            "hung": self._liveness.hung,
             "strikes": [strike.facts() for strike in self.strikes],
             "jobs": [row[0] for row in rows or ()],
             "events": [row[0] for row in events or ()],

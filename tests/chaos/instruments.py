@@ -6,7 +6,9 @@ Both are wrapped around from outside, as a test does it; the app has no hook for
 from __future__ import annotations
 
 import datetime
+import faulthandler
 import os
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,14 +23,17 @@ from tests.chaos import ledger
 #: A file with the seconds by which this process's clock is wrong. (``time.time`` and Django's ``timezone.now``; the
 #: monotonic clock stays right, as it does when a machine's time is set.)
 CLOCK = "TEST_CLOCK"
+#: Has a process write its threads' stacks to its log.
+SHOW_THREADS = signal.SIGUSR2
 #: How often the file is read, in seconds.
 _LOOK_EVERY = 0.2
 
 
 def install() -> None:
-    """Do so in this process, if it belongs to a campaign."""
+    """Do so in this process."""
+    _note_publishes()
     if ledger.VARIABLE in os.environ:
-        _note_publishes()
+        faulthandler.register(SHOW_THREADS, all_threads=True)
     if CLOCK in os.environ:
         _follow_clock(Path(os.environ[CLOCK]))
 

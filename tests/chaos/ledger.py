@@ -1,9 +1,9 @@
 """The append-only file beside the database: one JSON line per write, by any process, never undone by a rollback.
 
-    opens, intends, committed, rolled back, unknown   a producer's order: its transaction, and what became of it
-    publishes                                         ids of jobs whose messages go out now
-    starts, ends                                      a body, by process and job
-    external                                          an effect outside the database, under its idempotency key
+opens, intends, committed, rolled back, unknown   a producer's order: its transaction, and what became of it
+publishes                                         ids of jobs whose messages go out now
+starts, ends                                      a body, by process and job
+external                                          an effect outside the database, under its idempotency key
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ def _descriptor(path: str) -> int:
 
 
 def note(what: str, **facts: Any) -> None:
-    """Append a line; with one write, so that a process killed in it leaves the whole line or none."""
+    """Append a line; with one write, so that a process killed in it leaves the whole line or none. Without a campaign
+    there is no file, and nothing to do."""
+    if VARIABLE not in os.environ:
+        return
     line = json.dumps({"what": what, "at": round(time.monotonic(), 4), "pid": os.getpid(), **facts})
     os.write(_descriptor(os.environ[VARIABLE]), f"{line}\n".encode())
 

@@ -45,8 +45,8 @@ def as_words(results: list[Result]) -> str:
     lines.append("")
     for name in results[0].verdict.figures:
         values = [result.verdict.figures[name] for result in results]
-        best = max(values) if "most" in name or "longest" in name or "m" == name[0] or "mean" in name else sum(values)
-        lines.append(f"{name:60}{best:>12}")
+        add = max if any(word in name for word in ("most", "longest", "mean", "median")) else sum
+        lines.append(f"{name:60}{add(values):>12}")
     lines.append("")
     violations = [violation for result in results for violation in result.verdict.violations]
     for what in (*MUST_BE_ZERO, *sorted({violation.what for violation in violations} - set(MUST_BE_ZERO))):

@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 
 from tests.chaos import instruments, ledger
+from tests.chaos.disk import small_disk
 from tests.chaos.members import Member
 from tests.harness import Stack, wait_until
 from tests.private_servers import CuttableProxy, PrivatePostgres, PrivateRabbitMQ
@@ -23,6 +24,8 @@ from tests.private_servers import CuttableProxy, PrivatePostgres, PrivateRabbitM
 HOSTS = ("web", "work-a", "work-b", "keep")
 #: Connection parameters that a careful operator sets: without them a client waits for a dead server for hours.
 CAREFUL = "?connect_timeout=5&tcp_user_timeout=10000&keepalives_idle=5&keepalives_interval=2&keepalives_count=3"
+#: So that the database's log fits on a small disk.
+LITTLE_LOG = {"max_wal_size": "64MB", "min_wal_size": "32MB"}
 _CELERY = [sys.executable, "-m", "celery", "-A", "tests.celery_app"]
 _QUIET = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
 
@@ -48,7 +51,9 @@ class World:
     def __enter__(self) -> World:
         try:
             with ThreadPoolExecutor() as both:
-                starting = both.submit(self._exit.enter_context, PrivatePostgres(max_connections=80))
+                self.disk = self._exit.enter_context(small_disk())
+                postgres = PrivatePostgres(max_connections=80, settings=LITTLE_LOG, parent=self.disk)
+                starting = both.submit(self._exit.enter_context, postgres)
                 self.rabbitmq = self._exit.enter_context(PrivateRabbitMQ())
                 self.postgres = starting.result()
             self.stack = Stack(self.postgres.url, self.rabbitmq.url, **self.settings)
@@ -75,9 +80,7 @@ class World:
 
     # --- processes ----------------------------------------------------------------------------------------------------
 
-    def add(
-        self, name: str, role: str, host: str, argv: Callable[[int], list[str]], **environment: Any
-    ) -> Member:
+    def add(self, name: str, role: str, host: str, argv: Callable[[int], list[str]], **environment: Any) -> Member:
         """Start a process that is started again whenever it ends. ``argv`` gets the number of the start."""
         broker, database = self.networks[host]
         env = self.stack.environment(
@@ -98,9 +101,7 @@ class World:
     def add_producer(self, name: str, dispatch: str, per_second: float) -> Member:
         tail = [str(self.seed), str(per_second), str(self.directory)]
         argv = [sys.executable, "-m", "tests.chaos.producer"]
-        return self.add(
-            name, "producer", "web", lambda life: [*argv, f"{name}.{life}", *tail], TEST_DISPATCH=dispatch
-        )
+        return self.add(name, "producer", "web", lambda life: [*argv, f"{name}.{life}", *tail], TEST_DISPATCH=dispatch)
 
     def add_beat(self) -> Member:
         argv = [*_CELERY, "beat", "-l", "INFO", "--pidfile=", "-S", "django_celery_beat.schedulers:DatabaseScheduler"]

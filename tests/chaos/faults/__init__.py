@@ -66,17 +66,22 @@ class Fault:
     kind: str
     part: str
     strike: Callable[[World, Strike], None]
+    #: Whether there is what it harms.
+    possible: Callable[[World], object]
 
 
-def fault(kind: str, part: str) -> Callable[[Callable[[World, Strike], None]], Callable[[World, Strike], None]]:
+def fault(
+    kind: str, part: str, possible: Callable[[World], object] = lambda world: True
+) -> Callable[[Callable[[World, Strike], None]], Callable[[World, Strike], None]]:
     """Register a fault.
 
     Args:
         part: of the world that it breaks; one fault at a time breaks each.
+        possible: whether there is what it harms; not every campaign has a relay.
     """
 
     def register(function: Callable[[World, Strike], None]) -> Callable[[World, Strike], None]:
-        REGISTRY[kind] = Fault(kind, part, function)
+        REGISTRY[kind] = Fault(kind, part, function, possible)
         return function
 
     return register

@@ -60,7 +60,7 @@ def memory_alarm(world: World, strike: Strike) -> None:
 @fault("disk alarm", "broker")
 def disk_alarm(world: World, strike: Strike) -> None:
     """RabbitMQ is told to want more free space than any disk has."""
-    world.rabbitmq.ctl("set_disk_free_limit", "1000TB")
+    world.rabbitmq.ctl("set_disk_free_limit", "1000000GB")
     try:
         strike.now(world, "rabbitmq")
         time.sleep(strike.rng.uniform(1.0, 4.0))

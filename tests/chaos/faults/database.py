@@ -6,6 +6,7 @@ import time
 
 import psycopg
 
+from tests.chaos.disk import filled
 from tests.chaos.faults import Strike, fault
 from tests.chaos.world import World
 
@@ -61,6 +62,16 @@ def connections_used_up(world: World, strike: Strike) -> None:
     finally:
         for connection in held:
             connection.close()
+
+
+@fault("database's disk full", "database", lambda world: world.disk)
+def disk_full(world: World, strike: Strike) -> None:
+    """Statements fail (53100); where its log can't be written the server ends itself, and is started again."""
+    assert world.disk is not None
+    strike.now(world, "postgresql")
+    with filled(world.disk):
+        time.sleep(strike.rng.uniform(1.0, 3.0))
+    world.postgres.start()
 
 
 @fault("database reads only", "database")

@@ -86,32 +86,21 @@ def worker_told_to_end_at_once(world: World, strike: Strike) -> None:
     strike.hit = bool(bodies)
 
 
-def _sweeper(world: World, strike: Strike, role: str) -> Member | None:
-    members = world.by_role(role)
-    if not members:
-        strike.error = f"no {role} in this campaign"
-        return None
+def _kill_sweeper(world: World, strike: Strike, role: str) -> None:
+    """While rows wait for it that nobody else has sent."""
+    (member,) = world.by_role(role)
     deadline = time.monotonic() + PATIENCE
     while not world.unsent() and time.monotonic() < deadline:
         time.sleep(0.02)
-    return members[0]
+    strike.now(world, member.name)
+    strike.hit = world.unsent() > 0 and member.process.alive
+    member.process.kill9()
 
 
-@fault("relay killed", "sweepers")
-def relay_killed(world: World, strike: Strike) -> None:
-    """While rows wait for it that nobody else has sent."""
-    if member := _sweeper(world, strike, "relay"):
-        strike.now(world, member.name)
-        strike.hit = world.unsent() > 0 and member.process.alive
-        member.process.kill9()
-
-
-@fault("beat killed", "sweepers")
-def beat_killed(world: World, strike: Strike) -> None:
-    if member := _sweeper(world, strike, "beat"):
-        strike.now(world, member.name)
-        strike.hit = world.unsent() > 0 and member.process.alive
-        member.process.kill9()
+for _role in ("relay", "beat"):
+    fault(f"{_role} killed", "sweepers", lambda world, role=_role: world.by_role(role))(
+        lambda world, strike, role=_role: _kill_sweeper(world, strike, role)
+    )
 
 
 @fault("relay or beat stopped", "sweepers")

@@ -1,0 +1,55 @@
+"""The probe that any deployment has: a worker that starts nothing while messages wait is ended, to be started again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+
+from tests.chaos.instruments import SHOW_THREADS
+from tests.chaos.world import World
+
+#: Seconds without a sign of life after which a worker counts as hung. A worker that holds its messages while the
+#: database is away looks again after 15 s at the latest.
+PATIENCE = 40.0
+EVERY = 5.0
+
+
+class Liveness:
+    """Looks at the workers now and then."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        #: Workers that hung, one entry each time.
+        self.hung: list[str] = []
+        self._seen = 0
+        self._look_at = 0.0
+        self._alive_at: dict[tuple[str, int], float] = {}
+
+    def look(self) -> None:
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + EVERY
+        records = self.world.ledger.records
+        active = {record["pid"] for record in records[self._seen :] if record["what"] == "starts"}
+        self._seen = len(records)
+        waiting = self._messages_wait()
+        for worker in self.world.by_role("worker"):
+            life = worker.name, worker.life
+            if not waiting or active & worker.pids():
+                self._alive_at[life] = now
+            elif now - self._alive_at.setdefault(life, now) > PATIENCE:
+                self.hung.append(f"{worker.name} ({worker.process._path.name})")
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.process.popen.pid, SHOW_THREADS)
+                time.sleep(0.5)  # for the threads' stacks to reach the log
+                worker.process.cont()
+                worker.process._signal(signal.SIGKILL, group=True)
+
+    def _messages_wait(self) -> bool:
+        try:
+            return self.world.depth() > 0
+        except Exception:  # a broker that is away, or without the queue, in any of its ways
+            return False
