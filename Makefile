@@ -3,13 +3,14 @@ PYTHON ?= python3
 DEV = .venv/bin/python
 DEMO = .venv-demo/bin/python
 
-.PHONY: help test demo serve soak mutants benchmark lint format dev clean
+.PHONY: help test demo serve soak chaos mutants benchmark lint format dev clean
 
 help:
 	@echo 'make demo      orders through rollbacks, kills and lost messages, then a table of what came of them'
 	@echo 'make serve     the demo shop, its worker, beat and admin, to look at'
 	@echo 'make test      everything, for every Python at hand  [ENVS=py312-django60,lint] [ARGS="-k outbox"]'
 	@echo 'make soak      the minutes-long tests that make test leaves out'
+	@echo 'make chaos     random faults by a seed, and a verdict  [ARGS="--seeds 1-10 --seconds 120"]'
 	@echo 'make mutants   switches each protection off in turn and requires a red test'
 	@echo 'make benchmark speed beside what it replaces, side by side  [ARGS="enqueue work --rounds 3"]'
 	@echo 'make lint      format, rules, import floors, types, migrations'
@@ -28,6 +29,9 @@ serve: .venv-demo
 soak: dev
 	@DATABASE_URL=$${DATABASE_URL:-postgresql://postgres@127.0.0.1:5432/postgres} \
 	BROKER_URL=$${BROKER_URL:-amqp://guest:guest@127.0.0.1:5672//} $(DEV) -m pytest -m soak $(ARGS)
+
+chaos: dev
+	@$(DEV) -m tests.chaos $(ARGS)
 
 mutants: dev
 	@$(DEV) -m tests.mutants $(ARGS)

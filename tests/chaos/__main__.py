@@ -37,6 +37,16 @@ def seeds(options: argparse.Namespace) -> list[int]:
     return chosen or [1]
 
 
+def take_down_at_sigterm() -> None:
+    """End as a Ctrl-C would, servers and all; a second signal must not disturb that."""
+
+    def end(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(3)
+
+    signal.signal(signal.SIGTERM, end)
+
+
 def main(argv: list[str] | None = None) -> int:
     options = arguments(argv)
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.chaos.settings"
@@ -68,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         settings=settings,
         directory=options.keep,
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))  # so that the servers are taken down
+    take_down_at_sigterm()
     results: list[Result] = []
     for seed in seeds(options):
         result = Campaign(plan, seed).run()

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,10 +77,11 @@ def main(argv: list[str] | None = None) -> int:
 
     django.setup()
     from tests.chaos import scenarios
+    from tests.chaos.__main__ import take_down_at_sigterm
 
     known: dict[str, Scenario] = scenarios.SCENARIOS
     options = arguments(argv, list(known))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))  # so that the servers are taken down
+    take_down_at_sigterm()
     measures: list[Measure] = []
     for name in options.scenarios or known:
         for measure in known[name](options):

@@ -36,6 +36,8 @@ FIRST_ENQUEUE = 1.0
 BEHIND_BREAKER = 0.020
 COPIES_WHILE_WAITING = 1.1
 PATIENCE = 300.0
+#: How long the body takes whose worker is harmed.
+BODY = 20.0
 
 
 def scenario(function: Scenario) -> Scenario:
@@ -87,22 +89,28 @@ def broker_wiped(options: argparse.Namespace) -> Iterator[Measure]:
 def _runs_again(
     what: str, bound: float, task: Any, harm: Callable[[World, Member, dict[str, Any]], Any], pool: str = "prefork"
 ) -> Iterator[Measure]:
-    """Two workers; the one that has begun the job is harmed; how long until the job begins anew."""
+    """Two workers; the one that has begun the job is harmed; how long until the job begins anew, or is done."""
     with world() as place:
         place.add_beat()
         workers = {name: place.add_worker(name, host, pool=pool) for name, host in (("a", "work-a"), ("b", "work-b"))}
         for worker in workers.values():
             worker.process.wait_for_line(" ready.")
-        job = task.delay("again", 20.0)
+        job = task.delay("again", BODY)
         wait_until(lambda: starts(place, job), "the body begins")
         first = starts(place, job)[0]
         worker = next(worker for worker in workers.values() if first["pid"] in worker.pids())
         began = time.monotonic()
         harm(place, worker, first)
-        wait_until(lambda: place.tick() or len(starts(place, job)) > 1, "the body begins again", PATIENCE)
-        again = starts(place, job)[1]
+
+        def runs_or_is_done() -> bool:
+            place.tick()
+            return len(starts(place, job)) > 1 or place.unfinished(due=False) == []
+
+        wait_until(runs_or_is_done, "the body begins again", PATIENCE)
+        again = starts(place, job)[1:]
+        took = (again[0]["at"] if again else time.monotonic()) - began
         place.heal()
-        yield Measure(f"{what}: until its job runs again", again["at"] - began, bound)
+        yield Measure(f"{what}: until its job {'runs again' if again else 'is done all the same'}", took, bound)
         yield Measure("… publishes of it, first one included", copies(place)[job.id], 1 + COPIES_PER_LOSS, "")
 
 
@@ -116,15 +124,22 @@ def child_killed(options: argparse.Namespace) -> Iterator[Measure]:
 @scenario
 def parent_killed(options: argparse.Namespace) -> Iterator[Measure]:
     for pool, task in (("threads", tasks.book), ("prefork", tasks.book), ("prefork", tasks.call)):
-        kind = "atomic" if task.atomic else "non-atomic"
+        kind = "an atomic" if task.atomic else "a non-atomic"
         bound = KILLED if task.atomic else LEASE_OVER
         yield from _runs_again(
-            f"{pool} worker killed in a {kind} body",
+            f"{pool} worker killed in {kind} body",
             bound,
             task,
             lambda place, worker, first: worker.process.kill9(),
             pool,
         )
+    # The orphaned child may end its body.
+    yield from _runs_again(
+        "prefork worker's parent alone killed in an atomic body",
+        BODY + KILLED,
+        tasks.book,
+        lambda place, worker, first: worker.process.kill9_parent(),
+    )
 
 
 @scenario
