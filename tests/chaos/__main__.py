@@ -19,7 +19,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", default="", help="a range: 1-10")
     parser.add_argument("--faults", default="", help="kinds, separated by commas (default: all); 'list' names them")
     parser.add_argument("--every", type=float, default=3.0, help="seconds between two faults, on average")
-    parser.add_argument("--jobs", type=int, default=20_000, help="producers stop at so many, per seed")
+    parser.add_argument("--jobs", type=int, default=20_000, help="faults end at so many jobs, per seed")
     parser.add_argument("--rate", type=float, default=3.0, help="orders a second and producer, of some 3 jobs each")
     parser.add_argument("--stall", type=float, default=90.0, help="seconds at the end with nothing finished: give up")
     parser.add_argument("--grace", type=float, default=3.0, help="RELIABLE_JOBS['GRACE'] in the campaign")

@@ -36,7 +36,7 @@ class Plan:
     Args:
         seconds: how long faults go on.
         every: seconds between two faults, on average.
-        jobs: producers stop when they have committed so many.
+        jobs: the faults end when producers have committed so many.
         stall: seconds at the end without anything being finished, after which what is open counts as left behind.
         kinds: faults to choose from.
         per_second: orders that each producer begins.
@@ -68,8 +68,8 @@ class Result:
 
 
 class Campaign:
-    def __init__(self, plan: Plan, seed: int, say: Any = print) -> None:
-        self.plan, self.seed, self.say = plan, seed, say
+    def __init__(self, plan: Plan, seed: int) -> None:
+        self.plan, self.seed = plan, seed
         self.rng = random.Random(seed)
         self.strikes: list[Strike] = []
         self.errors: list[str] = []
@@ -123,7 +123,7 @@ class Campaign:
                 self._start(world, fault)
                 next_at = time.monotonic() + self.rng.uniform(0.5, 1.5) * self.plan.every
             if world.ledger.committed >= self.plan.jobs:
-                world.stop(world.by_role("producer"))
+                return
             time.sleep(0.05)
 
     def _next(self, world: World) -> Fault | None:
@@ -185,11 +185,11 @@ class Campaign:
         silent_since = moved_at
         while time.monotonic() < min(end, moved_at + self.plan.stall, silent_since + SILENCE):
             self._watch(world, 0.2)
-            left = len(world.unfinished(due=False) or ())
-            if left != before:
-                before, moved_at = left, time.monotonic()
+            unfinished = world.unfinished(due=False)
+            if unfinished is not None and len(unfinished) != before:
+                before, moved_at = len(unfinished), time.monotonic()
             bodies = set().union(*(world.in_body(member) for member in world.by_role("worker")))
-            if left or world.depth() or bodies:
+            if unfinished != [] or world.depth() or bodies:
                 silent_since = time.monotonic()
 
     def _evidence(self, world: World) -> Evidence:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import amqp
 import psycopg
 
 from tests.chaos import instruments, ledger
@@ -169,7 +170,15 @@ class World:
         return rows[0][0] if rows else 0
 
     def depth(self) -> int:
-        return self.rabbitmq.depth(self.stack.queue)
+        """Messages that are ready; none where there is no queue, as after a wipe.
+
+        Raises:
+            OSError, amqp.AMQPError: the broker is away.
+        """
+        try:
+            return self.rabbitmq.depth(self.stack.queue)
+        except amqp.NotFound:
+            return 0
 
     def in_body(self, member: Member) -> set[int]:
         """Its processes that are in the middle of a body, by the ledger."""
