@@ -126,8 +126,21 @@ def deadlocks(name: str, log: str, times: int) -> None:
     log_outside(log, "run")
     Effect.objects.create(name=name)
     if len(Path(log).read_text().split()) <= times:
-        with connection.cursor() as cursor:
-            cursor.execute("DO $$ BEGIN RAISE EXCEPTION 'deadlock detected' USING ERRCODE = '40P01'; END $$")
+        _raise_in_database("40P01")
+
+
+def _raise_in_database(state: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"DO $$ BEGIN RAISE EXCEPTION 'as the server says it' USING ERRCODE = '{state}'; END $$")
+
+
+@shared_task(base=ReliableTask)
+def meets_an_outage(name: str, log: str, state: str) -> None:
+    """In its first run."""
+    log_outside(log, "run")
+    Effect.objects.create(name=name)
+    if len(Path(log).read_text().split()) == 1:
+        _raise_in_database(state)
 
 
 @shared_task(base=ReliableTask, atomic=False, bind=True)

@@ -269,6 +269,15 @@ def test_a_deadlock_costs_no_attempt_though_the_task_retries_every_exception(
     assert (job.attempt, job.interruptions, stack.effects("once")) == (0, 3, 1)
 
 
+@pytest.mark.promise("I5")
+@pytest.mark.parametrize("state", ["53100", "25006"], ids=["its disk is full", "it only reads, after a failover"])
+def test_a_database_that_cannot_write_costs_the_body_that_meets_it_no_attempt(
+    stack: Stack, worker: Worker, outside: Path, state: str
+) -> None:
+    job = stack.ends(bad.meets_an_outage.delay("once", str(outside), state), sweeping=True)
+    assert (job.attempt, job.interruptions, stack.effects("once")) == (0, 1, 1)
+
+
 @pytest.mark.slow
 @pytest.mark.promise("I4")
 def test_a_live_run_is_not_taken_back_after_a_fenced_block_longer_than_its_lease(

@@ -73,7 +73,9 @@ def test_a_locked_sqlite_file_is_the_databases_trouble(tmp_path: Path) -> None:
         ("SELECT 1/0", False),
         ("SET LOCAL statement_timeout = 20; SELECT pg_sleep(5)", False),
         ("DO $$ BEGIN RAISE SQLSTATE '55P03'; END $$", False),
-        ("DO $$ BEGIN RAISE SQLSTATE '53100'; END $$", False),
+        ("DO $$ BEGIN RAISE SQLSTATE '53100'; END $$", True),
+        ("DO $$ BEGIN RAISE SQLSTATE '25006'; END $$", True),
+        ("DO $$ BEGIN RAISE SQLSTATE '53200'; END $$", False),
     ],
 )
 def test_the_sqlstate_tells_whose_trouble_it_is(stack: Stack, statement: str, transient: bool) -> None:
