@@ -19,6 +19,7 @@ from tests.private_servers import PrivatePostgres, PrivateRabbitMQ, ServerMissin
 JOB = "11111111-1111-1111-1111-111111111111"
 CALL = "22222222-2222-2222-2222-222222222222"
 BAD = "33333333-3333-3333-3333-333333333333"
+UNDONE = "44444444-4444-4444-4444-444444444444"
 
 
 def expectation(job: str | None, ends: str = "succeeded", attempts: int = 0, **effects: list[int]) -> dict[str, Any]:
@@ -39,7 +40,7 @@ SOUND = Evidence(
             ],
         },
         {"what": "committed", "order": "a", "took": 0.1, "dispatch": 0.01},
-        {"what": "intends", "order": "b", "jobs": [expectation(None, b=[1, 1])]},
+        {"what": "intends", "order": "b", "jobs": [expectation(UNDONE, b=[1, 1])]},
         {"what": "rolled back", "order": "b"},
         {"what": "publishes", "jobs": [JOB, CALL, BAD]},
         {"what": "starts", "job": JOB, "name": "a"},
@@ -104,6 +105,7 @@ def test_the_checker_sees_wrong_effects(effects: list[tuple[int, str, str]], wro
         (BAD, ("fails", "succeeded", "", 0, ""), ("I6", "poison not failed")),
         (BAD, ("fails", "failed", "", 0, ""), ("I7", "failed without a word")),
         ("of a body", ("book", "failed", "error", 0, "x"), ("I5", "healthy failed")),
+        (UNDONE, ("book", "succeeded", "", 0, ""), ("I1", "phantom")),
     ],
 )
 def test_the_checker_sees_wrong_ends(job: str, row: Any, wrong: tuple[str, str]) -> None:

@@ -95,6 +95,13 @@ class _Orders:
         ]
         #: Expectations of all committed jobs; the same keyed job may be wanted by several orders.
         self.expected = [job for order in sorted(self.committed) for job in intended[order]]
+        wanted = {job["id"] for job in self.expected}
+        self.violations += [
+            Violation("I1", "phantom", f"job {job['id']}", f"order {order} was not committed", job["id"])
+            for order in sorted(set(intended) - self.committed)
+            for job in intended[order]
+            if job["id"] in evidence.jobs and job["id"] not in wanted
+        ]
 
 
 def _effects(evidence: Evidence, orders: _Orders) -> Iterable[Violation]:
