@@ -77,20 +77,28 @@ class Campaign:
         self._bag: list[Fault] = []
 
     def run(self) -> Result:
+        began = time.monotonic()
         with World(self.seed, **self.plan.settings) as world:
             self._liveness = Liveness(world)
             self._populate(world)
+            ready = time.monotonic()
             try:
-                self._strike_until(world, time.monotonic() + self.plan.seconds)
+                self._strike_until(world, ready + self.plan.seconds)
             finally:
                 self._wait_for_faults(world)
                 world.heal()
             self._watch(world, TAIL)
             world.stop(world.by_role("producer"))
+            drain = time.monotonic()
             self._drain(world)
             evidence = self._evidence(world)
             result = Result(self.seed, checker.judge(evidence), self.strikes, self.errors)
-            result.verdict.figures["workers that hung and were started again"] = len(self._liveness.hung)
+            result.verdict.figures |= {
+                "workers that hung and were started again": len(self._liveness.hung),
+                "seconds until all was up, at most": round(ready - began, 1),
+                "seconds of faults and calm tail, at most": round(drain - ready, 1),
+                "seconds for what was open at the end, at most": round(time.monotonic() - drain, 1),
+            }
             self._measure_recoveries(world)
             if not result.ok:
                 result.kept = self._keep(world, result)

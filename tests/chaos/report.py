@@ -45,7 +45,7 @@ def as_words(results: list[Result]) -> str:
     lines.append("")
     for name in results[0].verdict.figures:
         values = [result.verdict.figures[name] for result in results]
-        add = max if any(word in name for word in ("most", "longest", "mean", "median")) else sum
+        add = max if any(word in name for word in ("at most", ", most", "longest", "mean", "median")) else sum
         lines.append(f"{name:60}{add(values):>12}")
     lines.append("")
     violations = [violation for result in results for violation in result.verdict.violations]
