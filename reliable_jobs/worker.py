@@ -16,6 +16,7 @@ from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
 from celery import Celery, signals
 from celery.exceptions import InvalidTaskError
+from celery.concurrency import prefork, solo
 from celery.worker import state as worker_state
 from celery.worker.request import Request
 from django.db import transaction
@@ -172,6 +173,10 @@ def _on_worker_set_up(instance: Any = None, **kwargs: Any) -> None:
     # Later than worker_init, at which the fixup connects its receivers, and before the pool forks.
     if not kept.keep_connections(instance):
         logger.info("Database connections are closed around every task, as Celery does it.")
+    if not issubclass(instance.pool_cls, (prefork.TaskPool, solo.TaskPool)):
+        # After a reconnect Celery would raise its prefetch count again with each ack. Where the pool's threads send
+        # them, they wait for the broker's answer on the connection that the main thread reads from, and hang for good.
+        instance.app.conf.worker_enable_prefetch_count_reduction = False
 
 
 def _prepare_session(connection: Any, **kwargs: Any) -> None:

@@ -221,6 +221,25 @@ def test_a_child_forked_while_the_sweepers_thread_holds_the_publishers_lock_is_n
     assert "child ended with 0" in script.log
 
 
+@pytest.mark.promise("I2")
+def test_a_worker_with_threads_works_on_after_its_broker_connection_was_cut(
+    stack: Stack, idle_queue: str, broker_proxy: CuttableProxy, outside: Path, gate: Path
+) -> None:
+    """Celery restores its prefetch count with each ack then: a call that waits for the broker's answer, made by the
+    threads of the pool, on the connection that the main thread reads from. They hung, for good."""
+    worker = stack.worker(pool="threads", concurrency=8, broker_url=broker_proxy.url(stack.broker_url))
+    for round_ in range(3):
+        path = gate.with_name(f"gate {round_}")
+        for number in range(8):
+            tasks.gated.delay(f"{round_} {number}", str(outside), str(path))
+        wait_until(lambda round_=round_: len(lines(outside)) == 8 * (round_ + 1), "the bodies run")
+        broker_proxy.cut()
+        worker.wait_for_line("Connected to", round_ + 2)
+        tasks.effect.bulk_delay((f"{round_} after {number}",) for number in range(100))
+        path.touch()
+        stack.all_end()
+
+
 # --- the database's troubles ------------------------------------------------------------------------------------------
 
 
