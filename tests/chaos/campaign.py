@@ -127,7 +127,9 @@ class Campaign:
         next_at = time.monotonic()
         while time.monotonic() < end:
             self._tick(world)
-            if time.monotonic() >= next_at and len(self._at_it) < AT_ONCE and (fault := self._next(world)):
+            # A poison job that waits for its turn in the queue is no reason to do nothing else.
+            busy = sum(1 for fault in self._at_it.values() if fault.part != "bodies")
+            if time.monotonic() >= next_at and busy < AT_ONCE and (fault := self._next(world)):
                 self._start(world, fault)
                 next_at = time.monotonic() + self.rng.uniform(0.5, 1.5) * self.plan.every
             if world.ledger.committed >= self.plan.jobs:

@@ -8,7 +8,7 @@ from tests.chaos.faults import Strike, fault
 from tests.chaos.world import World
 
 #: For a producer to order it and a worker to run it, in seconds.
-PATIENCE = 10.0
+PATIENCE = 40.0
 
 
 def _poison(world: World, strike: Strike, way: str) -> None:

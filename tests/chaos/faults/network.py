@@ -10,8 +10,10 @@ from tests.private_servers import CuttableProxy
 
 
 def _network(world: World, strike: Strike, server: str) -> CuttableProxy:
-    host = strike.rng.choice(sorted(world.networks))
-    proxy = world.networks[host][("broker", "database").index(server)]
+    number = ("broker", "database").index(server)
+    connected = [host for host in world.networks if world.networks[host][number].links]
+    host = strike.rng.choice(connected or list(world.networks))
+    proxy = world.networks[host][number]
     strike.now(world, f"{host} to {server}")
     strike.hit = proxy.links > 0
     return proxy

@@ -12,7 +12,7 @@ from tests.chaos.members import Member
 from tests.chaos.world import World
 
 #: How long a fault waits for a target that has something to lose, in seconds.
-PATIENCE = 3.0
+PATIENCE = 6.0
 
 
 @fault("producer killed", "producers")
