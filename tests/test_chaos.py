@@ -168,7 +168,7 @@ def test_a_short_campaign_breaks_no_promise(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     command = [sys.executable, "-m", "tests.chaos", "--json", str(figures), "--keep", str(tmp_path)]
     done = subprocess.run(
-        [*command, "--seed", "2", "--seconds", "20", "--every", "1", "--faults", kinds],
+        [*command, "--seed", "2", "--seconds", "15", "--every", "0.7", "--lease", "3", "--faults", kinds],
         cwd=ROOT,
         capture_output=True,
         text=True,

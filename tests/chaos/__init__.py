@@ -6,9 +6,9 @@ One campaign is one seed. In the order of its life, a file each:
                                   whose clocks can be turned
     ledger                        the append-only file beside the database: what producers committed, what bodies did
     work, tasks, producer         the workload, each piece with what must come of it
-    world                         private PostgreSQL and RabbitMQ, a proxy per host and server, the processes
+    world, members, disk          private PostgreSQL and RabbitMQ, a proxy per host and server, the processes
     faults/                       the registry of faults, and the faults, each of them real
-    campaign                      processes up, faults by the seed, a calm tail, the wait for what is still open
+    campaign, liveness            processes up, faults by the seed, a calm tail, the wait for what is still open
     checker                       the verdict, promise by promise, from business tables and the ledger
     report, __main__              words, JSON, exit code
     recovery, scenarios           one fault each, and how long until the work is done again:

@@ -42,7 +42,9 @@ def as_words(results: list[Result]) -> str:
         shown = f"{statistics.median(times):.1f}  {max(times):.1f}" if times else "-"
         lines.append(f"{kind:38}{done[kind]:6}{len(of_kind):9}{shown:>32}")
     lines.append(f"{'all':38}{len(strikes):6}{len(counted):9}   of {len(kinds)} kinds, {len(results)} seed(s)")
+    lines.append("(recovered: all that was open at the fault had finished, whatever other faults came meanwhile)")
     lines.append("")
+    lines.append("over all seeds; means, medians and mosts are those of the worst one")
     for name in results[0].verdict.figures:
         values = [result.verdict.figures[name] for result in results]
         add = max if any(word in name for word in ("at most", ", most", "longest", "mean", "median")) else sum
