@@ -80,20 +80,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     take_down_at_sigterm()
     results: list[Result] = []
-    for seed in seeds(options):
-        result = Campaign(plan, seed).run()
-        results.append(result)
-        figures = result.verdict.figures
-        hits = sum(strike.counted for strike in result.strikes)
-        word = "ok" if result.ok else "NOT OK"
-        print(
-            f"seed {seed}: {word}, {figures['jobs']} jobs, {hits} of {len(result.strikes)} faults counted", flush=True
-        )
-        for violation in result.verdict.violations[:10]:
-            print(f"    {violation}", flush=True)
-    print(report.as_words(results))
-    if options.json:
-        options.json.write_text(json.dumps(report.as_json(results), indent=1))
+    try:
+        for seed in seeds(options):
+            result = Campaign(plan, seed).run()
+            results.append(result)
+            print(report.line(result), flush=True)
+    finally:  # what was found before somebody lost patience is worth having
+        if results:
+            print(report.as_words(results))
+        if options.json:
+            options.json.write_text(json.dumps(report.as_json(results), indent=1))
     if any(result.verdict.violations for result in results):
         return 1
     return 2 if any(result.errors for result in results) else 0

@@ -30,6 +30,14 @@ def as_json(results: list[Result]) -> dict[str, Any]:
     }
 
 
+def line(result: Result) -> str:
+    """One campaign, as soon as it is over."""
+    hits = sum(strike.counted for strike in result.strikes)
+    words = f"seed {result.seed}: {'ok' if result.ok else 'NOT OK'}, {result.verdict.figures['jobs']} jobs, "
+    words += f"{hits} of {len(result.strikes)} faults counted"
+    return "\n    ".join([words, *map(str, result.verdict.violations[:10])])
+
+
 def as_words(results: list[Result]) -> str:
     strikes = [strike for result in results for strike in result.strikes]
     counted = [strike for strike in strikes if strike.counted]
