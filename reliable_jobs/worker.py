@@ -13,10 +13,10 @@ import uuid
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
-from billiard.exceptions import WorkerLostError
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import Celery, signals
-from celery.exceptions import InvalidTaskError
 from celery.concurrency import prefork, solo
+from celery.exceptions import InvalidTaskError
 from celery.worker import state as worker_state
 from celery.worker.request import Request
 from django.db import transaction
@@ -50,7 +50,33 @@ POSTGRESQL_SESSION = (
 # --- requests as the parent process sees them -------------------------------------------------------------------------
 
 
-class ReliableRequest(Request):
+class _GivenBackRequest(Request):
+    """A request whose message goes back when a hard time limit has ended its child: to the careful path, which counts
+    such an end and bounds it."""
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        if soft or worker_state.should_terminate:
+            super().on_timeout(soft, timeout)
+            return
+        worker_state.task_ready(self)
+        logger.error("Hard time limit (%ss) exceeded for %s[%s]; its work is done again.", timeout, self.name, self.id)
+        self.out_of_time(timeout)
+        self.reject(requeue=True)
+
+    def out_of_time(self, timeout: float) -> None:
+        """What there is to record."""
+
+    def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        # billiard tells of the time limit here first, and Celery would acknowledge the message before on_timeout.
+        if not isinstance(_cause(exc_info), TimeLimitExceeded):
+            super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+
+def _cause(exc_info: ExceptionInfo) -> Any:
+    return getattr(exc_info.exception, "exc", exc_info.exception)
+
+
+class ReliableRequest(_GivenBackRequest):
     """Celery's request, with the endings that a reliable task answers differently. ``Task.Request`` is the documented
     hook for it."""
 
@@ -74,21 +100,12 @@ class ReliableRequest(Request):
             return False
         return bool(super().revoked())
 
-    def on_timeout(self, soft: bool, timeout: float) -> None:
-        """A hard limit kills the child in mid-body: recorded, and the message goes back, to the careful path, which
-        counts it as a crash and bounds it."""
-        if soft or worker_state.should_terminate:
-            super().on_timeout(soft, timeout)
-            return
-        worker_state.task_ready(self)
-        logger.error("Hard time limit (%ss) exceeded for %s[%s]; its job is run again.", timeout, self.name, self.id)
+    def out_of_time(self, timeout: float) -> None:
         self._died(EventKind.TIME_LIMIT, f"hard time limit of {timeout} s exceeded; the process was killed")
-        self.reject(requeue=True)
 
     def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """A child that died without a word: recorded; Celery then rejects the message back to the queue."""
-        exc = getattr(exc_info.exception, "exc", exc_info.exception)
-        if isinstance(exc, (WorkerLostError, SystemExit)):
+        if isinstance(exc := _cause(exc_info), (WorkerLostError, SystemExit)):
             self._died(EventKind.CRASH, str(exc) or repr(exc))
         super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
@@ -97,18 +114,9 @@ class ReliableRequest(Request):
         aside(lambda: lifecycle.record(job_id, using, kind, worker, detail), f"{kind} of job {self.id}")
 
 
-class BundleRequest(Request):
+class BundleRequest(_GivenBackRequest):
     """The request of a message that carries many jobs. A revoked one among them is cancelled as any job that waits
     without a message of its own: see :func:`_cancel_newly_revoked`."""
-
-    def on_timeout(self, soft: bool, timeout: float) -> None:
-        """A hard limit kills the child: the message goes back, and its jobs run alone, each with the whole limit."""
-        if soft or worker_state.should_terminate:
-            super().on_timeout(soft, timeout)
-            return
-        worker_state.task_ready(self)
-        logger.error("Hard time limit (%ss) exceeded for %s; they are run alone.", timeout, self.argsrepr)
-        self.reject(requeue=True)
 
 
 def _on_revoked(

@@ -404,7 +404,9 @@ MUTANTS = [
         "        if why is not None:\n",
         "        if False:\n",
         (f"{BAD}::test_a_message_that_no_worker_can_read_is_parked_and_ends_none[a follow-up that is a text]",),
-        "threads leave Celery's prefetch count alone",
+    ),
+    Mutant(
+        "prefetch-count-left-alone",
         "I2",
         "worker.py",
         "        instance.app.conf.worker_enable_prefetch_count_reduction = False\n",

@@ -91,7 +91,7 @@ def test_a_bundle_over_its_hard_time_limit_is_run_alone_each_with_the_whole_limi
         results = [tasks.small_but_slow.delay(f"small {number}", str(outside)) for number in range(6)]
     worker = stack.worker()
     stack.all_end()
-    assert "are run alone" in worker.log
+    assert "Hard time limit (2s) exceeded for reliable_jobs.bundle" in worker.log
     check_neighbours(stack, results, odd=-1)
 
 

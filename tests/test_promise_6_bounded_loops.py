@@ -91,6 +91,10 @@ def test_a_job_over_its_hard_time_limit_is_killed_recorded_and_bounded(
 ) -> None:
     worker = stack.worker(LEASE=0.5, MAX_CRASHES=1)
     result = (tasks.too_long if atomic else tasks.too_long_outside).delay(str(outside))
+    if atomic:
+        wait_until(
+            lambda: len(lines(outside)) == 2, "the message goes back, and the job is begun again without a sweep"
+        )
     job = stack.ends(result, "failed", sweeping=True)
     assert job.reason == "time limit"
     assert "hard time limit of 1" in job.error
