@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import datetime
 import os
+import threading
 import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -79,15 +80,15 @@ class Interrupted(Exception):
     """The whole transaction is to be rolled back and the run put down to the database; the cause says why."""
 
 
-_identity: tuple[int, str] | None = None
+_here = threading.local()
 
 
 def worker_name(task: ReliableTask) -> str:
-    """This process in the database: a fresh id for each incarnation, because host names and pids come back."""
-    global _identity
-    if _identity is None or _identity[0] != os.getpid():
-        _identity = (os.getpid(), uuid.uuid4().hex[:8])
-    return f"{task.request.hostname or 'unknown'} pid {os.getpid()} #{_identity[1]}"
+    """This thread of this process in the database: a fresh id for each incarnation, because host names and pids come
+    back, and because a settlement by another thread is not one's own."""
+    if getattr(_here, "pid", None) != os.getpid():
+        _here.pid, _here.id = os.getpid(), uuid.uuid4().hex[:8]
+    return f"{task.request.hostname or 'unknown'} pid {_here.pid} #{_here.id}"
 
 
 def encode_result(task: ReliableTask, value: Any) -> str | None:

@@ -139,9 +139,10 @@ def a_body_that_loses_its_session_each_time(world: World) -> None:
 
 @needs("broken-commit-is-looked-into")
 def a_commit_whose_answer_is_lost(world: World) -> None:
-    """It is done, and Celery hears so. (The message is acknowledged either way: the row is what tells.)"""
+    """The body is done, and the connection lost with the settlement and the COMMIT, which travel together. (The message is
+    acknowledged either way: the row is what tells.)"""
     world.enqueue("spawns")
-    run = world.deliver(_only_message(world), stop_at="settled")
+    run = world.deliver(_only_message(world), stop_at="body")
     assert run is not None
     world.disconnect(run)
     world.resume(run)
