@@ -139,8 +139,8 @@ def a_body_that_loses_its_session_each_time(world: World) -> None:
 
 @needs("broken-commit-is-looked-into")
 def a_commit_whose_answer_is_lost(world: World) -> None:
-    """The body is done, and the connection lost with the settlement and the COMMIT, which travel together. (The message is
-    acknowledged either way: the row is what tells.)"""
+    """The body is done, and the connection lost with the settlement and the COMMIT, which travel together. (The message
+    is acknowledged either way: the row is what tells.)"""
     world.enqueue("spawns")
     run = world.deliver(_only_message(world), stop_at="body")
     assert run is not None
