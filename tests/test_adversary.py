@@ -81,7 +81,8 @@ def make_old(**ages: float) -> None:
 def test_a_queue_name_that_the_broker_refuses_holds_up_nobody_else(
     stack: Stack, idle_queue: str, rows_only: None, queue: str
 ) -> None:
-    evil = tasks.effect.apply_async(("evil",), queue=queue)
+    evil = tasks.effect.delay("evil")
+    Job.objects.update(queue=queue)  # at the call the second would be refused
     tasks.effect.delay("good")
     stack.sweep()
     assert stack.depth() == 1

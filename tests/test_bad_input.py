@@ -217,6 +217,9 @@ def test_an_option_is_refused_by_its_name_or_leaves_a_row_that_can_be_sent(
 )
 def test_what_no_worker_could_read_is_refused_at_the_call(rows: InProcess, value: Any, words: str, plain: bool) -> None:
     tasks.add.delay(1, 2)  # for the template
+    with contextlib.suppress(RecursionError):
+        if words == "recursion" and json.loads(json.dumps(value)):
+            return  # this Python's C stack takes it (3.12 and later)
     with pytest.raises(UnserialisableArguments, match=words) as refused:
         tasks.add.apply_async((value, 1), **({} if plain else {"queue": rows.queue, "headers": {"tenant": "x"}}))
     assert "tests.testapp.tasks.add" in str(refused.value)

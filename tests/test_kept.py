@@ -45,8 +45,8 @@ def fixup_of(app: Celery) -> DjangoFixup:
 class FakeTask:
     request = types.SimpleNamespace(is_eager=False)
 
-    def __init__(self, writes_outbox: bool) -> None:
-        self.writes_outbox = writes_outbox
+    def __init__(self, keeps_connections: bool) -> None:
+        self.keeps_connections = keeps_connections
 
 
 class Closings:
