@@ -34,6 +34,9 @@ from reliable_jobs.savepoint import BodySavepoint, ConstraintViolated, check_def
 
 logger = logging.getLogger("reliable_jobs.bundle")
 
+#: Jobs between two looks at the depth of the stack.
+LOOK_EVERY = 8
+
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 _ENDS_TRANSACTION = re.compile(
     r"(?:^|;)\s*(COMMIT|END|ABORT|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(WORK\s+|TRANSACTION\s+)?TO))\b", re.IGNORECASE
@@ -135,7 +138,8 @@ class Attempt:
 
     def _next(self) -> None:
         """Run the next job in its tracer, inside the tracer of the one before it; after the last one, commit."""
-        if len(self._left) < self._claimed and _stack_is_deep():
+        begun = self._claimed - len(self._left)
+        if begun and begun % LOOK_EVERY == 0 and _stack_is_deep():
             self.not_begun = {claim.job.pk: self.revs[claim.job.pk] for claim in self._left}
             self._left = []
         while self._left:

@@ -73,6 +73,6 @@ class _Around:
     def task_postrun(self, sender: Any, **kwargs: Any) -> None:
         if not getattr(sender, "keeps_connections", False):
             self.celerys.on_task_postrun(sender, **kwargs)
-        elif not sender.request.is_eager:
+        elif not sender.request.is_eager and not sender.request.get("reliable_bundle"):  # that has a postrun of its own
             close_old_connections()
             self.celerys.close_cache()

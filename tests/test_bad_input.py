@@ -210,7 +210,7 @@ def test_an_option_is_refused_by_its_name_or_leaves_a_row_that_can_be_sent(
     ("value", "words"),
     [
         ({"__type__": "datetime", "__value__": 1}, "the key '__type__'"),
-        (10**5000, "4300 digits"),
+        (10**5000, r"4300( digits|\))"),
         (nested(1, 3000), "recursion"),
     ],
     ids=["a dict like kombu's own", "a huge number", "lists in lists"],

@@ -397,6 +397,7 @@ def test_where_the_stack_gets_deep_the_rest_is_another_transaction(
     jobs: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = enqueue(*[(number,) for number in range(4)])
+    monkeypatch.setattr(bundle_attempt, "LOOK_EVERY", 1)
     monkeypatch.setattr(bundle_attempt, "_stack_is_deep", lambda: True)
     jobs.work()
     assert statuses(ids) == ["succeeded"] * 4

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, signals
+from celery.app.task import Context
 from celery.concurrency import gevent, prefork, solo, thread
 from celery.fixups.django import DjangoFixup
 from django.db import connection, connections
@@ -43,7 +44,7 @@ def fixup_of(app: Celery) -> DjangoFixup:
 
 
 class FakeTask:
-    request = types.SimpleNamespace(is_eager=False)
+    request = Context(is_eager=False)
 
     def __init__(self, keeps_connections: bool) -> None:
         self.keeps_connections = keeps_connections
