@@ -111,7 +111,7 @@ class Attempt:
         self._transaction = transaction_of_all
         try:
             with self.connection.execute_wrapper(_keep_transaction):
-                self._next()
+                self._go_on()
         finally:
             self._roll_back()
             aftermath.reset_if_open(self.using, depth)
@@ -135,6 +135,15 @@ class Attempt:
             undone = RunTakenAway("the bundle is rolled back")
             self._transaction.__exit__(type(undone), undone, None)
             self._transaction = None
+
+    def _go_on(self) -> None:
+        """The next job, and with it all the others. What goes wrong there is not the business of the job before it: its
+        tracer would take it for that one's failure."""
+        try:
+            self._next()
+        except Exception as error:
+            self._broken = True
+            logger.warning("A bundle of %s was broken off: %s", self.task.name, type(error).__name__)
 
     def _next(self) -> None:
         """Run the next job in its tracer, inside the tracer of the one before it; after the last one, commit."""
@@ -210,11 +219,7 @@ class Attempt:
             self._succeeded.append(claim)
             self._results.append(text)
         if not self._broken:
-            try:
-                self._next()
-            except Exception as error:  # of what comes after it, and none of this job's business
-                self._broken = True
-                logger.warning("A bundle of %s was broken off: %s", self.task.name, type(error).__name__)
+            self._go_on()
         if not (succeeded and self.committed):
             raise Ignore(f"job {claim.job.pk} is run alone")
         return value

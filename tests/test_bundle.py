@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from celery import shared_task
-from celery.exceptions import Ignore, SoftTimeLimitExceeded, WorkerTerminate
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, WorkerTerminate
 from django.db import OperationalError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 
@@ -38,6 +38,8 @@ class Told(ReliableTask):
         HEARD.append(("before_start", args[0]))
 
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        if list(args[1:]) == ["reject"]:
+            raise Reject("by its own hook")
         HEARD.append(("on_success", (args[0], connection.in_atomic_block)))
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
@@ -362,6 +364,14 @@ def test_an_error_between_two_bodies_fails_neither(jobs: InProcess, monkeypatch:
     jobs.finish()
     assert statuses(ids) == ["succeeded"] * 3
     assert not Job.objects.exclude(attempt=0).exists()
+
+
+def test_a_hook_that_rejects_ends_neither_the_bundle_nor_its_neighbours(jobs: InProcess) -> None:
+    ids = enqueue((0, "reject"), (1,), (2, "reject"))
+    (done,) = jobs.work()
+    assert done.answer == "acked"
+    assert statuses(ids) == ["succeeded"] * 3
+    assert ("on_success", (1, False)) in HEARD
 
 
 def test_a_claim_reads_all_that_a_bundle_wants_to_know_at_once(jobs: InProcess) -> None:
