@@ -287,6 +287,8 @@ def small(name: str, log: str, what: str = "") -> None:
     if what == "commit":
         with connection.cursor() as cursor:
             cursor.execute("COMMIT")
+    if what == "left open":
+        transaction.atomic().__enter__()
     if what == "deferred":
         Child.objects.create(parent_id=10**9)
 
