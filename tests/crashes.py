@@ -25,7 +25,7 @@ from django.test import override_settings
 from reliable_jobs.lifecycle import seconds
 from reliable_jobs.models import Job
 from reliable_jobs.testing.steps import read
-from tests.harness import ROOT, Process, Stack, wait_until
+from tests.harness import Process, Stack, wait_until
 from tests.warm import LAST, RECEIVED
 
 #: Processes that live, and are killed, at the same time.
@@ -35,17 +35,8 @@ AT_ONCE = 2
 class Warm(Process):
     """``python -m tests.warm``: does one order at a time."""
 
-    def start(self) -> None:
-        with self._path.open("ab") as output:
-            self.popen = subprocess.Popen(
-                self._argv,
-                env=self._env,
-                cwd=ROOT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=output,
-                start_new_session=True,
-            )
+    def streams(self, output: Any) -> dict[str, Any]:
+        return {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": output}
 
     def kill9(self) -> None:
         super().kill9()

@@ -88,14 +88,12 @@ class Process:
     def start(self) -> None:
         with self._path.open("ab") as output:
             self.popen = subprocess.Popen(
-                self._argv,
-                env=self._env,
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+                self._argv, env=self._env, cwd=ROOT, start_new_session=True, **self.streams(output)
             )
+
+    def streams(self, output: Any) -> dict[str, Any]:
+        """Where standard input, output and error go; ``output`` is the open log."""
+        return {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
 
     @property
     def log(self) -> str:

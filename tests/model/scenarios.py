@@ -24,12 +24,16 @@ def _only_message(world: World):  # type: ignore[no-untyped-def]
     return message
 
 
+def _two_copies(world: World, kind: str = "plain", stop_at: str | None = None) -> None:
+    world.enqueue(kind)
+    world.copy(world.broker.ever[0])
+    for _ in range(2):
+        world.deliver(world.broker.ready[0], stop_at=stop_at)
+
+
 @needs("row-lock")
 def two_copies_at_once(world: World) -> None:
-    world.enqueue()
-    world.copy(world.broker.ever[0])
-    world.deliver(world.broker.ready[0], stop_at="body")
-    world.deliver(world.broker.ready[0], stop_at="body")
+    _two_copies(world, stop_at="body")
 
 
 @needs("skip-locked")
@@ -42,18 +46,12 @@ def a_person_asks_while_a_body_runs(world: World) -> None:
 
 @needs("final-check")
 def a_copy_after_the_settlement(world: World) -> None:
-    world.enqueue()
-    world.copy(world.broker.ever[0])
-    world.deliver(world.broker.ready[0])
-    world.deliver(world.broker.ready[0])
+    _two_copies(world)
 
 
 @needs("due-check")
 def a_copy_before_the_second_attempt_is_due(world: World) -> None:
-    world.enqueue("flaky")
-    world.copy(world.broker.ever[0])
-    world.deliver(world.broker.ready[0])
-    world.deliver(world.broker.ready[0])
+    _two_copies(world, "flaky")
 
 
 @needs("rev-check")

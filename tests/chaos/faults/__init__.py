@@ -50,6 +50,11 @@ class Strike:
         self.unfinished = world.last_unfinished if found is None else found
         self.at, self.clock = time.monotonic(), time.time()
 
+    def last(self, least: float, most: float) -> None:
+        """Let the fault go on for so many seconds, as the seed will have it. It is the outage's own length: nothing is
+        awaited."""
+        time.sleep(self.rng.uniform(least, most))
+
     @property
     def counted(self) -> bool:
         """Only a fault that met unfinished work proves anything."""

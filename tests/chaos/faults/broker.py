@@ -22,7 +22,7 @@ PATIENCE = 3.0
 def broker_stopped(world: World, strike: Strike) -> None:
     strike.now(world, "rabbitmq")
     world.rabbitmq.stop()
-    time.sleep(strike.rng.uniform(0.0, 3.0))
+    strike.last(0.0, 3.0)
     world.rabbitmq.start()
 
 
@@ -52,7 +52,7 @@ def memory_alarm(world: World, strike: Strike) -> None:
     world.rabbitmq.set_memory_alarm(True)
     try:
         strike.now(world, "rabbitmq")
-        time.sleep(strike.rng.uniform(1.0, 4.0))
+        strike.last(1.0, 4.0)
     finally:
         world.rabbitmq.set_memory_alarm(False)
 
@@ -63,7 +63,7 @@ def disk_alarm(world: World, strike: Strike) -> None:
     world.rabbitmq.ctl("set_disk_free_limit", "1000000GB")
     try:
         strike.now(world, "rabbitmq")
-        time.sleep(strike.rng.uniform(1.0, 4.0))
+        strike.last(1.0, 4.0)
     finally:
         world.rabbitmq.ctl("set_disk_free_limit", "1MB")
 

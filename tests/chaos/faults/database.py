@@ -22,7 +22,7 @@ def database_crashed(world: World, strike: Strike) -> None:
 def database_stopped(world: World, strike: Strike) -> None:
     strike.now(world, "postgresql")
     world.postgres.stop("fast")
-    time.sleep(strike.rng.uniform(0.0, 4.0))
+    strike.last(0.0, 4.0)
     world.postgres.start()
 
 
@@ -70,7 +70,7 @@ def disk_full(world: World, strike: Strike) -> None:
     assert world.disk is not None
     strike.now(world, "postgresql")
     with filled(world.disk):
-        time.sleep(strike.rng.uniform(1.0, 3.0))
+        strike.last(1.0, 3.0)
     world.postgres.start()
 
 
@@ -85,7 +85,7 @@ def reads_only(world: World, strike: Strike) -> None:
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
-        time.sleep(strike.rng.uniform(1.0, 3.0))
+        strike.last(1.0, 3.0)
     finally:
         # The control session may be of those that can't write.
         world.query("SET default_transaction_read_only = off")

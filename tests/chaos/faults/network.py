@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from tests.chaos.faults import Strike, fault
 from tests.chaos.world import World
 from tests.private_servers import CuttableProxy
@@ -28,7 +26,7 @@ def _refuse(world: World, strike: Strike, server: str) -> None:
     proxy.refuse(True)
     try:
         proxy.cut()
-        time.sleep(strike.rng.uniform(1.0, 5.0))
+        strike.last(1.0, 5.0)
     finally:
         proxy.refuse(False)
 
@@ -37,7 +35,7 @@ def _delay(world: World, strike: Strike, server: str) -> None:
     proxy = _network(world, strike, server)
     proxy.latency = strike.rng.uniform(0.05, 0.5)
     try:
-        time.sleep(strike.rng.uniform(2.0, 5.0))
+        strike.last(2.0, 5.0)
     finally:
         proxy.latency = 0.0
 
@@ -48,7 +46,7 @@ def _half_open(world: World, strike: Strike, server: str) -> None:
     proxy = _network(world, strike, server)
     proxy.blackhole(True)
     try:
-        time.sleep(strike.rng.uniform(2.0, 7.0))
+        strike.last(2.0, 7.0)
     finally:
         proxy.blackhole(False)
         proxy.cut_swallowed()

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable
 
 from tests.chaos.faults import Strike, fault
 from tests.chaos.members import Member
@@ -26,20 +27,20 @@ def producer_killed(world: World, strike: Strike) -> None:
 @fault("worker killed with its children", "workers")
 def worker_killed(world: World, strike: Strike) -> None:
     """As a power cut or a container's end."""
-    member = world.choose(strike.rng, world.by_role("worker"), world.in_body, PATIENCE)
-    bodies = world.in_body(member)
-    strike.now(world, member.name)
-    member.process.kill9()
-    strike.hit = bool(world.still_in_body(bodies))
+    _kill_in_a_body(world, strike, "worker", lambda member: member.process.kill9())
 
 
 @fault("worker's parent killed", "workers")
 def worker_parent_killed(world: World, strike: Strike) -> None:
     """Its children are left to find out."""
-    member = world.choose(strike.rng, world.by_role("prefork worker"), world.in_body, PATIENCE)
+    _kill_in_a_body(world, strike, "prefork worker", lambda member: member.process.kill9_parent())
+
+
+def _kill_in_a_body(world: World, strike: Strike, role: str, kill: Callable[[Member], None]) -> None:
+    member = world.choose(strike.rng, world.by_role(role), world.in_body, PATIENCE)
     bodies = world.in_body(member)
     strike.now(world, member.name)
-    member.process.kill9_parent()
+    kill(member)
     strike.hit = bool(world.still_in_body(bodies))
 
 
@@ -119,7 +120,7 @@ def clock_wrong(world: World, strike: Strike) -> None:
     minutes = strike.rng.choice((-1, 1)) * strike.rng.uniform(2.0, 30.0)
     strike.now(world, f"{member.name} {minutes:+.1f} min")
     with world.wrong_clock(member, minutes * 60):
-        time.sleep(strike.rng.uniform(3.0, 6.0))
+        strike.last(3.0, 6.0)
 
 
 def _stop(world: World, member: Member, seconds: float) -> None:
