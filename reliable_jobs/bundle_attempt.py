@@ -168,7 +168,7 @@ class Attempt:
         job = claim.job
         try:
             message = outgoing(job, self.using)
-            args, kwargs, follow = content(job)
+            args, kwargs, follow = content(job, message.headers)
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
         expired = job.expires_at is not None and job.expires_at <= claim.now

@@ -262,7 +262,8 @@ def outgoing(job: Job | Unsent, using: str) -> Outgoing:
 
     The job is as it was *before* this send: ``sends`` counts from 1 in the header.
     """
-    envelope = kombu_json.loads(job.envelope)
+    # Most hold no value of a type that JSON does not know; looking for those takes four fifths of the time.
+    envelope = (kombu_json if '"__type__"' in job.envelope else json).loads(job.envelope)
     usual = {**USUAL_HEADERS, "id": str(job.id), "root_id": str(job.id), "task": job.task}
     headers = {**usual, **envelope["headers"]}
     headers[HEADER] = {"rev": job.rev, "using": using, "send": job.sends, "requeues": job.requeues}
@@ -299,8 +300,11 @@ def headers_of(job: Job) -> dict[str, Any]:
     return headers if isinstance(headers, dict) else {}
 
 
-def content(job: Job) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
+def content(job: Job, headers: Mapping[str, Any] | None = None) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
     """Decode a row's arguments, and what is to follow (callbacks, errbacks, chain, chord).
+
+    Args:
+        headers: its Celery headers, if they are known.
 
     Raises:
         ValueError: the body can't be decoded, or is pickled (never loaded).
@@ -308,7 +312,7 @@ def content(job: Job) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
     if job.content_type in _PICKLE:
         raise ValueError("pickled body, not loaded")
     body = bytes(job.body)
-    compression = headers_of(job).get("compression")
+    compression = (headers_of(job) if headers is None else headers).get("compression")
     try:
         if compression:
             body = decompress(body, compression)

@@ -17,7 +17,7 @@ from django.db import connections, transaction
 from django.db.models.constants import OnConflict
 
 from reliable_jobs.models import Job
-from reliable_jobs.statements import Moment, params_of, shape_of, sql_of
+from reliable_jobs.statements import Form, Moment, params_of, shape_of, sql_of
 from reliable_jobs.status import Reason, Status
 
 #: What every new row holds beside what its call says; the other columns are NULL, or the database's default.
@@ -94,9 +94,7 @@ def insert_many(alias: str, common: Mapping[str, Any], each: Iterable[Each]) -> 
 
 
 @functools.lru_cache(maxsize=256)
-def _statement(
-    vendor: str, alias: str, shape: tuple[tuple[str, Moment | None], ...], unless_there: bool = False
-) -> _Statement:
+def _statement(vendor: str, alias: str, shape: tuple[tuple[str, Form], ...], unless_there: bool = False) -> _Statement:
     """The INSERT for rows of a shape. The vendor is among the arguments because tests change what an alias means."""
     ops = connections[alias].ops
     conflict = OnConflict.IGNORE if unless_there else None

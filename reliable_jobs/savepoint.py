@@ -1,33 +1,28 @@
 """The savepoint around an atomic body, with as few round trips as the promises leave.
 
 One by one, a run costs eight: begin, claim, savepoint, body, constraints, release, settle, commit. On PostgreSQL
-statements can travel together, so that they are four:
+statements can travel together (joined.py), so that they are three:
 
-    BEGIN │ claim; SAVEPOINT │ the body's own │ SET CONSTRAINTS; RELEASE; settle; COMMIT
+    BEGIN; claim; SAVEPOINT │ the body's own │ SET CONSTRAINTS; RELEASE; settle; COMMIT
 
 An error in the last one is told apart by the server itself: before the RELEASE the savepoint is still there to be
 rolled back to, and the error is the body's (a deferred constraint); behind it the whole transaction is gone. A COMMIT
 that travels with the settlement must not happen where the fence did not hold, so that one fails by a division then.
-
-psycopg's pipeline mode was measured for the same: no gain over single statements (1,300 µs a run on two cores, joined
-ones 850). Joining needs arguments bound by the client, which is Django's default; other set-ups go one by one.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from django.db import DatabaseError, connections, transaction
 
+from reliable_jobs import joined
 from reliable_jobs.failures import sqlstate
-from reliable_jobs.models import Job
 
 _T = TypeVar("_T")
 _DIVISION_BY_ZERO = "22012"
-_TABLE = f'"{Job._meta.db_table}"'
 
 
 class ConstraintViolated(Exception):
@@ -61,7 +56,7 @@ class BodySavepoint:
             self._leave(error)
         elif self._entered:
             # Released with the settlement; or nothing was claimed, and the transaction ends with nothing in it.
-            with self._connection.execute_wrapper(_Keep()):
+            with self._connection.execute_wrapper(joined.Keep("RELEASE")):
                 self._leave(None)
 
     def _leave(self, error: BaseException | None) -> None:
@@ -75,15 +70,20 @@ class BodySavepoint:
         Args:
             take: its first statement is the one that locks the row.
         """
-        if not can_join(self._connection):
+        if not joined.can_join(self._connection):
             return take()
-        keep = _Keep()
+        if len(self._connection.atomic_blocks) == 1:
+            self._connection.clean_savepoints()  # the same name for each run: what is the same text is parsed once
+        keep = joined.Keep("SAVEPOINT")
         with self._connection.execute_wrapper(keep):
             self._enter()
-        (self._made,) = keep.statements
-        join = _Join("SELECT", after=[self._made])
-        with self._connection.execute_wrapper(join):
-            taken = take()
+        self._made = keep.kept
+        with joined.begin_later(self._connection) as begin:
+            if begin:
+                joined.prepare(self._connection)
+            join = joined.Join("SELECT", begin=begin, after=[self._made])
+            with self._connection.execute_wrapper(join):
+                taken = take()
         self._send(join.after)
         return taken
 
@@ -135,7 +135,7 @@ class BodySavepoint:
         self._owed = False
         outermost = len(self._connection.atomic_blocks) == 2 and self._connection.commit_on_exit
         commit = alone and outermost
-        join = _Join("UPDATE", before=["SET CONSTRAINTS ALL IMMEDIATE", f"RELEASE {self._made}"], commit=commit)
+        join = joined.Join("UPDATE", before=["SET CONSTRAINTS ALL IMMEDIATE", f"RELEASE {self._made}"], commit=commit)
         try:
             with self._connection.execute_wrapper(join):
                 won = write()
@@ -148,59 +148,6 @@ class BodySavepoint:
             if commit and sqlstate(error) == _DIVISION_BY_ZERO:
                 return False
             raise
-
-
-class _Keep:
-    """An ``execute_wrapper`` that keeps statements back."""
-
-    def __init__(self) -> None:
-        self.statements: list[str] = []
-
-    def __call__(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> None:
-        self.statements.append(sql)
-
-
-class _Join:
-    """An ``execute_wrapper`` that sends others along with the first statement on the jobs table; the cursor shows that
-    one's result. What is still there afterwards was not sent.
-
-    Args:
-        verb: how that statement begins. Other wrappers may have put comments around it, or statements before it.
-        commit: end the transaction too, unless the statement, an UPDATE, changed no row.
-    """
-
-    def __init__(
-        self, verb: str, *, before: Sequence[str] = (), after: Sequence[str] = (), commit: bool = False
-    ) -> None:
-        self.verb, self.before, self.after, self.commit = verb, before, after, commit
-
-    def __call__(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        if not (self.before or self.after) or not self._is_meant(sql):
-            return execute(sql, params, many, context)
-        before, self.before = self.before, ()
-        after, self.after = self.after, ()
-        if self.commit:
-            sql, after = f"WITH won AS ({sql}\nRETURNING 1) SELECT 1 / count(*) FROM won", ["COMMIT"]
-        result = execute("\n; ".join([*before, sql, *after]), params, many, context)
-        for _ in before:
-            context["cursor"].nextset()
-        return result
-
-    def _is_meant(self, sql: Any) -> bool:
-        if not isinstance(sql, str) or ";" in sql or "--" in sql:
-            return False  # nothing may follow it
-        return _TABLE in sql and bool(re.match(rf"(?:\s|/\*(?:.|\n)*?\*/)*{self.verb}\b", sql))
-
-
-def can_join(connection: Any) -> bool:
-    """Whether statements can travel together: PostgreSQL, psycopg 3, arguments bound by the client."""
-    if connection.vendor != "postgresql":
-        return False
-    try:
-        from psycopg import ClientCursor
-    except ImportError:  # psycopg2
-        return False
-    return issubclass(getattr(connection.connection, "cursor_factory", type(None)), ClientCursor)
 
 
 def check_deferred_constraints(connection: Any) -> None:

@@ -219,16 +219,16 @@ MUTANTS = [
         "fence-epoch",
         "I4",
         "lifecycle/transition.py",
-        'else {"epoch": job.epoch, "status": job.status}',
-        "else {}",
+        '{"epoch": job.epoch, "status": Status(job.status)}',
+        "{}",
         (f"{I4}::test_a_claim_without_a_token_is_fenced_by_the_epoch_alone",),
     ),
     Mutant(
         "fence-token",
         "I4",
         "lifecycle/transition.py",
-        'fence = {"token": token_now, "status": Status.RUNNING} if token_now else',
-        "fence = {} if token_now else",
+        '{"token": token_now, "status": Status.RUNNING}',
+        "{}",
         (f"{I4}::test_a_worker_stopped_past_its_lease_wakes_up_to_nothing",),
     ),
     Mutant(
@@ -322,10 +322,18 @@ MUTANTS = [
     Mutant(
         "commit-only-when-the-fence-holds",
         "I4",
-        "savepoint.py",
+        "joined.py",
         "SELECT 1 / count(*) FROM won",
         "SELECT 1 FROM won",
         ("tests/test_savepoint.py::test_a_settlement_whose_fence_does_not_hold_commits_nothing",),
+    ),
+    Mutant(
+        "begin-before-what-comes-first",
+        "I3",
+        "joined.py",
+        '                execute("BEGIN", None, False, context)\n',
+        "                pass\n",
+        ("tests/test_joined.py::test_a_first_statement_that_is_not_ours_is_in_the_transaction_too",),
     ),
     # --- bundles
     Mutant(
@@ -355,9 +363,9 @@ MUTANTS = [
     Mutant(
         "bundle-claim",
         "I4",
-        "lifecycle/claims.py",
-        "status=Status.WAITING, due_at__lte=Now(), attempt=0",
-        "due_at__lte=Now(), attempt=0",
+        "statements.py",
+        "task=_SOME_TASK, status=Status.WAITING, due_at__lte=Now()",
+        "task=_SOME_TASK, due_at__lte=Now()",
         ("tests/test_bundle.py::test_a_copy_of_a_bundle_runs_nothing_again",),
         also=(("lifecycle/settle.py", "AND job.status = '{Status.WAITING}'", ""),),
     ),

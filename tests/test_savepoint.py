@@ -9,7 +9,7 @@ from celery import shared_task
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
-from reliable_jobs import ReliableTask, savepoint
+from reliable_jobs import ReliableTask, joined
 from reliable_jobs.models import Job
 from tests import inprocess
 from tests.inprocess import InProcess
@@ -46,12 +46,12 @@ def statements(jobs: InProcess, **options: Any) -> list[str]:
     return [query["sql"] for query in queries.captured_queries if query["sql"] not in (None, "BEGIN", "COMMIT")]
 
 
-def joined() -> bool:
+def can_join() -> bool:
     connection.ensure_connection()
-    return savepoint.can_join(connection)
+    return joined.can_join(connection)
 
 
-def test_a_run_makes_four_round_trips_with_its_begin_where_statements_can_travel_together(jobs: InProcess) -> None:
+def test_a_run_makes_three_round_trips_where_statements_can_travel_together(jobs: InProcess) -> None:
     said = statements(jobs)
     if connection.vendor == "postgresql":
         claim, body, settle, *_result_backend = said
@@ -60,7 +60,7 @@ def test_a_run_makes_four_round_trips_with_its_begin_where_statements_can_travel
         assert settle.startswith("SET CONSTRAINTS ALL IMMEDIATE\n; RELEASE SAVEPOINT")
         assert settle.endswith("\n; COMMIT")
     else:
-        assert not joined()
+        assert not can_join()
     assert Job.objects.get().status == "succeeded"
     assert Effect.objects.count() == 1
 
@@ -128,7 +128,7 @@ def test_wrappers_of_the_users_own_around_every_statement(
 def test_one_by_one_the_statements_come_to_the_same(
     jobs: InProcess, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(savepoint, "can_join", lambda connection: False)
+    monkeypatch.setattr(joined, "can_join", lambda connection: False)
     if what == "deferred" and connection.vendor == "sqlite":
         return  # as above
     expected: dict[str, Any] = {

@@ -12,7 +12,7 @@ from django.db.models.functions import Least, Now
 
 from reliable_jobs.lifecycle.transition import Claim, Refusal, find, seconds, transition
 from reliable_jobs.models import Job
-from reliable_jobs.statements import CLAIMED, SENT, Moment, lock_row
+from reliable_jobs.statements import Moment, lock_fit, lock_row
 from reliable_jobs.status import Status
 
 #: Two suspects that are claimed at the same instant would not see each other. Only those of one process matter: they
@@ -51,11 +51,8 @@ def claim_many(task: str, revs: Mapping[uuid.UUID, int], using: str) -> list[Cla
 
     What was started, interrupted or has failed before is left to a message of its own.
     """
-    rows = Job.objects.using(using).filter(
-        pk__in=list(revs), task=task, status=Status.WAITING, due_at__lte=Now(), attempt=0, crashes=0, interruptions=0
-    )
-    found = rows.only(*CLAIMED, *SENT).annotate(now=Now()).lock()
-    claims = {job.pk: Claim(job, using, vars(job)["now"]) for job in found if job.rev == revs[job.pk]}
+    found = lock_fit(using, task, list(revs))
+    claims = {job.pk: Claim(job, using, now) for job, now in found if job.rev == revs[job.pk]}
     return [claims[job_id] for job_id in revs if job_id in claims]
 
 

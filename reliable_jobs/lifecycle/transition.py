@@ -92,7 +92,11 @@ def transition(job: Job, using: str, status: str, *, token_now: uuid.UUID | None
         changes["finished_at"] = Moment()
         if not job.key_forever and job.live_key is not None:
             changes["live_key"] = None
-    fence = {"token": token_now, "status": Status.RUNNING} if token_now else {"epoch": job.epoch, "status": job.status}
+    fence = (
+        {"token": token_now, "status": Status.RUNNING}
+        if token_now
+        else {"epoch": job.epoch, "status": Status(job.status)}
+    )
     return update(using, job.pk, fence, {"status": status, **changes})
 
 
