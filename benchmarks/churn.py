@@ -6,9 +6,7 @@ at the same time is counted too.
 
 from __future__ import annotations
 
-import time
-
-from benchmarks.harness import Arena, Benchmark, Contender
+from benchmarks.harness import WARM, Arena, Benchmark, Contender
 
 QUARTERS = 4
 
@@ -30,7 +28,7 @@ def measure(arena: Arena, jobs: int, step: int) -> dict[str, float]:
         arena.check_effects(step)
         arena.child("benchmarks.child:prune")
         if number % (steps // QUARTERS) == 0 and number // (steps // QUARTERS) <= QUARTERS:
-            time.sleep(1.5)  # until the statistics of the workers' sessions have arrived
+            arena.wait_for_statistics(WARM + number * step)
             after = f"after {number * step:,}"
             figures[f"dead rows {after}"] = float(arena.number(f"SELECT coalesce(sum(n_dead_tup), 0) {TABLES}"))
             figures[f"tables MB {after}"] = arena.number(f"SELECT sum(pg_table_size(relid)) {TABLES}") / 1e6

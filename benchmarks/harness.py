@@ -363,6 +363,22 @@ class Arena:
         except Void as void:
             raise Void(f"{void} ({self.number('SELECT count(*) FROM benchmark_effect'):,} effects are there)") from None
 
+    def wait_for_statistics(self, effects: int) -> None:
+        """Wait until the workers' sessions have told the server's statistics of all that they have done.
+
+        Args:
+            effects: rows inserted into benchmark_effect since the workers were started, WARM included. A session tells
+                of all its tables at once; one that has gone idle does so after ten seconds (PostgreSQL 15).
+        """
+        told = "SELECT n_tup_ins FROM pg_stat_user_tables WHERE relname = 'benchmark_effect'"
+        self.wait_until(lambda: self.number(told) >= effects, "the statistics of all sessions", 30, every=0.1)
+
+    def end_processes(self) -> None:
+        """Ask every process to end, and wait until it has: what it was sending is sent, and nothing more will be."""
+        self._signal(signal.SIGTERM)
+        for process in self._processes:
+            process.wait(30)
+
     def check_effects(self, count: int) -> None:
         """Exactly one effect of each of the jobs 0 to ``count`` - 1."""
         time.sleep(0.3)  # for a second effect of a job that was done twice

@@ -7,12 +7,11 @@ their keys should not notice.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 
 import psycopg
 
-from benchmarks.harness import Arena, Benchmark, Contender
+from benchmarks.harness import WARM, Arena, Benchmark, Contender
 
 SNAPSHOTS = 3
 
@@ -43,7 +42,7 @@ def measure(arena: Arena, jobs: int, slow: int, held: bool, is_slow: bool = Fals
             " (SELECT at FROM benchmark_effect ORDER BY at DESC LIMIT %s) AS last",
             count // 4,
         )[0][0]
-        time.sleep(1.5)  # until the statistics of the workers' sessions have arrived
+        arena.wait_for_statistics(WARM + count)
         dead = arena.number("SELECT coalesce(sum(n_dead_tup), 0) FROM pg_stat_user_tables")
     return {"jobs/s": rate, "jobs/s of the last quarter": count // 4 / last, "dead rows": float(dead)}
 
