@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 
 from benchmarks.harness import Arena, Benchmark, Contender
+from benchmarks.horizon import held_horizon
 from benchmarks.rivals import Rival
 
 
@@ -37,11 +39,13 @@ def _filled(count: int) -> functools.partial[None]:
     return functools.partial(_fill, count=count)
 
 
-def measure(arena: Arena, rows: int, slow: int, way: str, is_slow: bool = False) -> dict[str, float]:
+def measure(
+    arena: Arena, rows: int, slow: int, way: str, is_slow: bool = False, held: bool = False
+) -> dict[str, float]:
     """Start the relay, and count the queue's messages from outside: from the first that arrives to the last."""
     count = slow if is_slow else rows
     arena.open(None if way == "loop" else _filled(count))
-    with arena.counting() as messages:
+    with held_horizon(arena) if held else contextlib.nullcontext(), arena.counting() as messages:
         if way == "loop":
             arena.spawn("benchmarks.relay:send_one_by_one", count=count)
         elif way == "sweep":
@@ -74,6 +78,7 @@ BENCHMARK = Benchmark(
         Contender("… batches of 1000, 8 threads", "celery_outbox:LargeBatches", {"way": "relay", "is_slow": True}),
         Contender("apply_async, confirmed, no rows", "celery:BareCelery", {"way": "loop", "is_slow": True}),
         Contender("reliable_jobs_relay", "reliable:Relay", {"way": "relay"}),
+        Contender("reliable_jobs_relay, horizon held", "reliable:Relay", {"way": "relay", "held": True}),
         Contender("reliable_jobs sweep", "reliable:Relay", {"way": "sweep"}),
     ),
     measure=measure,
