@@ -39,6 +39,17 @@ def book(self: Any, name: str, seconds: float = 0.0) -> str:
     return name
 
 
+@shared_task(base=ReliableTask, bind=True, bundle=20)
+def small(self: Any, name: str, seconds: float = 0.0, fails: bool = False) -> str:
+    """Shares message and transaction with others; one that fails must not take its neighbours along."""
+    with on_record(self, name):
+        Effect.objects.create(name=name, value=self.request.id)
+        time.sleep(seconds)
+        if fails:
+            raise ValueError("planned: this job is to fail, and its neighbours are not")
+    return name
+
+
 @shared_task(base=ReliableTask, bind=True, atomic=False)
 def call(self: Any, name: str, seconds: float = 0.0) -> str:
     """An effect outside, then one in the database that only the run which owns the job may commit."""

@@ -82,6 +82,16 @@ def many(rng: random.Random, name: str) -> list[Expectation]:
     return [expect(job, one) for job, one in zip(made, names, strict=True)]
 
 
+def packed(rng: random.Random, name: str) -> list[Expectation]:
+    """Jobs that travel in bundles; in a third of the orders one of them fails."""
+    names = [f"{name}/{number}" for number in range(rng.randint(2, 30))]
+    bad = rng.choice(names) if rng.random() < 0.33 else ""
+    made = tasks.small.bulk_delay((one, round(seconds(rng) / 20, 3), one == bad) for one in names)
+    return [
+        expect(job, ends="failed") if one == bad else expect(job, one) for job, one in zip(made, names, strict=True)
+    ]
+
+
 def failing(rng: random.Random, name: str) -> list[Expectation]:
     return [expect(tasks.fails.delay(name, seconds(rng)), ends="failed")]
 
@@ -109,6 +119,7 @@ MIX: dict[Callable[[random.Random, str], list[Expectation]], int] = {
     chained: 1,
     pieces: 1,
     many: 1,
+    packed: 1,
     failing: 1,
     undone: 1,
 }
