@@ -13,6 +13,7 @@ from typing import Any
 
 from celery import Celery
 
+from reliable_jobs.conf import settings
 from reliable_jobs.message import HEADER, USUAL_HEADERS, Outgoing
 
 TASK = "reliable_jobs.bundle"
@@ -25,8 +26,10 @@ def size(task: Any) -> int:
     wanted = getattr(task, "bundle", 1)
     if not isinstance(wanted, int) or wanted < 2:
         return 1
-    # A rate limit counts messages; non-atomic bodies have no transaction to share.
-    return min(wanted, LIMIT) if task.atomic and not task.rate_limit else 1
+    # A rate limit counts messages; non-atomic bodies have no transaction to share, nor do those whose worker closes its
+    # connections around each of them.
+    fit = task.atomic and not task.rate_limit and settings.WORKER_CONN_MAX_AGE
+    return min(wanted, LIMIT) if fit else 1
 
 
 def pack(app: Celery, messages: Sequence[Outgoing]) -> tuple[Sequence[Outgoing], dict[uuid.UUID, list[uuid.UUID]]]:

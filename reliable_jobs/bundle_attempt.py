@@ -25,10 +25,11 @@ from django.db.transaction import TransactionManagementError
 from kombu.serialization import prepare_accept_content
 
 from reliable_jobs import aftermath, failures, lifecycle, outcome
+from reliable_jobs.content import content
 from reliable_jobs.errors import BrokenTransaction, RunTakenAway
 from reliable_jobs.execution import NotStarted
 from reliable_jobs.lifecycle import Claim
-from reliable_jobs.message import content, outgoing
+from reliable_jobs.message import outgoing
 from reliable_jobs.outcome import Run, worker_name
 from reliable_jobs.savepoint import BodySavepoint, ConstraintViolated, check_deferred_constraints
 
@@ -56,7 +57,7 @@ def _logged(hook: Callable[[], Any]) -> None:
     """One job's ``on_commit`` hook must not keep its neighbours' from running."""
     try:
         hook()
-    except Exception:
+    except Exception:  # the user's, of any kind
         logger.exception("An on_commit hook of a bundle's job failed; what the job wrote is committed.")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import inspect
 import itertools
 import uuid
 from collections.abc import Iterable, Iterator
@@ -17,20 +16,18 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 from django.db import transaction
 
 from reliable_jobs import outbox
+from reliable_jobs.capture import Capture
 from reliable_jobs.errors import EnqueueError, InvalidOption, UnserialisableArguments
 from reliable_jobs.keys import Request
-from reliable_jobs.message import Capture, Rendered, as_uuid
+from reliable_jobs.message import Rendered, as_uuid
 from reliable_jobs.results import JobResult
 from reliable_jobs.rows import Each
+from reliable_jobs.sensitive import Sensitive
 from reliable_jobs.template import Template, is_safe, template_of
 
-HIDDEN = "[hidden]"
 
-
-class Call(DjangoTask):
+class Call(Sensitive, DjangoTask):
     """What a caller uses of :class:`~reliable_jobs.task.ReliableTask`."""
-
-    sensitive: bool | Iterable[str] = ()
 
     def apply_async(
         self,
@@ -275,35 +272,6 @@ class Call(DjangoTask):
     def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[Any]:
         """The result of a job of this task: its row answers first, then the result backend."""
         return JobResult(task_id, backend=self.backend, app=self._get_app(), task_name=self.name, **kwargs)
-
-    # --- sensitive arguments ------------------------------------------------------------------------------------------
-
-    def _is_sensitive(self, name: str) -> bool:
-        return self.sensitive is True or (self.sensitive is not False and name in self.sensitive)
-
-    def _shown(self, args: Any, kwargs: Any) -> tuple[str, str]:
-        names = self._positional_names()
-        shown_args = [
-            HIDDEN if self._is_sensitive(names[i] if i < len(names) else "*") else repr(value)
-            for i, value in enumerate(args)
-        ]
-        shown_kwargs = {name: HIDDEN if self._is_sensitive(name) else repr(value) for name, value in kwargs.items()}
-        return (
-            f"({', '.join(shown_args)})",
-            "{" + ", ".join(f"{name!r}: {value}" for name, value in shown_kwargs.items()) + "}",
-        )
-
-    def secrets(self, args: Any, kwargs: Any) -> list[Any]:
-        """The values of the sensitive arguments, to be taken out of errors."""
-        if not self.sensitive:
-            return []
-        names = self._positional_names()
-        found = [value for i, value in enumerate(args or ()) if self._is_sensitive(names[i] if i < len(names) else "*")]
-        return found + [value for name, value in (kwargs or {}).items() if self._is_sensitive(name)]
-
-    def _positional_names(self) -> list[str]:
-        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        return [p.name for p in inspect.signature(self.run).parameters.values() if p.kind in kinds]
 
     def _check_arguments(self, args: Any, kwargs: Any) -> None:
         """As Celery does at the call, unless the task has ``typing = False``. Raises TypeError."""

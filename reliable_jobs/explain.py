@@ -29,7 +29,7 @@ def unserialisable(task: Any, body: Any, serializer: str | None, error: Exceptio
     for name, value in _named(args, kwargs):
         try:
             dumps(value, serializer=serializer)
-        except Exception as reason:
+        except Exception as reason:  # a serialiser raises what it likes
             return UnserialisableArguments(
                 f"{task}: {name} ({type(value).__name__}) can't be serialised as {serializer or 'json'}: {reason}. "
                 "Pass a primary key, a URL or plain data."

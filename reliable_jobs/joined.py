@@ -122,7 +122,7 @@ def begin_later(connection: Any) -> Iterator[bool]:
     if not driver.isolation_level is driver.read_only is driver.deferrable is None:
         yield False  # it says more than BEGIN
         return
-    # Private: its setter refuses in a transaction, and in one is where this ends. Pinned by tests/test_savepoint.py.
+    # Private: its setter refuses in a transaction, and in one is where this ends. Pinned by tests/test_joined.py.
     driver._autocommit = True
     try:
         yield True
@@ -172,10 +172,12 @@ def prepare(connection: Any) -> None:
     names = {sql: _name(sql) for sql in wanted}
     # In one message: behind a pooler each could go to another session.
     text = "; ".join(f"PREPARE {name} AS {_numbered(sql)}" for sql, name in names.items())
+    driver = connection.connection
     try:
-        connection.connection.execute(text)
+        driver.execute(text)
     except Exception as error:  # of psycopg's own; whatever it is, the statements go unprepared
-        _give_up(connection, error)
+        if not driver.closed:  # a lost connection says nothing of the server; the claim will meet it
+            _give_up(connection, error)
     else:
         session.names.update(names)
 

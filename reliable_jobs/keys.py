@@ -13,8 +13,9 @@ from django.db import OperationalError, connections, transaction
 from django.utils import timezone
 
 from reliable_jobs import rows
+from reliable_jobs.content import same_call
 from reliable_jobs.errors import KeyBusy, KeyConflict
-from reliable_jobs.message import Rendered, same_call
+from reliable_jobs.message import Rendered
 from reliable_jobs.models import Job
 
 #: How long an enqueue waits for another open transaction that holds the same key.

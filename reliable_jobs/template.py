@@ -28,8 +28,9 @@ from celery.utils.saferepr import saferepr
 from kombu.serialization import dumps
 from kombu.utils import json as kombu_json
 
+from reliable_jobs.capture import Capture, check_readable
 from reliable_jobs.conf import settings
-from reliable_jobs.message import Capture, Rendered, check_readable
+from reliable_jobs.message import Rendered
 
 if TYPE_CHECKING:
     from reliable_jobs.task import ReliableTask

@@ -111,7 +111,7 @@ MUTANTS = [
     Mutant(
         "size-limit",
         "I7",
-        "message.py",
+        "capture.py",
         "if len(payload) > settings.MAX_BODY_BYTES:",
         "if False:",
         (f"{I7}::test_an_oversized_call_is_refused_at_the_call_and_writes_nothing",),

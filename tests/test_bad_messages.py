@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import pytest
 from amqp.serialization import dumps as amqp_dumps
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given
 from hypothesis import strategies as st
 
 from reliable_jobs.message import HEADER
 from reliable_jobs.models import Job
 from reliable_jobs.receipts import foreign_id
+from tests.generated import examples
 from tests.harness import Stack, Worker, wait_until
 from tests.testapp import tasks
 
@@ -191,7 +192,7 @@ def _can_travel(sent: Sent) -> bool:
         for text in (sent.content_type, sent.content_encoding, *sent.properties.values()):
             if isinstance(text, str):
                 amqp_dumps("s", [text])
-    except Exception:
+    except Exception:  # of the codec's, struct's or Python's own
         return False
     return True
 
@@ -227,14 +228,7 @@ def nothing_is_lost(batch: list[Sent]) -> None:
         raise AssertionError(f"lost: {missing()}") from late
 
 
-@settings(
-    max_examples=12,
-    phases=[Phase.generate],
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+@examples(12, phases=[Phase.generate])
 @given(batch=st.lists(messages, min_size=15, max_size=30))
 def test_a_worker_outlives_any_message_and_none_is_lost(stack: Stack, worker: Worker, batch: list[Sent]) -> None:
     stack.clean()

@@ -435,6 +435,17 @@ def test_a_bundle_that_is_no_size_or_has_no_effect_is_named(project: Configure) 
     add(app, "checked.limited", bundle=10, rate_limit="1/s")
     assert about(app, "E004").endswith("from 1 to 100: checked.huge, checked.none.")
     assert about(app, "W037").endswith("counts messages: checked.limited, checked.outside.")
+    assert "W038" not in found()
+
+
+def test_bundles_that_no_revocation_reaches_are_named(project: Configure, settings: Any) -> None:
+    app = project()
+    add(app, "checked.small", bundle=100)
+    settings.RELIABLE_JOBS = {"WORKER_SWEEP_INTERVAL": 0}
+    assert about(app, "W038").endswith("is off: checked.small.")
+    settings.RELIABLE_JOBS = {"WORKER_CONN_MAX_AGE": 0, "WORKER_SWEEP_INTERVAL": 0}
+    assert "W038" not in found()
+    assert about(app, "W037").endswith("counts messages: checked.small.")
 
 
 def test_a_task_module_that_can_not_be_imported_is_an_error(project: Configure) -> None:

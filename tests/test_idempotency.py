@@ -156,7 +156,7 @@ def test_a_lookup_without_a_unique_constraint_is_refused() -> None:
     ],
 )
 def test_which_lookups_a_constraint_covers(model: Any, lookup: dict[str, Any], covered: bool) -> None:
-    from reliable_jobs.idempotency import _unique
+    from reliable_jobs.idempotency.get_or_create import _unique
 
     assert _unique(model, lookup) is covered
 

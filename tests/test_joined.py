@@ -211,6 +211,26 @@ def test_a_name_that_is_taken_leaves_them_unprepared(jobs: InProcess) -> None:
     assert settled() == ["succeeded"] * 3
 
 
+@pytest.mark.promise("I5")
+def test_a_lost_connection_is_no_reason_to_prepare_nothing_any_more(jobs: InProcess) -> None:
+    statements(jobs)
+    statements(jobs)
+    does.delay()
+    (message,) = jobs.take()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (pid,) = cursor.fetchone()
+    other = connection.copy()
+    with other.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+    other.close()
+    jobs.deliver(message)
+    for _ in range(3):
+        statements(jobs)
+    assert prepared() == 2
+    assert settled() == ["succeeded"] * 6
+
+
 @pytest.mark.parametrize(
     ("sql", "numbered"),
     [

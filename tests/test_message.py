@@ -17,8 +17,10 @@ from celery.contrib.django.task import DjangoTask
 from django.test import override_settings
 
 from reliable_jobs import ReliableTask
+from reliable_jobs.capture import Capture
+from reliable_jobs.content import arguments, headers_of, same_call
 from reliable_jobs.errors import InvalidOption, JobTooLarge, UnserialisableArguments
-from reliable_jobs.message import HEADER, Capture, Rendered, arguments, headers_of, outgoing, rerouted, same_call
+from reliable_jobs.message import HEADER, Rendered, outgoing, rerouted
 from reliable_jobs.models import Job
 from tests import inprocess
 from tests.celery_app import app

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from reliable_jobs import ReliableTask, outbox, template
 from reliable_jobs import rows as rows_module
+from reliable_jobs.capture import Capture
 from reliable_jobs.errors import InvalidOption, JobTooLarge, UnserialisableArguments
-from reliable_jobs.message import Capture, Rendered
+from reliable_jobs.message import Rendered
 from reliable_jobs.models import Job
 from reliable_jobs.template import Template, is_safe, template_of
 from tests import inprocess
@@ -344,7 +345,7 @@ def test_sensitive_calls_stay_hidden_in_bulk(rows: InProcess) -> None:
     "value", [decimal.Decimal("1.5"), datetime.date(2031, 2, 3), uuid.UUID(int=7), b"\x00\xff", {"a": [1, None]}]
 )
 def test_a_value_comes_back_as_it_was_by_way_of_a_template(rows: InProcess, value: Any) -> None:
-    from reliable_jobs.message import arguments
+    from reliable_jobs.content import arguments
 
     template_of(echo, celerys(echo), (1,), {})
     row = Job.objects.get(pk=echo.delay(value, k=value).id)

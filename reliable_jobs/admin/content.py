@@ -14,9 +14,9 @@ from celery import current_app
 from django.utils.module_loading import autodiscover_modules
 from kombu.serialization import loads
 
-from reliable_jobs.call import HIDDEN
-from reliable_jobs.message import arguments, headers_of
+from reliable_jobs.content import arguments, headers_of
 from reliable_jobs.models import Job
+from reliable_jobs.sensitive import HIDDEN
 from reliable_jobs.task import ReliableTask
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from django.core.checks import CheckMessage, Error, Warning, register
 from reliable_jobs import bundle
 from reliable_jobs.checks.celery_settings import TAG
 from reliable_jobs.checks.loading import configured_app, load_tasks, reliable_tasks
+from reliable_jobs.conf import settings
 from reliable_jobs.task import ReliableTask
 
 #: What a task class may set, where a slip of the pen changes what happens to a job and nothing says so. Names that are
@@ -156,10 +157,18 @@ def _bundles(tasks: list[Any]) -> Iterator[CheckMessage]:
     unfit = [task.name for task in tasks if task.name not in odd and task.bundle > 1 and bundle.size(task) == 1]
     if unfit:
         yield Warning(
-            "bundle is set, but the jobs travel alone: non-atomic bodies have no transaction to share, a rate limit "
-            f"counts messages: {_list(unfit)}.",
-            hint="Remove bundle, or atomic = False and rate_limit.",
+            "bundle is set, but the jobs travel alone: non-atomic bodies have no transaction to share, nor those of "
+            f"workers that keep no connections, and a rate limit counts messages: {_list(unfit)}.",
+            hint="Remove bundle; or atomic = False, rate_limit, WORKER_CONN_MAX_AGE = 0.",
             id="reliable_jobs.W037",
+        )
+    bundled = [task.name for task in tasks if bundle.size(task) > 1]
+    if bundled and not settings.WORKER_SWEEP_INTERVAL:
+        yield Warning(
+            "revoke() and Flower's revoke do not reach jobs that travel in bundles: the sweeper beside each worker, "
+            f"which would cancel them, is off: {_list(bundled)}.",
+            hint="Set WORKER_SWEEP_INTERVAL above 0; or cancel such jobs on the admin page only.",
+            id="reliable_jobs.W038",
         )
 
 

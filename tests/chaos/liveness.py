@@ -6,9 +6,11 @@ import contextlib
 import os
 import signal
 import time
+from typing import Any
 
 from tests.chaos.instruments import SHOW_THREADS
 from tests.chaos.world import World
+from tests.harness import wait_until
 
 #: Seconds without a sign of life after which a worker counts as hung. A worker that holds its messages while the
 #: database is away looks again after 15 s at the latest.
@@ -42,11 +44,17 @@ class Liveness:
                 self._alive_at[life] = now
             elif now - self._alive_at.setdefault(life, now) > PATIENCE:
                 self.hung.append(f"{worker.name} ({worker.process._path.name})")
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(worker.process.popen.pid, SHOW_THREADS)
-                time.sleep(0.5)  # for the threads' stacks to reach the log
-                worker.process.cont()
+                self._show_threads(worker.process)
                 worker.process._signal(signal.SIGKILL, group=True)
+
+    @staticmethod
+    def _show_threads(process: Any) -> None:
+        """Have it write all stacks into its log; the main thread's comes last, and begins in a module."""
+        before = process.log.count("in <module>")
+        process.cont()
+        with contextlib.suppress(ProcessLookupError, AssertionError):
+            os.kill(process.popen.pid, SHOW_THREADS)
+            wait_until(lambda: process.log.count("in <module>") > before, "the threads' stacks are in the log", 5)
 
     def _messages_wait(self) -> bool:
         try:

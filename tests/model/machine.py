@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from typing import Any, ClassVar
 
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests import generated
 from tests.model import jobs
 from tests.model.actors import CHECKPOINTS
 from tests.model.broker import MOODS
@@ -152,15 +153,7 @@ class Machine(RuleBasedStateMachine):
 
 def profile(examples: int, *, steps: int = 25, derandomize: bool = True, **more: Any) -> settings:
     """The same histories each time, unless told otherwise."""
-    return settings(
-        max_examples=examples,
-        stateful_step_count=steps,
-        deadline=None,
-        derandomize=derandomize,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-        **more,
-    )
+    return generated.examples(examples, stateful_step_count=steps, derandomize=derandomize, **more)
 
 
 FIND_ONLY: dict[str, Any] = {"phases": [Phase.generate], "report_multiple_bugs": False}

@@ -7,8 +7,8 @@ from typing import Any
 from celery import Celery
 from django.core.management.base import CommandError, CommandParser
 
+from reliable_jobs.content import arguments
 from reliable_jobs.management.base import JobCommand, in_chunks
-from reliable_jobs.message import arguments
 from reliable_jobs.models import Job
 from reliable_jobs.status import UNFINISHED
 

@@ -1,0 +1,177 @@
+"""From a call of ``apply_async`` to the message columns of a row.
+
+Celery itself renders: ``apply_async(producer=Capture())`` makes it do routing, headers, canvas and
+``before_task_publish``, and hand the finished message to :meth:`Capture.publish` instead of a broker. ``producer=`` is
+a documented option of ``Task.apply_async``; what it asks of the object (``publish``, ``connection``) is pinned by
+tests/test_message.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from amqp.exceptions import FrameSyntaxError
+from amqp.serialization import dumps as amqp_dumps
+from kombu import Exchange, Queue
+from kombu.compression import compress
+from kombu.exceptions import EncodeError, SerializerNotInstalled
+from kombu.serialization import dumps
+from kombu.utils import json as kombu_json
+
+from reliable_jobs import explain
+from reliable_jobs.conf import settings
+from reliable_jobs.errors import InvalidOption, UnserialisableArguments
+from reliable_jobs.message import ENVELOPE_VERSION, PICKLE, USUAL_HEADERS, Rendered, as_uuid
+
+#: How Celery would have published (publisher.py has its own answers), and what it has put into the headers already.
+_NOT_PROPERTIES = (
+    *("retry", "retry_policy", "timeout", "confirm_timeout", "mandatory", "immediate", "expiration"),
+    *("argsrepr", "kwargsrepr"),
+)
+_DELIVERY_MODES = {"transient": 1, "persistent": 2}
+
+
+class _NoConnection:
+    """Stands where send_task expects the producer's connection."""
+
+    @contextlib.contextmanager
+    def _reraise_as_library_errors(self) -> Iterator[None]:
+        yield
+
+
+class Capture:
+    """A producer that keeps the task message instead of sending it."""
+
+    #: Read by Celery in eager mode to choose a serializer; None means "the configured one".
+    serializer = None
+
+    def __init__(self) -> None:
+        self.rendered: Rendered | None = None
+        #: As Celery gave it: arguments, keyword arguments, and what is to follow.
+        self.body: Any = None
+        self.serialised_by: str | None = None
+        #: Whether admin pages must show the message's argsrepr instead of its arguments.
+        self.sensitive = False
+        self.connection = _NoConnection()
+
+    def publish(
+        self,
+        body: Any,
+        *,
+        exchange: Any = None,
+        routing_key: str | None = None,
+        serializer: str | None = None,
+        compression: str | None = None,
+        delivery_mode: Any = None,
+        declare: Any = None,
+        headers: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """Keep the message. A second call is the ``task-sent`` event of ``task_send_sent_event``: it belongs to the
+        confirmed dispatch and is dropped here.
+
+        Raises:
+            UnserialisableArguments, JobTooLarge, InvalidOption: with nothing written.
+        """
+        if self.rendered is not None:
+            return
+        self.body, self.serialised_by = body, serializer
+        headers = dict(headers or {})
+        if serializer in PICKLE:
+            raise InvalidOption(
+                f"{headers.get('task')}: the pickle serializer is refused, a forged message could run any code. "
+                "Use json (the default), or msgpack or yaml."
+            )
+        try:
+            content_type, content_encoding, data = dumps(body, serializer=serializer)
+        except SerializerNotInstalled as error:
+            raise InvalidOption(
+                f"{headers.get('task')}: the serializer {serializer!r} is not installed. Use json (the default), or "
+                "install what it needs (msgpack, PyYAML)."
+            ) from error
+        except (EncodeError, TypeError, ValueError) as error:
+            raise explain.unserialisable(headers.get("task"), body, serializer, error) from error
+        payload = data.encode() if isinstance(data, str) else data
+        check_readable(headers.get("task"), content_type, payload)
+        if len(payload) > settings.MAX_BODY_BYTES:
+            raise explain.too_large(headers.get("task"), body, serializer, len(payload))
+        if compression:
+            payload, headers["compression"] = compress(payload, compression)
+        for option in _NOT_PROPERTIES:
+            options.pop(option, None)
+        if delivery_mode is not None:
+            options["delivery_mode"] = _DELIVERY_MODES.get(delivery_mode, delivery_mode)
+        priority = options.pop("priority", None)
+        if priority is not None and (type(priority) is not int or not 0 <= priority <= 255):
+            raise InvalidOption(f"{headers.get('task')}: priority={priority!r} must be a whole number from 0 to 255.")
+        queue = next((entity.name for entity in declare or () if isinstance(entity, Queue)), None) or routing_key or ""
+        _check_name(headers.get("task"), "queue", queue)
+        envelope: dict[str, Any] = {
+            "v": ENVELOPE_VERSION,
+            "exchange": exchange.name if isinstance(exchange, Exchange) else exchange or "",
+            "routing_key": routing_key or "",
+            "headers": _unusual(headers),
+            "properties": {
+                key: value for key, value in options.items() if value is not None and key != "correlation_id"
+            },
+        }
+        if self.sensitive:
+            envelope["sensitive"] = True
+        try:
+            text = kombu_json.dumps(envelope)
+            kombu_json.loads(text)  # refuses what looks like a type of kombu's own and is none
+            amqp_dumps("F", [envelope["headers"]])
+        except (TypeError, ValueError, OverflowError, struct.error, FrameSyntaxError) as error:
+            raise UnserialisableArguments(
+                f"{headers.get('task')}: a header or publish option can't travel in a message: {error}. "
+                "Use text, numbers below 2**63, lists and dicts."
+            ) from error
+        self.rendered = Rendered(
+            task=headers["task"],
+            queue=queue,
+            priority=priority,
+            body=payload,
+            content_type=content_type,
+            content_encoding=content_encoding,
+            envelope=text,
+            root_id=as_uuid(headers.get("root_id")),
+            parent_id=as_uuid(headers.get("parent_id")),
+        )
+
+
+def _check_name(task: Any, option: str, value: Any) -> None:
+    """Raises InvalidOption: AMQP's short strings have no more bytes than these, and the database takes no NUL."""
+    if not isinstance(value, str) or "\0" in value or len(value.encode("utf-8", "replace")) > 255:
+        raise InvalidOption(f"{task}: {option}={value!r} must be a text of at most 255 bytes without NUL.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidOption(f"{task}: {option}={value!r} holds half a character: {error}.") from error
+
+
+def check_readable(task: Any, content_type: str, body: bytes) -> None:
+    """Kombu's JSON writes a date as a dict with ``__type__``; a caller's own dict of that form would be written and
+    never read again.
+
+    Raises:
+        UnserialisableArguments: no worker could decode the body.
+    """
+    if content_type != "application/json" or b'"__type__"' not in body:
+        return
+    try:
+        kombu_json.loads(body)
+    except Exception as error:  # each type is read by code of its own
+        raise UnserialisableArguments(
+            f"{task}: an argument holds a dict with the key '__type__', which JSON messages keep for dates, decimals "
+            f"and the like, and no worker could read it ({type(error).__name__}: {error}). Use another key."
+        ) from error
+
+
+def _unusual(headers: dict[str, Any]) -> dict[str, Any]:
+    """The headers that :func:`outgoing` could not tell from the row's columns."""
+    usual = {**USUAL_HEADERS, "id": headers.get("id"), "root_id": headers.get("id"), "task": headers.get("task")}
+    # Of the same type too: 0 is not False on the wire.
+    return {k: v for k, v in headers.items() if k not in usual or usual[k] != v or type(usual[k]) is not type(v)}
