@@ -9,6 +9,7 @@ as with a SIGKILL.
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,6 +30,9 @@ SUSPICIOUS, HOPELESS = 0.3, 20.0
 CHECKPOINTS = ("claimed", "body", "fenced", "late", "settled", "committed", "ack")
 
 _local = threading.local()
+
+#: A transition, and the status if it is written out.
+_STATUS = re.compile(r'UPDATE "reliable_jobs_job" SET "status" = (?:\'(\w+)\'|%s)')
 
 
 class Killed(BaseException):
@@ -195,8 +199,9 @@ def instrumented() -> Iterator[None]:
     def watch(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
         answer = execute(sql, params, many, context)
         actor = current()
-        if actor is not None and str(sql).startswith('UPDATE "reliable_jobs_job" SET "status"'):
-            actor.wrote = str(params[0])
+        written = _STATUS.match(str(sql))
+        if actor is not None and written is not None:
+            actor.wrote = written[1] or str(params[0])
         return answer
 
     def connect(self: DatabaseWrapper, parameters: Any) -> Any:

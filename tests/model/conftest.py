@@ -11,7 +11,7 @@ import pytest
 from tests.harness import Stack, server_urls
 from tests.model import clock
 from tests.model.actors import instrumented
-from tests.model.world import Place
+from tests.model.place import Place
 
 #: Small bounds, so that few steps reach them. Times are the model's, and pass at its wish.
 SETTINGS = {

@@ -13,7 +13,8 @@ from tests import generated
 from tests.model import jobs
 from tests.model.actors import CHECKPOINTS
 from tests.model.broker import MOODS
-from tests.model.world import NODES, Place, World
+from tests.model.place import Place
+from tests.model.world import NODES, World
 
 #: Few, so that what happens happens to the same ones.
 MOST_RUNS, MOST_JOBS = 3, 4

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from reliable_jobs.conf import settings
 
 if TYPE_CHECKING:
-    from tests.model.world import Run, World
+    from tests.model.records import Run
+    from tests.model.world import World
 
 FINAL = ("succeeded", "failed", "cancelled", "expired")
 _UNCHANGED = ("status", "reason", "epoch", "rev", "attempt", "finished_at", "error", "worker", "token")

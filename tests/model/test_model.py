@@ -11,9 +11,10 @@ import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.model.machine import FIND_ONLY, machine, profile
+from tests.model.place import Place
 from tests.model.scenarios import SCENARIOS
 from tests.model.switches import switched_off
-from tests.model.world import Place, World
+from tests.model.world import World
 
 pytestmark = pytest.mark.servers
 

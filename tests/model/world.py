@@ -8,15 +8,12 @@ import datetime
 import json
 import threading
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import psycopg
 from celery.worker.request import create_request_cls
 from django.db import transaction
 from kombu.utils.imports import symbol_by_name
-from psycopg.rows import namedtuple_row
 
 from reliable_jobs import execution, lifecycle, pruner, sweeper
 from reliable_jobs.conf import settings
@@ -24,63 +21,16 @@ from reliable_jobs.errors import KeyConflict
 from reliable_jobs.message import Outgoing
 from tests.celery_app import app
 from tests.model import jobs, promises
-from tests.model.actors import Actor, current
+from tests.model.actors import current
 from tests.model.broker import Broker, Message
+from tests.model.place import Place
+from tests.model.records import Known, Run
 
 NODES = ("east@model", "west@model")
 _COLUMNS = (
     "id, status, reason, due_at, check_at, sends, epoch, rev, token, lease_at, attempt, crashes, interruptions, "
     "requeues, key, live_key, queue, finished_at, error, worker, expires_at"
 )
-
-
-@dataclasses.dataclass
-class Known:
-    """What the model knows of one job."""
-
-    number: int
-    kind: str
-    key: str | None = None
-    #: Whose follow-up it is: the parent's id and generation.
-    of: str = ""
-    cancelled: bool = False
-    pruned: bool = False
-    #: By generation, which is the number of requeues: claims committed, bodies begun and killed; rescues.
-    killed: Counter[int] = dataclasses.field(default_factory=Counter)
-    rescues: Counter[int] = dataclasses.field(default_factory=Counter)
-    #: Deliveries of messages that do not tell of an earlier run; first runs that were killed.
-    fresh: int = 0
-    killed_uncounted: int = 0
-    #: Database sessions ended under it.
-    disconnects: int = 0
-    #: Effects of generations that are over: they never change again.
-    past: dict[int, int] = dataclasses.field(default_factory=dict)
-    #: The row when it was last seen settled.
-    final: Any = None
-
-
-@dataclasses.dataclass
-class Run:
-    """One delivery on its way."""
-
-    actor: Actor
-    message: Message
-    node: str
-    #: Its body has begun.
-    in_body: bool = False
-    #: Its database session was ended.
-    disconnected: bool = False
-    generation: int = 0
-    #: The run as the app knows it, for the heartbeat.
-    inner: Any = None
-
-    @property
-    def atomic(self) -> bool:
-        return self.message.going.headers["task"] == jobs.atomic.name
-
-    @property
-    def reported(self) -> bool:
-        return self.actor.at in ("committed", "ack")
 
 
 class _Pool:
@@ -101,33 +51,6 @@ class _OneBeat(threading.Event):
         before = self.is_set()
         self.set()
         return before
-
-
-class Place:
-    """What one history leaves to the next: connections, and processes that have nothing to do."""
-
-    def __init__(self, database_url: str) -> None:
-        self.sql: psycopg.Connection[Any] = psycopg.connect(database_url, autocommit=True, row_factory=namedtuple_row)
-        self.plain = psycopg.connect(database_url, autocommit=True)
-        self.idle: list[Actor] = []
-        self.requests: dict[tuple[str, str], Any] = {}
-        self._actors = 0
-
-    def actor(self) -> Actor:
-        if self.idle:
-            return self.idle.pop()
-        self._actors += 1
-        return Actor(f"actor {self._actors}", self.plain)
-
-    def dismiss(self) -> None:
-        """What is kept for each thread is made anew from here on."""
-        while self.idle:
-            self.idle.pop().leave()
-
-    def close(self) -> None:
-        self.dismiss()
-        self.sql.close()
-        self.plain.close()
 
 
 class World:
