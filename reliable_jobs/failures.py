@@ -10,8 +10,8 @@ from django.db import DatabaseError, DataError, Error, IntegrityError, Interface
 from django.db.transaction import TransactionManagementError
 
 #: Serialisation failure, deadlock, too many connections, a full disk, a server that only reads (as a failover leaves
-#: it), a prepared statement that a pooler has hidden (joined.py); connection exceptions, operator intervention.
-_TRANSIENT_STATES = ("40001", "40P01", "53300", "53100", "25006", "26000")
+#: it); connection exceptions, operator intervention.
+_TRANSIENT_STATES = ("40001", "40P01", "53300", "53100", "25006")
 _TRANSIENT_CLASSES = ("08", "57P0")
 #: Deadlock, lock wait timeout, and the client's "server has gone away" family.
 _MYSQL_TRANSIENT = (1205, 1213, 2002, 2003, 2006, 2013, 1040, 1053)

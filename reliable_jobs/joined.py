@@ -12,12 +12,13 @@ import hashlib
 import itertools
 import logging
 import re
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from django.db import Error as DatabaseError
+from django.db import DatabaseError, OperationalError
 
 from reliable_jobs.failures import sqlstate
 from reliable_jobs.models import Job
@@ -26,9 +27,12 @@ logger = logging.getLogger("reliable_jobs.execution")
 
 #: Uses on one session after which a statement is prepared there, and how many are.
 _WORTH, _MOST = 2, 20
+#: Seconds that a plan is used: one that was made for a small table reads the whole of a large one.
+_PLAN_AGE = 1.0
 _TABLE = f'"{Job._meta.db_table}"'
-#: Prepared elsewhere or not at all: a pooler has changed the server session, or a body has said DEALLOCATE.
-_NO_SUCH_STATEMENT = "26000"
+#: No such statement: a pooler has changed the server's session, or a body has said DEALLOCATE. And "cached plan must
+#: not change result type", after a migration.
+_NOT_USABLE = ("26000", "0A000")
 
 
 def can_join(connection: Any) -> bool:
@@ -65,7 +69,7 @@ class Join:
 
     Args:
         verb: how that statement begins. Other wrappers may have put comments around it, or statements before it.
-        begin: the transaction is to be begun: before whatever comes first.
+        begin: begin the transaction too, if nothing has yet.
         commit: end the transaction too, unless the statement, an UPDATE, changed no row.
     """
 
@@ -81,26 +85,32 @@ class Join:
         self.verb, self.begin, self.before, self.after, self.commit = verb, begin, before, after, commit
 
     def __call__(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        meant = bool(self.before or self.after) and self._is_meant(sql)
-        if self.begin:
-            self.begin = False
-            if meant:
-                self.before = ["BEGIN", *self.before]
-            else:
-                execute("BEGIN", None, False, context)
-        if not meant:
+        if not (self.begin or self.before or self.after) or not self._is_meant(sql):
             return execute(sql, params, many, context)
+        if not self.begin:
+            return self._send(execute, sql, params, many, context)
+        self.begin = False
+        # Around this statement and no other: what a wrapper of the user's has said before is in the transaction that
+        # psycopg begins for it.
+        with _begin_later(context["connection"]) as begin:
+            if begin:
+                self.before = [*_without_old_plans(context["connection"]), "BEGIN", *self.before]
+            return self._send(execute, sql, params, many, context)
+
+    def _send(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         before, self.before = self.before, ()
         after, self.after = self.after, ()
         if self.commit:
             sql, after = f"WITH won AS ({sql}\nRETURNING 1) SELECT 1 / count(*) FROM won", ["COMMIT"]
-        sql = _ready(context["connection"], sql, params)
+        ready = _ready(context["connection"], sql, params)
         try:
-            result = execute("\n; ".join([*before, sql, *after]), params, many, context)
+            result = execute("\n; ".join([*before, ready, *after]), params, many, context)
         except DatabaseError as error:
-            if sqlstate(error) == _NO_SUCH_STATEMENT:
-                _give_up(context["connection"], error)
-            raise
+            if ready is sql or sqlstate(error) not in _NOT_USABLE:
+                raise
+            _give_up(context["connection"], error)
+            # Of the server's making, so that it costs the job no attempt; a body's own error of that kind is its own.
+            raise OperationalError(f"a statement that was prepared can't be used any more: {error}") from None
         for _ in before:
             context["cursor"].nextset()
         return result
@@ -112,9 +122,9 @@ class Join:
 
 
 @contextmanager
-def begin_later(connection: Any) -> Iterator[bool]:
+def _begin_later(connection: Any) -> Iterator[bool]:
     """Inside, psycopg leaves the BEGIN of the transaction that Django has just opened to the caller; it would send it
-    in a round trip of its own. Says whether it does. The first statement must bring it along: see :class:`Join`."""
+    in a round trip of its own. Says whether it does."""
     driver = connection.connection
     if driver.info.transaction_status or driver.autocommit:
         yield False  # there is one already, or there shall be none
@@ -139,6 +149,7 @@ class _Session:
 
     uses: dict[str, int] = dataclasses.field(default_factory=dict)
     names: dict[str, str] = dataclasses.field(default_factory=dict)
+    planned_at: float = 0.0
 
 
 _sessions: weakref.WeakKeyDictionary[Any, _Session] = weakref.WeakKeyDictionary()
@@ -152,9 +163,20 @@ def _ready(connection: Any, sql: str, params: Any) -> str:
     name = session.names.get(sql)
     if name is not None:
         return f"EXECUTE {name}" + (f"({', '.join(['%s'] * len(params))})" if params else "")
-    if sql in session.uses or len(session.uses) < _MOST:
-        session.uses[sql] = session.uses.get(sql, 0) + 1
+    if sql not in session.uses and len(session.uses) >= _MOST:
+        session.uses.clear()  # most of them are not asked twice: comments with a trace's id, bundles of odd sizes
+    session.uses[sql] = session.uses.get(sql, 0) + 1
     return sql
+
+
+def _without_old_plans(connection: Any) -> list[str]:
+    """After five uses PostgreSQL keeps a plan until the statistics change, which may be long after the table has."""
+    session = _sessions.get(connection.connection)
+    now = time.monotonic()
+    if session is None or not session.names or now - session.planned_at < _PLAN_AGE:
+        return []
+    session.planned_at = now
+    return ["DISCARD PLANS"]
 
 
 def prepare(connection: Any) -> None:
@@ -163,23 +185,29 @@ def prepare(connection: Any) -> None:
     Not where Django is told of a pooler in transaction mode (``DISABLE_SERVER_SIDE_CURSORS``); one that it has not been
     told of shows by an error of a claim, and that is the last.
     """
-    session = _sessions.get(connection.connection)
+    driver = connection.connection
+    session = _sessions.get(driver)
     if session is None or connection.alias in _given_up or connection.settings_dict["DISABLE_SERVER_SIDE_CURSORS"]:
         return
     wanted = [sql for sql, uses in session.uses.items() if uses >= _WORTH and sql not in session.names]
-    if not wanted:
+    room = _MOST - len(session.names)
+    if not wanted or not room or driver.info.transaction_status:
         return
-    names = {sql: _name(sql) for sql in wanted}
+    names = {sql: _name(sql) for sql in wanted[:room]}
     # In one message: behind a pooler each could go to another session.
     text = "; ".join(f"PREPARE {name} AS {_numbered(sql)}" for sql, name in names.items())
-    driver = connection.connection
+    before, driver._autocommit = driver._autocommit, True  # as in _begin_later
     try:
         driver.execute(text)
-    except Exception as error:  # of psycopg's own; whatever it is, the statements go unprepared
-        if not driver.closed:  # a lost connection says nothing of the server; the claim will meet it
+    except driver.Error as error:
+        # What says something of the statement or its name says it for good; a lock or a lost connection does not.
+        if (error.sqlstate or "").startswith("42"):
             _give_up(connection, error)
     else:
         session.names.update(names)
+        session.planned_at = time.monotonic()
+    finally:
+        driver._autocommit = before
 
 
 def _name(sql: str) -> str:

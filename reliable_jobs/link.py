@@ -148,10 +148,10 @@ class Link:
 
     def declare(self, name: str) -> None:
         """Declare a queue once per connection, as Celery would. A queue that exists with other arguments will do."""
-        if name in self.declared or not name:
+        if name in self.declared:
             return
         queues = self.app.amqp.queues
-        if name in queues or self.app.conf.task_create_missing_queues:
+        if name and (name in queues or self.app.conf.task_create_missing_queues):
             try:
                 queues[name](self.channel).declare()
             except self.connection.channel_errors as error:
@@ -161,11 +161,24 @@ class Link:
                 self._confirm_mode()
         self.declared.add(name)
 
-    def publish(self, messages: Sequence[Outgoing], deadline: float) -> Receipt:
+    def has_declared(self, messages: Sequence[Outgoing]) -> bool:
+        return all(message.queue in self.declared for message in messages)
+
+    def declare_for(self, messages: Sequence[Outgoing]) -> Receipt:
+        """Declare the messages' queues. What went wrong stands in the receipt."""
         receipt = Receipt()
         try:
             for message in messages:
                 self._declare_for(message, receipt)
+        except Exception as error:
+            receipt.error = error
+        self.used = True
+        return receipt
+
+    def publish(self, messages: Sequence[Outgoing], deadline: float) -> Receipt:
+        """Publish to queues that have been declared, and wait for the confirms until ``deadline`` (monotonic)."""
+        receipt = Receipt()
+        try:
             if self.amqp:
                 self.receipt = receipt
                 self._pipeline(messages, deadline)

@@ -19,6 +19,7 @@ from reliable_jobs import bundle
 from reliable_jobs.conf import settings
 from reliable_jobs.link import BrokerTimeout, Link, Receipt
 from reliable_jobs.message import Outgoing
+from reliable_jobs.preparation import Preparation
 
 logger = logging.getLogger("reliable_jobs.publisher")
 
@@ -104,23 +105,23 @@ class Publisher:
     def _attempt(self, messages: Sequence[Outgoing], deadline: float, reuse: bool) -> Receipt:
         if not messages:
             return Receipt()
-        try:
-            # A handshake is several reads, each with its own timeout: leave room for them all.
-            link = self._take(max(0.05, (deadline - time.monotonic()) * 0.6), reuse)
+        link, receipt = self._idle_link() if reuse else None, Receipt()
+        if link is None or not link.has_declared(messages):
+            try:
+                link, receipt = Preparation(self.app, link, messages).result(deadline - time.monotonic())
+            except Exception as error:
+                return Receipt(error=error)
+        if receipt.error is None:
             receipt = link.publish(messages, deadline)
-        except Exception as error:
-            return Receipt(error=error)
         if receipt.error is None and not receipt.returned:
             self._keep(link)
         else:
             link.drop()
         return receipt
 
-    def _take(self, timeout: float, reuse: bool) -> Link:
+    def _idle_link(self) -> Link | None:
         with self._lock:
-            if reuse and self._idle:
-                return self._idle.pop()
-        return Link(self.app, timeout=timeout)
+            return self._idle.pop() if self._idle else None
 
     def _keep(self, link: Link) -> None:
         with self._lock:
@@ -135,7 +136,7 @@ class Publisher:
         self._forked()
         for reuse in (True, False):
             try:
-                link = self._take(timeout, reuse)
+                link = (self._idle_link() if reuse else None) or Link(self.app, timeout=timeout)
             except Exception:
                 return False
             try:

@@ -78,12 +78,10 @@ class BodySavepoint:
         with self._connection.execute_wrapper(keep):
             self._enter()
         self._made = keep.kept
-        with joined.begin_later(self._connection) as begin:
-            if begin:
-                joined.prepare(self._connection)
-            join = joined.Join("SELECT", begin=begin, after=[self._made])
-            with self._connection.execute_wrapper(join):
-                taken = take()
+        joined.prepare(self._connection)
+        join = joined.Join("SELECT", begin=True, after=[self._made])
+        with self._connection.execute_wrapper(join):
+            taken = take()
         self._send(join.after)
         return taken
 

@@ -66,7 +66,8 @@ def _form(value: Any) -> Form:
     if value is None:
         return "NULL"
     # Every argument costs the client and the server some microseconds.
-    return f"'{value}'" if isinstance(value, (Status, Reason)) or value == "" else None
+    constant = isinstance(value, (Status, Reason)) or (isinstance(value, str) and not value)
+    return f"'{value}'" if constant else None
 
 
 def params_of(connection: Any, values: Mapping[str, Any]) -> list[Any]:
@@ -138,7 +139,8 @@ def _job(alias: str, made: _Select, values: list[Any]) -> tuple[Job, datetime.da
         for convert in converters:
             values[position] = convert(values[position], expression, connection)
     now = values.pop()
-    # What from_db() comes to, in a tenth of the time: most of that goes into the columns that were not read.
+    # What from_db() comes to, in a tenth of the time: most of that goes into the columns that were not read. Django's
+    # signals pre_init and post_init are not sent.
     job = Job.__new__(Job)
     job._state = ModelState()
     job._state.db, job._state.adding = alias, False

@@ -377,9 +377,9 @@ class Stack:
         with self._channel() as channel:
             return int(channel.queue_purge(self.queue))
 
-    def delete_queue(self) -> None:
+    def delete_queue(self, name: str | None = None) -> None:
         with self._channel() as channel:
-            channel.queue_delete(self.queue)
+            channel.queue_delete(name or self.queue)
 
     def take_messages(self) -> list[Any]:
         """Every ready message of the queue, taken off it."""

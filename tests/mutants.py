@@ -328,11 +328,11 @@ MUTANTS = [
         ("tests/test_savepoint.py::test_a_settlement_whose_fence_does_not_hold_commits_nothing",),
     ),
     Mutant(
-        "begin-before-what-comes-first",
+        "begin-with-the-claim-alone",
         "I3",
         "joined.py",
-        '                execute("BEGIN", None, False, context)\n',
-        "                pass\n",
+        '        with _begin_later(context["connection"]) as begin:\n            if begin:\n',
+        '        with _begin_later(context["connection"]) as begin:\n            if not begin:\n',
         ("tests/test_joined.py::test_a_first_statement_that_is_not_ours_is_in_the_transaction_too",),
     ),
     # --- bundles

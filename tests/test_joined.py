@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 from celery import shared_task
+from celery.exceptions import SoftTimeLimitExceeded
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -39,6 +42,9 @@ def does(what: str = "") -> None:
     if what == "forgets":
         with connection.cursor() as cursor:
             cursor.execute("DEALLOCATE ALL")
+    if what == "its own":
+        with connection.cursor() as cursor:
+            cursor.execute("EXECUTE no_such_statement")
     if what == "fail":
         raise ValueError("no")
 
@@ -99,21 +105,41 @@ def test_a_begin_that_says_more_is_left_to_the_driver(jobs: InProcess, monkeypat
     assert settled() == ["succeeded"]
 
 
-@pytest.mark.promise("I3")
-def test_a_first_statement_that_is_not_ours_is_in_the_transaction_too(jobs: InProcess) -> None:
-    """A wrapper of the user's may ask something before the claim, or change the claim beyond recognition."""
+def _creates(execute: Any, context: Any) -> None:
+    execute("CREATE TEMPORARY TABLE first_of_all () ON COMMIT DROP", None, False, context)
 
-    def asks_first(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+
+def _past_django(execute: Any, context: Any) -> None:
+    connection.connection.execute("CREATE TEMPORARY TABLE first_of_all () ON COMMIT DROP")
+
+
+def _iterates(execute: Any, context: Any) -> None:
+    list(Effect.objects.iterator())
+    _past_django(execute, context)
+
+
+def _many(execute: Any, context: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.executemany("SELECT %s", [(1,), (2,)])
+    _past_django(execute, context)
+
+
+@pytest.mark.promise("I3")
+@pytest.mark.parametrize("says", [_creates, _past_django, _iterates, _many])
+def test_a_first_statement_that_is_not_ours_is_in_the_transaction_too(jobs: InProcess, says: Any) -> None:
+    """A wrapper of the user's may say something before the claim."""
+
+    def first(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         if not SEEN:
-            SEEN.append("asked")
-            execute("CREATE TEMPORARY TABLE first_of_all () ON COMMIT DROP", None, False, context)
+            SEEN.append("said")
+            says(execute, context)
         return execute(sql, params, many, context)
 
     does.delay("fail")
     (message,) = jobs.take()
-    with connection.execute_wrapper(asks_first):
+    with connection.execute_wrapper(first):
         jobs.deliver(message)
-    assert (settled(), Effect.objects.count(), SEEN) == (["failed"], 0, ["asked"])
+    assert (settled(), Effect.objects.count(), SEEN) == (["failed"], 0, ["said"])
     with connection.cursor() as cursor:
         cursor.execute("SELECT to_regclass('first_of_all')")
         assert cursor.fetchone() == (None,)
@@ -196,6 +222,73 @@ def test_one_that_is_gone_at_the_settlement_costs_an_interruption(jobs: InProces
     Job.objects.update(due_at=timezone.now())
     jobs.finish()
     assert Effect.objects.count() == 4
+
+
+@pytest.mark.promise("I6")
+def test_a_body_whose_own_statement_is_missing_has_failed(jobs: InProcess) -> None:
+    for _ in range(3):
+        statements(jobs)
+    job = jobs.run(does, "its own")
+    assert (job.status, job.attempt, job.interruptions) == ("failed", 1, 0)
+    statements(jobs)
+    assert prepared() == 2
+
+
+@pytest.mark.promise("I10")
+def test_plans_are_made_anew_for_a_table_that_has_grown(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was made for a small table read the whole of a large one, until autovacuum came round."""
+    said = [statements(jobs)[0] for _ in range(4)]
+    assert not any("DISCARD" in text for text in said)
+    monkeypatch.setattr(joined, "_PLAN_AGE", 0.0)
+    assert statements(jobs)[0].startswith("DISCARD PLANS\n; BEGIN\n; EXECUTE")
+    assert settled() == ["succeeded"] * 5
+
+
+@pytest.mark.promise("I5")
+def test_a_migration_under_prepared_statements_costs_one_look(jobs: InProcess) -> None:
+    def resize(size: int) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"ALTER TABLE reliable_jobs_job ALTER COLUMN task TYPE varchar({size})")
+
+    for _ in range(3):
+        statements(jobs)
+    resize(300)
+    try:
+        statements(jobs)
+        assert set(Job.objects.values_list("status", "interruptions", "attempt")) == {("succeeded", 0, 0)}
+        assert Effect.objects.count() == 4
+    finally:
+        resize(255)
+
+
+def test_a_lock_that_is_in_the_way_is_tried_again_and_a_time_limit_is_passed_on(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statements(jobs)
+    statements(jobs)
+    driver: Any = connection.connection
+    refused = driver.OperationalError("canceling statement due to lock timeout")
+    monkeypatch.setattr(driver, "execute", mock.Mock(side_effect=[refused, SoftTimeLimitExceeded]), raising=False)
+    joined.prepare(connection)
+    with pytest.raises(SoftTimeLimitExceeded):
+        joined.prepare(connection)
+    monkeypatch.undo()
+    assert driver.autocommit
+    statements(jobs)
+    assert prepared() == 2
+
+
+def test_texts_that_are_not_asked_twice_keep_no_others_out(jobs: InProcess) -> None:
+    def comments(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        return execute(f"/* {uuid.uuid4()} */ {sql}", params, many, context)
+
+    with connection.execute_wrapper(comments):
+        for _ in range(joined._MOST):
+            statements(jobs)
+    for _ in range(3):
+        statements(jobs)
+    assert prepared() == 2
+    assert len(joined._sessions[connection.connection].uses) <= joined._MOST
 
 
 def test_a_name_that_is_taken_leaves_them_unprepared(jobs: InProcess) -> None:

@@ -254,6 +254,31 @@ def test_a_blackhole_costs_no_more_than_the_budget(
         wait_until(lambda: not mine.breaker_open, "the breaker closes again")
 
 
+@servers
+@pytest.mark.promise("I9")
+@pytest.mark.parametrize("kept", [False, True], ids=["new connection", "kept connection, new queue"])
+def test_a_slow_network_costs_no_more_than_the_budget(
+    mine: Publisher, stack: Stack, broker_proxy: Any, kept: bool
+) -> None:
+    """Found by the chaos campaign of seed 36: 3.1 s, because each read of the handshake came in time."""
+    other = f"{stack.queue}_slow"
+    with stack.through(broker_proxy.url(stack.broker_url)):
+        if kept:
+            assert mine.publish([message(stack.queue)], timeout=5).confirmed
+        broker_proxy.latency = 0.2
+        started = time.monotonic()
+        receipt = mine.publish([message(other)], timeout=0.8)
+        took = time.monotonic() - started
+        broker_proxy.latency = 0.0
+        assert not receipt.confirmed
+        assert isinstance(receipt.error, BrokerTimeout)
+        assert took < 1.2
+        wait_until(lambda: not mine.breaker_open, "the breaker closes again")
+        mine.close()
+        wait_until(lambda: broker_proxy.links == 0, "what came too late is let go")
+    stack.delete_queue(other)
+
+
 @pytest.mark.promise("I9")
 def test_a_broker_that_refuses_fails_at_once(db: None) -> None:
     with inprocess.broker("amqp://127.0.0.1:1//", "nowhere"):

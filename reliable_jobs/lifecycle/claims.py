@@ -35,10 +35,10 @@ def _lock_if_fit(job_id: uuid.UUID, rev: int, using: str) -> Claim | Refusal:
             return Refusal.MISSING
         return Refusal.FINAL if seen.is_final else Refusal.LOCKED
     job, now = locked
-    if job.status == Status.RUNNING:
-        return Refusal.LOCKED
     if job.is_final:
         return Refusal.FINAL
+    if job.status != Status.WAITING:
+        return Refusal.LOCKED  # it runs, or somebody has written a status of their own
     if job.rev != rev:
         return Refusal.STALE
     if job.due_at > now:

@@ -44,7 +44,7 @@ def succeed_many(claims: Sequence[Claim], worker: str, results: Sequence[str | N
 
 #: What :func:`_leave` writes for one, for those of a bundle in one statement.
 _SUCCEED_MANY = f"""
-    UPDATE {Job._meta.db_table} AS job
+    UPDATE "{Job._meta.db_table}" AS job
     SET status = '{Status.SUCCEEDED}', reason = '{Reason.NONE}', result = done.result, error = '', traceback = '',
         worker = %s, started_at = COALESCE(job.started_at, %s), finished_at = STATEMENT_TIMESTAMP(), deadline_at = NULL,
         live_key = CASE WHEN job.key_forever THEN job.live_key END, epoch = job.epoch + 1
