@@ -328,12 +328,12 @@ MUTANTS = [
         ("tests/test_savepoint.py::test_a_settlement_whose_fence_does_not_hold_commits_nothing",),
     ),
     Mutant(
-        "begin-with-the-claim-alone",
+        "autocommit-for-the-begin-alone",
         "I3",
         "joined.py",
-        '        with _begin_later(context["connection"]) as begin:\n            if begin:\n',
-        '        with _begin_later(context["connection"]) as begin:\n            if not begin:\n',
-        ("tests/test_joined.py::test_a_first_statement_that_is_not_ours_is_in_the_transaction_too",),
+        "    finally:\n        driver._autocommit = False\n",
+        "    finally:\n        pass\n",
+        ("tests/test_joined.py::test_in_the_body_the_driver_is_as_in_any_transaction_of_djangos",),
     ),
     # --- bundles
     Mutant(
