@@ -161,8 +161,8 @@ MUTANTS = [
         "final-check",
         "I3",
         "lifecycle/claims.py",
-        "    if job.is_final:\n        return Refusal.FINAL\n",
-        "",
+        "if job.status != Status.WAITING:\n        # Neither",
+        "if job.status == Status.RUNNING:\n        # Neither",
         (f"{I4}::test_of_five_copies_one_after_the_other_one_runs",),
     ),
     Mutant(

@@ -442,10 +442,10 @@ def test_bundles_that_no_revocation_reaches_are_named(project: Configure, settin
     app = project()
     add(app, "checked.small", bundle=100)
     settings.RELIABLE_JOBS = {"WORKER_SWEEP_INTERVAL": 0}
-    assert about(app, "W038").endswith("is off: checked.small.")
+    assert "is off: checked.small" in about(app, "W038")
     settings.RELIABLE_JOBS = {"WORKER_CONN_MAX_AGE": 0, "WORKER_SWEEP_INTERVAL": 0}
     assert "W038" not in found()
-    assert about(app, "W037").endswith("counts messages: checked.small.")
+    assert "counts messages: checked.small" in about(app, "W037")
 
 
 def test_a_task_module_that_can_not_be_imported_is_an_error(project: Configure) -> None:

@@ -35,10 +35,9 @@ def _lock_if_fit(job_id: uuid.UUID, rev: int, using: str) -> Claim | Refusal:
             return Refusal.MISSING
         return Refusal.FINAL if seen.is_final else Refusal.LOCKED
     job, now = locked
-    if job.is_final:
-        return Refusal.FINAL
     if job.status != Status.WAITING:
-        return Refusal.LOCKED  # it runs, or somebody has written a status of their own
+        # Neither final nor running is a status that somebody has written by hand.
+        return Refusal.FINAL if job.is_final else Refusal.LOCKED
     if job.rev != rev:
         return Refusal.STALE
     if job.due_at > now:

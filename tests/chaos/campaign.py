@@ -100,7 +100,7 @@ class Campaign:
                 "seconds for what was open at the end, at most": round(time.monotonic() - drain, 1),
             }
             self._measure_recoveries(world)
-            if not result.ok:
+            if not result.ok or self._liveness.hung:
                 result.kept = self._keep(world, result)
             return result
 
