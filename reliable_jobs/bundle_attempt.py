@@ -142,7 +142,7 @@ class Attempt:
         tracer would take it for that one's failure."""
         try:
             self._next()
-        except Exception as error:
+        except Exception as error:  # a body's, a hook's or Celery's: each of them undoes the bundle
             self._broken = True
             logger.warning("A bundle of %s was broken off: %s", self.task.name, type(error).__name__)
 

@@ -132,12 +132,19 @@ def _begin_later(connection: Any) -> Iterator[bool]:
     if not driver.isolation_level is driver.read_only is driver.deferrable is None:
         yield False  # it says more than BEGIN
         return
-    # Private: its setter refuses in a transaction, and in one is where this ends. Pinned by tests/test_joined.py.
-    driver._autocommit = True
-    try:
+    with _no_begin(driver):
         yield True
+
+
+@contextmanager
+def _no_begin(driver: Any) -> Iterator[None]:
+    """Inside, psycopg begins no transaction for a statement."""
+    # Private: its setter refuses in a transaction, and in one is where this may end. Pinned by tests/test_joined.py.
+    before, driver._autocommit = driver._autocommit, True
+    try:
+        yield
     finally:
-        driver._autocommit = False
+        driver._autocommit = before
 
 
 # --- prepared statements ----------------------------------------------------------------------------------------------
@@ -196,9 +203,9 @@ def prepare(connection: Any) -> None:
     names = {sql: _name(sql) for sql in wanted[:room]}
     # In one message: behind a pooler each could go to another session.
     text = "; ".join(f"PREPARE {name} AS {_numbered(sql)}" for sql, name in names.items())
-    before, driver._autocommit = driver._autocommit, True  # as in _begin_later
     try:
-        driver.execute(text)
+        with _no_begin(driver):
+            driver.execute(text)
     except driver.Error as error:
         # What says something of the statement or its name says it for good; a lock or a lost connection does not.
         if (error.sqlstate or "").startswith("42"):
@@ -206,8 +213,6 @@ def prepare(connection: Any) -> None:
     else:
         session.names.update(names)
         session.planned_at = time.monotonic()
-    finally:
-        driver._autocommit = before
 
 
 def _name(sql: str) -> str:

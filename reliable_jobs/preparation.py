@@ -40,11 +40,13 @@ class Preparation(threading.Thread):
         """
         self._timeout = max(0.05, timeout)
         self.start()
-        self._ended.wait(self._timeout)
-        with self._answer:
-            if not self._ended.is_set():
-                self._given_up = True
-                raise BrokerTimeout("not connected in time")
+        try:
+            self._ended.wait(self._timeout)
+        finally:  # a soft time limit may end the wait too
+            with self._answer:
+                self._given_up = not self._ended.is_set()
+        if self._given_up:
+            raise BrokerTimeout("not connected in time")
         if self._error is not None:
             raise self._error
         assert self._link is not None
@@ -55,7 +57,7 @@ class Preparation(threading.Thread):
             if self._link is None:
                 self._link = Link(self._app, timeout=self._timeout)
             self._receipt = self._link.declare_for(self._messages)
-        except Exception as error:
+        except Exception as error:  # whatever it is, the thread that waits raises it
             self._error = error
         with self._answer:
             self._ended.set()

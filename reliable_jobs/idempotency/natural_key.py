@@ -107,9 +107,7 @@ def _guarded(run: Any) -> Any:
     if isinstance(run, staticmethod):
         signature = inspect.signature(function)
         first = inspect.Parameter("_task", inspect.Parameter.POSITIONAL_ONLY)
-        guarded.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[first, *signature.parameters.values()]
-        )
+        vars(guarded)["__signature__"] = signature.replace(parameters=[first, *signature.parameters.values()])
     return guarded
 
 

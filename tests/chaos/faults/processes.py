@@ -63,7 +63,8 @@ def worker_stopped(world: World, strike: Strike) -> None:
     member = world.choose(strike.rng, world.by_role("worker"), world.in_body, PATIENCE)
     bodies = world.in_body(member)
     strike.now(world, member.name)
-    _stop(world, member, float(world.settings["LEASE"]) + strike.rng.uniform(1.0, 4.0))
+    lease = float(world.settings["LEASE"])
+    _stop(member, strike, lease + 1.0, lease + 4.0)
     strike.hit = bool(bodies)
 
 
@@ -110,7 +111,7 @@ def sweeper_stopped(world: World, strike: Strike) -> None:
     member = strike.rng.choice(world.by_role("relay", "beat"))
     strike.now(world, member.name)
     strike.hit = world.unsent() > 0
-    _stop(world, member, strike.rng.uniform(2.0, 5.0))
+    _stop(member, strike, 2.0, 5.0)
 
 
 @fault("clock wrong by minutes", "clocks")
@@ -123,9 +124,9 @@ def clock_wrong(world: World, strike: Strike) -> None:
         strike.last(3.0, 6.0)
 
 
-def _stop(world: World, member: Member, seconds: float) -> None:
+def _stop(member: Member, strike: Strike, least: float, most: float) -> None:
     member.process.stop()
     try:
-        time.sleep(seconds)
+        strike.last(least, most)
     finally:
         member.process.cont()
