@@ -1,7 +1,7 @@
-"""New jobs into the table: one INSERT for a job, COPY (or INSERTs of many rows) for thousands.
+"""New jobs into the table: one INSERT for those that are written at once, COPY (or several INSERTs) for thousands.
 
 Django's ORM would name every column and compile the statement anew for each job, which was most of what an enqueue
-cost. Here the statement is made once for each shape of a row; values are prepared by the model's own fields.
+cost. Here its parts are made once for each shape of a row; values are prepared by the model's own fields.
 """
 
 from __future__ import annotations
@@ -9,15 +9,18 @@ from __future__ import annotations
 import datetime
 import functools
 import itertools
+import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-from django.db import connections, transaction
+from django.db import Error, connections, transaction
 from django.db.models.constants import OnConflict
 
+from reliable_jobs import joined
 from reliable_jobs.models import Job
-from reliable_jobs.statements import Form, Moment, params_of, shape_of, sql_of
+from reliable_jobs.statements import Moment, Shape, form_of, params_of, shape_of, sql_of
 from reliable_jobs.status import Reason, Status
 
 #: What every new row holds beside what its call says; the other columns are NULL, or the database's default.
@@ -30,10 +33,14 @@ _NEW: Mapping[str, str | int] = {
     "crashes": 0,
     "interruptions": 0,
     "requeues": 0,
+    "key_forever": False,
     "error": "",
     "traceback": "",
     "worker": "",
 }
+#: Columns that hold the same for all jobs of a kind.
+_OF_A_KIND = {"task", "queue", "priority", "sends", "content_type", "content_encoding"}
+_NEEDS_NO_QUOTING = re.compile(r"[A-Za-z0-9_./:@+-]+").fullmatch
 #: Rows of one INSERT where there is no COPY, and where the database takes that many parameters.
 _BLOCK = 500
 #: Rows of one COPY, and of one write to it.
@@ -48,28 +55,36 @@ class Each(NamedTuple):
     envelope: str
 
 
-class _Statement(NamedTuple):
-    head: str
-    row: str
-    suffix: str
+#: Of one row, by field name.
+_Values = Mapping[str, Any]
 
 
-def insert(alias: str, values: Mapping[str, Any], *, unless_there: bool = False) -> None:
-    """Insert one row.
+def insert(alias: str, batch: Sequence[Mapping[str, Any]], *, unless_there: bool = False, commit: bool = False) -> None:
+    """Insert rows; those that follow each other and name the same columns in one statement.
 
     Args:
-        values: by field name; None is left out. Times are datetimes or :class:`Moment`.
+        batch: the values of each row by field name; None is left out. Times are datetimes or :class:`Moment`.
         unless_there: do nothing where the id or the key exists already.
+        commit: the caller's next step is to commit. The COMMIT comes along where it can; the caller's then finds
+            nothing to do.
 
     Raises:
-        django.db.Error: as any write.
+        django.db.Error: as any write, or as a COMMIT.
     """
     connection = connections[alias]
-    given = {name: value for name, value in values.items() if value is not None}
-    made = _statement(connection.vendor, alias, shape_of(given), unless_there)
-    # As the ORM does: a caller that catches the error must not commit what PostgreSQL has given up.
-    with transaction.mark_for_rollback_on_error(using=alias), connection.cursor() as cursor:
-        cursor.execute(f"{made.head}{made.row}{made.suffix}", params_of(connection, given))
+    given = [{name: value for name, value in values.items() if value is not None} for values in batch]
+    blocks = [block for _, alike in itertools.groupby(given, tuple) for block in _blocks(connection, alike)]
+    try:
+        with connection.cursor() as cursor:
+            for number, block in enumerate(blocks, start=1):
+                joins = commit and number == len(blocks) and joined.can_join(connection)
+                with connection.execute_wrapper(joined.Join("INSERT", after=["COMMIT"])) if joins else nullcontext():
+                    _insert_block(connection, cursor, block, unless_there)
+    except Error:
+        # As the ORM does: a caller that catches the error must not commit what PostgreSQL has given up.
+        if connection.in_atomic_block:
+            transaction.set_rollback(True, using=alias)
+        raise
 
 
 def insert_many(alias: str, common: Mapping[str, Any], each: Iterable[Each]) -> None:
@@ -87,39 +102,67 @@ def insert_many(alias: str, common: Mapping[str, Any], each: Iterable[Each]) -> 
         if connection.vendor == "postgresql" and hasattr(cursor, "copy"):
             _copy(connection, cursor, given, each)
         else:
-            _insert_blocks(connection, cursor, given, each)
+            alike = (
+                {"root_id": one.id, **given, "id": one.id, "body": one.body, "envelope": one.envelope} for one in each
+            )
+            for block in _blocks(connection, alike):
+                _insert_block(connection, cursor, block)
 
 
 # --- INSERT -----------------------------------------------------------------------------------------------------------
 
 
+def _shape(values: _Values) -> Shape:
+    """What all jobs of a kind have in common is written into the statement: half of the work that a driver has with it
+    is with its parameters."""
+    return tuple([(name, _constant(name, value) or form_of(value)) for name, value in values.items()])
+
+
+def _constant(name: str, value: Any) -> str | None:
+    if name in _OF_A_KIND:
+        if type(value) is int:
+            return str(value)
+        if isinstance(value, str) and _NEEDS_NO_QUOTING(value):
+            return f"'{value}'"
+    return None
+
+
 @functools.lru_cache(maxsize=256)
-def _statement(vendor: str, alias: str, shape: tuple[tuple[str, Form], ...], unless_there: bool = False) -> _Statement:
-    """The INSERT for rows of a shape. The vendor is among the arguments because tests change what an alias means."""
+def _head(vendor: str, alias: str, names: tuple[str, ...], unless_there: bool) -> tuple[str, str]:
+    """What comes before and after the rows. The vendor is an argument because tests change what an alias means."""
     ops = connections[alias].ops
     conflict = OnConflict.IGNORE if unless_there else None
-    columns = [ops.quote_name(name) for name in (*(name for name, _ in shape), *_NEW)]
-    values = [sql_of(connections[alias], form) for _, form in shape]
-    values += [repr(constant) for constant in _NEW.values()]
+    columns = ", ".join(map(ops.quote_name, (*names, *(name for name in _NEW if name not in names))))
     into = f"{ops.insert_statement(on_conflict=conflict)} {ops.quote_name(Job._meta.db_table)}"
-    return _Statement(
-        f"{into} ({', '.join(columns)}) VALUES ",
-        f"({', '.join(values)})",
-        f" {ops.on_conflict_suffix_sql([], conflict, [], [])}",
-    )
+    return f"{into} ({columns}) VALUES ", f" {ops.on_conflict_suffix_sql([], conflict, [], [])}"
 
 
-def _insert_blocks(connection: Any, cursor: Any, common: Mapping[str, Any], each: Iterable[Each]) -> None:
-    rows = iter(each)
-    most = connection.features.max_query_params
-    size = min(_BLOCK, most // (len(common) + 4)) if most else _BLOCK
-    while block := list(itertools.islice(rows, size)):
-        params: list[Any] = []
-        for job in block:
-            values = {"root_id": job.id, **common, "id": job.id, "body": job.body, "envelope": job.envelope}
-            params += params_of(connection, values)
-        made = _statement(connection.vendor, connection.alias, shape_of(values))
-        cursor.execute(made.head + ", ".join([made.row] * len(block)) + made.suffix, params)
+@functools.lru_cache(maxsize=1024)
+def _row(vendor: str, alias: str, shape: Shape) -> str:
+    names = {name for name, _ in shape}
+    values = [sql_of(connections[alias], form) for _, form in shape]
+    values += [repr(constant) for name, constant in _NEW.items() if name not in names]
+    return f"({', '.join(values)})"
+
+
+def _blocks(connection: Any, batch: Iterable[_Values]) -> Iterator[list[_Values]]:
+    """As many rows as one statement may hold."""
+    rows = iter(batch)
+    for first in rows:
+        most = connection.features.max_query_params
+        size = min(_BLOCK, most // len(first)) if most else _BLOCK
+        yield [first, *itertools.islice(rows, size - 1)]
+
+
+def _insert_block(connection: Any, cursor: Any, block: Sequence[_Values], unless_there: bool = False) -> None:
+    vendor, alias = connection.vendor, connection.alias
+    head, suffix = _head(vendor, alias, tuple(block[0]), unless_there)
+    texts, params = [], []
+    for values in block:
+        shape = _shape(values)
+        texts.append(_row(vendor, alias, shape))
+        params += params_of(connection, shape, values)
+    cursor.execute(head + ", ".join(texts) + suffix, params)
 
 
 # --- COPY -------------------------------------------------------------------------------------------------------------
@@ -131,7 +174,7 @@ def _copy(connection: Any, cursor: Any, common: Mapping[str, Any], each: Iterabl
     values = {**_NEW, **common}
     if moments:
         wanted = ", ".join(sql_of(connection, moment) for moment in moments.values())
-        cursor.execute(f"SELECT {wanted}", params_of(connection, moments))
+        cursor.execute(f"SELECT {wanted}", params_of(connection, shape_of(moments), moments))
         values.update(zip(moments, cursor.fetchone(), strict=True))
     root = values.pop("root_id", None)
     columns = ", ".join(connection.ops.quote_name(name) for name in ("id", "root_id", "body", "envelope", *values))

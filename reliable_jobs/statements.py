@@ -42,8 +42,10 @@ class Moment(NamedTuple):
     at: datetime.datetime | None = None
 
 
-#: What a statement is kept by, of each value: a moment of its kind, the SQL of a constant, or None for a placeholder.
+#: Of one value: a moment of its kind, the SQL of a constant, or None for a placeholder.
 Form = Moment | str | None
+#: What a statement is kept by: the forms of its values, by field name.
+Shape = tuple[tuple[str, Form], ...]
 
 
 def sql_of(connection: Any, form: Form) -> str:
@@ -53,12 +55,11 @@ def sql_of(connection: Any, form: Form) -> str:
     return "%s" if form is None else form
 
 
-def shape_of(values: Mapping[str, Any]) -> tuple[tuple[str, Form], ...]:
-    """Names, and which form their SQL has: what a statement is kept by."""
-    return tuple((name, _form(value)) for name, value in values.items())
+def shape_of(values: Mapping[str, Any]) -> Shape:
+    return tuple([(name, form_of(value)) for name, value in values.items()])
 
 
-def _form(value: Any) -> Form:
+def form_of(value: Any) -> Form:
     if isinstance(value, Moment):
         if value.at is not None:
             return Moment(at=_SOME_TIME)
@@ -70,18 +71,21 @@ def _form(value: Any) -> Form:
     return f"'{value}'" if constant else None
 
 
-def params_of(connection: Any, values: Mapping[str, Any]) -> list[Any]:
+def params_of(connection: Any, shape: Shape, values: Mapping[str, Any]) -> list[Any]:
+    """What the placeholders of a shape stand for.
+
+    Args:
+        values: those that have that shape.
+    """
     params: list[Any] = []
-    for name, value in values.items():
-        if isinstance(value, Moment):
-            params.extend(_compiled(connection.vendor, connection.alias, value)[1])
-        elif _form(value) is not None:
-            pass  # written into the statement
-        elif isinstance(value, (str, int)):
+    for (name, form), value in zip(shape, values.values(), strict=True):
+        if form is None:
+            if not isinstance(value, (str, int)):
+                field: Any = Job._meta.get_field(name)
+                value = field.get_db_prep_save(value, connection)
             params.append(value)
-        else:
-            field: Any = Job._meta.get_field(name)
-            params.append(field.get_db_prep_save(value, connection))
+        elif isinstance(form, Moment):
+            params.extend(_compiled(connection.vendor, connection.alias, value)[1])
     return params
 
 
@@ -186,15 +190,16 @@ def update(alias: str, job_id: uuid.UUID, fence: Mapping[str, Any], changes: Map
         changes: what it is to hold then. Times are datetimes or moments.
     """
     connection = connections[alias]
-    sql = _update(connection.vendor, alias, shape_of(fence), shape_of(changes))
-    params = [*params_of(connection, changes), Job._meta.pk.get_db_prep_value(job_id, connection)]
+    conditions, shape = shape_of(fence), shape_of(changes)
+    params = [*params_of(connection, shape, changes), Job._meta.pk.get_db_prep_value(job_id, connection)]
+    params += params_of(connection, conditions, fence)
     with connection.cursor() as cursor:
-        cursor.execute(sql, params + params_of(connection, fence))
+        cursor.execute(_update(connection.vendor, alias, conditions, shape), params)
         return bool(cursor.rowcount == 1)
 
 
 @functools.lru_cache(maxsize=256)
-def _update(vendor: str, alias: str, fence: tuple[tuple[str, Form], ...], shape: tuple[tuple[str, Form], ...]) -> str:
+def _update(vendor: str, alias: str, fence: Shape, shape: Shape) -> str:
     connection = connections[alias]
     quote = connection.ops.quote_name
     changes = [f"{quote(name)} = {sql_of(connection, form)}" for name, form in shape]
