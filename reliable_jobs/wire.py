@@ -1,22 +1,24 @@
 """The frames of AMQP's ``basic.publish``, made here so that a window of messages is written at once.
 
 py-amqp's own ``basic_publish`` looks for a notice from the broker, sets timeouts twice and writes to the socket for
-every message: 105 µs of CPU each, 38 µs so (medians of 12 runs of 3,000 messages, on a busy machine). Frames are those
-of AMQP 0-9-1, section 4.2; values are encoded by py-amqp's ``amqp.serialization``. tests/test_wire.py compares the
-bytes with those that py-amqp writes.
+every message: 105 µs of CPU each, 38 µs so (medians of 12 runs of 3,000 messages, on a busy machine), and a third less
+since entries of the headers are kept (44 to 28 µs on another day). Frames are those of AMQP 0-9-1, section 4.2; values
+but for texts are encoded by py-amqp's ``amqp.serialization``. tests/test_wire.py compares the bytes with those that
+py-amqp writes.
 """
 
 from __future__ import annotations
 
 import functools
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 from amqp.basic_message import Message
 from amqp.serialization import dumps
 from amqp.spec import Basic
 
-from reliable_jobs.message import Outgoing
+from reliable_jobs.message import HEADER, USUAL_HEADERS, Outgoing
 
 _METHOD, _HEADER, _BODY, _END = 1, 2, 3, b"\xce"
 _FRAME_OVERHEAD = 8
@@ -68,5 +70,42 @@ def _properties(message: Outgoing) -> bytes:
             formats += kind
             given.append(value)
     # The headers come third, behind content type and encoding, which are always there.
-    encoded: bytes = dumps(f"ssF{formats[2:]}", [*given[:2], message.headers, *given[2:]])
-    return struct.pack(">H", flags) + encoded
+    first, rest = dumps("ss", given[:2]), dumps(formats[2:], given[2:])
+    return b"".join((struct.pack(">H", flags), first, _table(message.headers), rest))
+
+
+def _table(headers: Mapping[str, Any]) -> bytes:
+    """A field table: section 4.2.5.5. Most entries are the same in message after message, and most others are texts."""
+    entries = []
+    for name, value in headers.items():
+        if value is USUAL_HEADERS.get(name, _UNUSUAL):
+            entries.append(_USUAL[name])
+        elif type(value) is str:
+            text = value.encode()
+            entries.append(_name(name) + b"S" + _length(len(text)) + text)
+        elif name == HEADER and type(value) is dict:
+            entries.append(_pointer(tuple(value.items())))
+        else:
+            entries.append(_entry(name, value))
+    table = b"".join(entries)
+    return _length(len(table)) + table
+
+
+def _entry(name: str, value: Any) -> bytes:
+    encoded: bytes = dumps("F", [{name: value}])
+    return encoded[4:]
+
+
+@functools.lru_cache(maxsize=1024)
+def _name(name: str) -> bytes:
+    return _entry(name, None)[:-1]
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def _pointer(items: tuple[tuple[str, Any], ...]) -> bytes:
+    return _entry(HEADER, dict(items))
+
+
+_length = struct.Struct(">I").pack
+_UNUSUAL = object()
+_USUAL = {name: _entry(name, value) for name, value in USUAL_HEADERS.items()}
