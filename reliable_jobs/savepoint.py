@@ -43,8 +43,8 @@ class BodySavepoint:
         self._connection: Any = connections[using]
         self._block = transaction.atomic(using=using)
         self._entered = False
-        #: ``SAVEPOINT "…"`` as Django made it, where statements are joined.
-        self._made = ""
+        #: The savepoint's, where statements are joined.
+        self._name = ""
         #: Whether the settlement is to release it.
         self._owed = False
 
@@ -56,7 +56,7 @@ class BodySavepoint:
             self._leave(error)
         elif self._entered:
             # Released with the settlement; or nothing was claimed, and the transaction ends with nothing in it.
-            with self._connection.execute_wrapper(joined.Keep("RELEASE")):
+            with joined.unsaid(self._connection, "_savepoint_commit"):
                 self._leave(None)
 
     def _leave(self, error: BaseException | None) -> None:
@@ -74,12 +74,11 @@ class BodySavepoint:
             return take()
         if len(self._connection.atomic_blocks) == 1:
             self._connection.clean_savepoints()  # the same name for each run: what is the same text is parsed once
-        keep = joined.Keep("SAVEPOINT")
-        with self._connection.execute_wrapper(keep):
+        with joined.unsaid(self._connection, "_savepoint") as names:
             self._enter()
-        self._made = keep.kept
+        self._name = names[0]
         joined.prepare(self._connection)
-        join = joined.Join("SELECT", begin=True, after=[self._made])
+        join = joined.Join("SELECT", begin=True, after=[self._connection.ops.savepoint_create_sql(self._name)])
         with self._connection.execute_wrapper(join):
             taken = take()
         self._send(join.after)
@@ -108,7 +107,7 @@ class BodySavepoint:
             yield
             # Single statements where the body has called set_rollback(True), or left a block of its own open.
             in_order = not self._connection.needs_rollback and self._connection.atomic_blocks[-1:] == [self._block]
-            self._owed = bool(self._made) and in_order
+            self._owed = bool(self._name) and in_order
             if not self._owed:
                 check_deferred_constraints(self._connection)
         except BaseException as error:
@@ -133,7 +132,8 @@ class BodySavepoint:
         self._owed = False
         outermost = len(self._connection.atomic_blocks) == 2 and self._connection.commit_on_exit
         commit = alone and outermost
-        join = joined.Join("UPDATE", before=["SET CONSTRAINTS ALL IMMEDIATE", f"RELEASE {self._made}"], commit=commit)
+        before = ["SET CONSTRAINTS ALL IMMEDIATE", self._connection.ops.savepoint_commit_sql(self._name)]
+        join = joined.Join("UPDATE", before=before, commit=commit)
         try:
             with self._connection.execute_wrapper(join):
                 won = write()

@@ -105,15 +105,16 @@ def lock_row(alias: str, job_id: uuid.UUID) -> tuple[Job, datetime.datetime] | N
 
     Must be called in a transaction.
     """
-    found = _select(alias, _lock_row(connections[alias].vendor, alias), [job_id])
+    connection = connections[alias]
+    found = _select(connection, _lock_row(connection.vendor, alias), [job_id])
     return found[0] if found else None
 
 
 def lock_fit(alias: str, task: str, job_ids: Sequence[uuid.UUID]) -> list[tuple[Job, datetime.datetime]]:
     """Lock those jobs of a task that are plainly fit for a first run, as far as that can be done at once; with all that
     a message is made of. Must be called in a transaction."""
-    made = _lock_fit(connections[alias].vendor, alias, len(job_ids))
-    return _select(alias, made, job_ids, task)
+    connection = connections[alias]
+    return _select(connection, _lock_fit(connection.vendor, alias, len(job_ids)), job_ids, task)
 
 
 class _Select(NamedTuple):
@@ -125,20 +126,18 @@ class _Select(NamedTuple):
 
 
 def _select(
-    alias: str, made: _Select, job_ids: Sequence[uuid.UUID], task: str = ""
+    connection: Any, made: _Select, job_ids: Sequence[uuid.UUID], task: str = ""
 ) -> list[tuple[Job, datetime.datetime]]:
-    connection = connections[alias]
     prepare = Job._meta.pk.get_db_prep_value
     params = [prepare(job_id, connection) for job_id in job_ids]
     params += [task if param == _SOME_TASK else param for param in made.rest]
     with connection.cursor() as cursor:
         cursor.execute(made.sql, params)
         rows = cursor.fetchall()
-    return [_job(alias, made, list(row)) for row in rows]
+    return [_job(connection, made, list(row)) for row in rows]
 
 
-def _job(alias: str, made: _Select, values: list[Any]) -> tuple[Job, datetime.datetime]:
-    connection = connections[alias]
+def _job(connection: Any, made: _Select, values: list[Any]) -> tuple[Job, datetime.datetime]:
     for position, converters, expression in made.converters:
         for convert in converters:
             values[position] = convert(values[position], expression, connection)
@@ -147,7 +146,7 @@ def _job(alias: str, made: _Select, values: list[Any]) -> tuple[Job, datetime.da
     # signals pre_init and post_init are not sent.
     job = Job.__new__(Job)
     job._state = ModelState()
-    job._state.db, job._state.adding = alias, False
+    job._state.db, job._state.adding = connection.alias, False
     vars(job).update(zip(made.names, values, strict=True))
     return job, now
 

@@ -67,7 +67,11 @@ def test_a_run_makes_three_round_trips_where_statements_can_travel_together(jobs
 
 def test_the_commit_waits_while_there_is_more_to_write(jobs: InProcess) -> None:
     said = statements(jobs, link=does.si())
-    assert not any(text.endswith("COMMIT") for text in said)
+    (settle,) = [text for text in said if '"reliable_jobs_job" SET' in text]
+    follow = next(text for text in said if 'INSERT INTO "reliable_jobs_job"' in text)
+    assert "COMMIT" not in settle
+    assert said.index(settle) < said.index(follow)
+    assert follow.endswith("\n; COMMIT") == can_join()
     assert sorted(Job.objects.values_list("status", flat=True)) == ["succeeded", "waiting"]
 
 
@@ -138,3 +142,15 @@ def test_one_by_one_the_statements_come_to_the_same(
     }
     job = jobs.run(does, what)
     assert (job.status, Effect.objects.count()) == expected.get(what, ("succeeded", 1))
+
+
+def test_django_still_makes_and_releases_savepoints_by_the_methods_that_are_put_aside(jobs: InProcess) -> None:
+    with transaction.atomic(), CaptureQueriesContext(connection) as queries:
+        aside = joined.unsaid(connection, "_savepoint"), joined.unsaid(connection, "_savepoint_commit")
+        with aside[0] as made, aside[1] as gone, transaction.atomic():
+            assert not gone
+        assert made == gone
+        assert len(queries) == 0
+        with transaction.atomic():
+            assert len(queries) == 1
+        assert len(queries) == 2

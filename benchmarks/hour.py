@@ -1,0 +1,73 @@
+"""What an hour's jobs leave behind in a table that holds many already, with autovacuum as the server has it and with
+settings of the table's own: dead rows, sizes, and what a sweep takes meanwhile.
+
+The jobs go through as fast as bundles allow, so that autovacuum has a few minutes for what an hour would give it.
+"""
+
+from __future__ import annotations
+
+import time
+
+from benchmarks.churn import QUARTERS, TABLES
+from benchmarks.harness import WARM, Arena, Benchmark, Contender
+from benchmarks.rivals import Rival
+
+REPEATS = 15
+#: Jobs that are enqueued at a time.
+STEP = 10_000
+
+
+def sweeps(rival: Rival) -> list[float]:
+    """In the child: milliseconds of several sweeps that find nothing; the first one reads what the last jobs left."""
+    from benchmarks.project.celery import app
+    from reliable_jobs.sweeper import sweep
+
+    times = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        assert sweep(app).idle
+        times.append((time.perf_counter() - started) * 1000)
+    return times
+
+
+def measure(arena: Arena, jobs: int, settled: int) -> dict[str, float]:
+    arena.open()
+    arena.child("benchmarks.sweep:multiply", settled=settled, waiting=0)
+    arena.start_workers()
+    figures: dict[str, float] = {}
+    begun = arena.sql("SELECT pg_current_wal_lsn()")[0][0]
+    steps = max(QUARTERS, jobs // STEP)
+    step = jobs // steps
+    for number in range(1, steps + 1):
+        with arena.paused():
+            arena.sql("TRUNCATE benchmark_effect RESTART IDENTITY")
+            arena.child("benchmarks.child:fill", count=step)
+        arena.wait_for_effects(step, 60 + step / 10)
+        arena.check_effects(step)
+        if number % (steps // QUARTERS) == 0:
+            arena.wait_for_statistics(WARM + number * step)
+            after = f"after {number * step:,}"
+            figures[f"dead rows {after}"] = float(arena.number(f"SELECT coalesce(sum(n_dead_tup), 0) {TABLES}"))
+            first, *others = arena.child("benchmarks.hour:sweeps")
+            figures[f"ms of the first sweep {after}"] = first
+            figures[f"ms of a sweep {after}"] = sorted(others)[len(others) // 2]
+    figures["table MB"] = arena.number(f"SELECT sum(pg_table_size(relid)) {TABLES}") / 1e6
+    figures["indexes MB"] = arena.number(f"SELECT sum(pg_indexes_size(relid)) {TABLES}") / 1e6
+    figures["autovacuums"] = float(arena.number(f"SELECT sum(autovacuum_count) {TABLES}"))
+    written = arena.sql("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), %s::pg_lsn)", begun)[0][0]
+    return {"WAL bytes per job": float(written) / (steps * step), **figures}
+
+
+BENCHMARK = Benchmark(
+    about="an hour of 100 jobs a second, in a table that holds a million settled ones and keeps them; at each quarter "
+    "the dead rows and the time of a sweep that finds nothing",
+    contenders=(
+        Contender("autovacuum as it is", "reliable:Bundled"),
+        Contender("autovacuum of its own", "reliable:OwnAutovacuum"),
+    ),
+    measure=measure,
+    normal={"jobs": 360_000, "settled": 1_000_000},
+    quick={"jobs": 4_000, "settled": 2_000},
+    baseline="autovacuum as it is",
+    rounds=1,
+)
