@@ -24,7 +24,7 @@ from django.db import connections, transaction
 from django.db.transaction import TransactionManagementError
 from kombu.serialization import prepare_accept_content
 
-from reliable_jobs import aftermath, failures, flush, lifecycle, outcome
+from reliable_jobs import aftermath, failures, lifecycle, outcome
 from reliable_jobs.content import content
 from reliable_jobs.errors import BrokenTransaction, RunTakenAway
 from reliable_jobs.execution import NotStarted
@@ -207,7 +207,6 @@ class Attempt:
                     raise Ignore("it wishes to be run again, or to be rolled back")
                 if len(self.connection.atomic_blocks) > blocks + self.singly:
                     raise BrokenTransaction(aftermath.LEFT_OPEN)
-                flush.flush(self.using)  # while an error of it is this body's
                 if self.singly:
                     check_deferred_constraints(self.connection)
             succeeded = True

@@ -13,7 +13,11 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from billiard.einfo import ExceptionInfo
+from celery.app.trace import TraceInfo, trace_ok_t
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.states import FAILURE
+from celery.utils.serialization import get_pickleable_etype, get_pickleable_exception
 from django.db import Error as DatabaseError
 from django.db import connections
 from kombu.serialization import loads
@@ -66,6 +70,33 @@ def read_delivery(task: ReliableTask) -> Delivery:
         redelivered=redelivered,
         ours=True,
     )
+
+
+def that_answers(tracer: Callable[..., Any]) -> Callable[..., Any]:
+    """Celery's tracer of a task, whose own errors are an answer too: a result backend that is away, a hook that raises
+    where none may. A pool's thread or greenlet would swallow them, and the message would stay unacknowledged as long as
+    the worker lives; after as many of those as it prefetches, a worker gets no more."""
+
+    def trace(task_id: str, args: Any, kwargs: Any, request: Any = None) -> Any:
+        try:
+            return tracer(task_id, args, kwargs, request)
+        except MemoryError:
+            raise
+        except Exception as error:
+            if (request or {}).get("reliable_bundle") is not None:
+                raise  # its attempt wants to know
+            logger.error(
+                "Job %s: Celery could not go on after its run (%s: %s). How the job stands is in its row. Look at the "
+                "result backend, and at the task's on_success, on_failure and after_return.",
+                task_id,
+                type(error).__name__,
+                error,
+            )
+            info = ExceptionInfo(internal=True)
+            info.exception, info.type = get_pickleable_exception(error), get_pickleable_etype(type(error))
+            return trace_ok_t(info, TraceInfo(FAILURE, error), 0.0, None)
+
+    return trace
 
 
 def _number(value: Any) -> int:

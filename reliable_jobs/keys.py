@@ -53,7 +53,7 @@ def insert_unless_there(values: dict[str, Any], request: Request, alias: str) ->
         if found is not None:
             return _same_or_conflict(found, request)
         with transaction.atomic(using=alias), bounded_wait(alias, task, request.key):
-            rows.insert(alias, [values], unless_there=True)
+            rows.insert(alias, values, unless_there=True)
         if jobs.filter(pk=request.job_id).exists():
             return None
     raise KeyBusy(

@@ -1,7 +1,5 @@
 """Enqueue: one row in the caller's transaction; dispatch: its message once that transaction has committed.
 
-The row is written no later than with the COMMIT; a transaction's statements in between find it there (flush.py).
-
 Every enqueue registers an ``on_commit`` hook of its own, because Django drops the hooks of a savepoint that rolls
 back; one flag "registered already" would lose jobs with the savepoint that set it. The first hook that fires publishes
 for all that are left in one pipeline: the list holds them weakly, and a dropped hook is gone from it. Should something
@@ -12,6 +10,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import logging
 import threading
@@ -21,9 +20,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from celery import Celery
-from django.db import connections, router
+from django.db import connections, router, transaction
 
-from reliable_jobs import flush, keys, rows, wake
+from reliable_jobs import keys, rows, wake
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import AmbiguousTransaction, EnqueueError
 from reliable_jobs.keys import Request
@@ -88,22 +87,17 @@ def _in_users_transaction(connection: Any) -> bool:
 def _write(app: Celery, request: Request, alias: str) -> uuid.UUID:
     immediate = not request.later and _dispatches_now(app, alias)
     values = _values(request, sends=1 if immediate else 0)
-    held = None
-    if request.key is not None or request.id_given:
+    if request.key is None and not request.id_given:
+        rows.insert(alias, values)
+    else:
         existing = keys.insert_unless_there(values, request, alias)
         if existing is not None:
             return existing
-    elif request.later or request.expires is not None or not _in_users_transaction(connections[alias]):
-        rows.insert(alias, [values])  # at once: its times count from the call
-    else:
-        held = values
-    if not request.later:
-        flush.register(_hook(app, alias, [Unsent(request.job_id, request.rendered)] if immediate else []), held)
+    if immediate:
+        _dispatch_on_commit(app, alias, [Unsent(request.job_id, request.rendered)])
+    elif settings.DISPATCH == "relay" and not request.later:
+        _wake_on_commit(alias)
     return request.job_id
-
-
-def _hook(app: Celery, alias: str, jobs: list[Unsent]) -> flush.Hook:
-    return _DispatchOnCommit(app, alias, jobs) if jobs else _WakeOnCommit(alias, wakes=settings.DISPATCH == "relay")
 
 
 def enqueue_many(app: Celery, request: Request, template: Template, each: Iterable[Each], alias: str) -> list[str]:
@@ -136,11 +130,23 @@ def enqueue_many(app: Celery, request: Request, template: Template, each: Iterab
     rows.insert_many(alias, common, noted())
     if immediate and head:
         common_part = request.rendered
-        jobs = [Unsent(one.id, dataclasses.replace(common_part, body=one.body, envelope=one.envelope)) for one in head]
-        flush.register(_DispatchOnCommit(app, alias, jobs))
+        _dispatch_on_commit(
+            app,
+            alias,
+            [Unsent(one.id, dataclasses.replace(common_part, body=one.body, envelope=one.envelope)) for one in head],
+        )
     elif not request.later:
-        flush.register(_WakeOnCommit(alias, wakes=True))
+        _wake_on_commit(alias)
     return ids
+
+
+def _dispatch_on_commit(app: Celery, alias: str, jobs: list[Unsent]) -> None:
+    hook = _DispatchOnCommit(app, alias, [outgoing(job, alias) for job in jobs])
+    transaction.on_commit(hook, using=alias)
+
+
+def _wake_on_commit(alias: str) -> None:
+    transaction.on_commit(functools.partial(wake.nudge, alias), using=alias, robust=True)
 
 
 def _dispatches_now(app: Celery, alias: str) -> bool:
@@ -197,26 +203,20 @@ _pending = _Pending()
 _order = itertools.count()
 
 
-class _DispatchOnCommit(flush.Hook):
-    """The hook of an enqueue that its commit publishes. See the module's docstring for how they find each other."""
+class _DispatchOnCommit:
+    """The on_commit hook of one enqueue. See the module's docstring for how they find each other."""
 
-    def __init__(self, app: Celery, alias: str, jobs: list[Unsent]) -> None:
-        super().__init__(alias)
+    def __init__(self, app: Celery, alias: str, messages: list[Outgoing]) -> None:
         self.app = app
-        self.messages = [outgoing(job, alias) for job in jobs]
+        self.messages = messages
         self.dispatched = False
         self.pending = _pending.of(alias)
         self.pending[next(_order)] = self
 
-    def committed(self) -> None:
+    def __call__(self) -> None:
         if self.dispatched:
             return
-        # One with a row that is not written belongs to a transaction that was rolled back.
-        left = [
-            hook
-            for hook in self.pending.values()
-            if hook.app is self.app and not (hook.dispatched or hook.undone or hook.row)
-        ]
+        left = [hook for hook in self.pending.values() if hook.app is self.app and not hook.dispatched]
         for hook in left:
             hook.dispatched = True
         try:
@@ -224,18 +224,6 @@ class _DispatchOnCommit(flush.Hook):
         except Exception:
             # A hook that raises would skip the hooks after it. The rows are safe: the sweeper looks at them.
             logger.exception("Dispatch on commit failed; the sweeper will publish %d job(s).", len(left))
-
-
-class _WakeOnCommit(flush.Hook):
-    """The hook of an enqueue whose row a relay publishes, or the sweeper."""
-
-    def __init__(self, alias: str, *, wakes: bool) -> None:
-        super().__init__(alias)
-        self.wakes = wakes
-
-    def committed(self) -> None:
-        if self.wakes:
-            wake.nudge(self.alias)
 
 
 def dispatch(app: Celery, messages: list[Outgoing]) -> None:

@@ -1,7 +1,7 @@
-"""New jobs into the table: one INSERT for those that are written at once, COPY (or several INSERTs) for thousands.
+"""New jobs into the table: one INSERT for a job, COPY (or INSERTs of many rows) for thousands.
 
 Django's ORM would name every column and compile the statement anew for each job, which was most of what an enqueue
-cost. Here its parts are made once for each shape of a row; values are prepared by the model's own fields.
+cost. Here the statement is made once for each shape of a row; values are prepared by the model's own fields.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ import functools
 import itertools
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from django.db import Error, connections, transaction
+from django.db import connections, transaction
 from django.db.models.constants import OnConflict
 
-from reliable_jobs import joined
 from reliable_jobs.models import Job
 from reliable_jobs.statements import Moment, Shape, form_of, params_of, shape_of, sql_of
 from reliable_jobs.status import Reason, Status
@@ -40,7 +38,7 @@ _NEW: Mapping[str, str | int] = {
 }
 #: Columns that hold the same for all jobs of a kind.
 _OF_A_KIND = {"task", "queue", "priority", "sends", "content_type", "content_encoding"}
-_NEEDS_NO_QUOTING = re.compile(r"[A-Za-z0-9_./:@+-]+").fullmatch
+_needs_no_quoting = re.compile(r"[A-Za-z0-9_./:@+-]+").fullmatch
 #: Rows of one INSERT where there is no COPY, and where the database takes that many parameters.
 _BLOCK = 500
 #: Rows of one COPY, and of one write to it.
@@ -55,36 +53,29 @@ class Each(NamedTuple):
     envelope: str
 
 
-#: Of one row, by field name.
-_Values = Mapping[str, Any]
+class _Statement(NamedTuple):
+    head: str
+    row: str
+    suffix: str
 
 
-def insert(alias: str, batch: Sequence[Mapping[str, Any]], *, unless_there: bool = False, commit: bool = False) -> None:
-    """Insert rows; those that follow each other and name the same columns in one statement.
+def insert(alias: str, values: Mapping[str, Any], *, unless_there: bool = False) -> None:
+    """Insert one row.
 
     Args:
-        batch: the values of each row by field name; None is left out. Times are datetimes or :class:`Moment`.
+        values: by field name; None is left out. Times are datetimes or :class:`Moment`.
         unless_there: do nothing where the id or the key exists already.
-        commit: the caller's next step is to commit. The COMMIT comes along where it can; the caller's then finds
-            nothing to do.
 
     Raises:
-        django.db.Error: as any write, or as a COMMIT.
+        django.db.Error: as any write.
     """
     connection = connections[alias]
-    given = [{name: value for name, value in values.items() if value is not None} for values in batch]
-    blocks = [block for _, alike in itertools.groupby(given, tuple) for block in _blocks(connection, alike)]
-    try:
-        with connection.cursor() as cursor:
-            for number, block in enumerate(blocks, start=1):
-                joins = commit and number == len(blocks) and joined.can_join(connection)
-                with connection.execute_wrapper(joined.Join("INSERT", after=["COMMIT"])) if joins else nullcontext():
-                    _insert_block(connection, cursor, block, unless_there)
-    except Error:
-        # As the ORM does: a caller that catches the error must not commit what PostgreSQL has given up.
-        if connection.in_atomic_block:
-            transaction.set_rollback(True, using=alias)
-        raise
+    given = {name: value for name, value in values.items() if value is not None}
+    shape = _shape(given)
+    made = _statement(connection.vendor, alias, shape, unless_there)
+    # As the ORM does: a caller that catches the error must not commit what PostgreSQL has given up.
+    with transaction.mark_for_rollback_on_error(using=alias), connection.cursor() as cursor:
+        cursor.execute(f"{made.head}{made.row}{made.suffix}", params_of(connection, shape, given))
 
 
 def insert_many(alias: str, common: Mapping[str, Any], each: Iterable[Each]) -> None:
@@ -102,19 +93,14 @@ def insert_many(alias: str, common: Mapping[str, Any], each: Iterable[Each]) -> 
         if connection.vendor == "postgresql" and hasattr(cursor, "copy"):
             _copy(connection, cursor, given, each)
         else:
-            alike = (
-                {"root_id": one.id, **given, "id": one.id, "body": one.body, "envelope": one.envelope} for one in each
-            )
-            for block in _blocks(connection, alike):
-                _insert_block(connection, cursor, block)
+            _insert_blocks(connection, cursor, given, each)
 
 
 # --- INSERT -----------------------------------------------------------------------------------------------------------
 
 
-def _shape(values: _Values) -> Shape:
-    """What all jobs of a kind have in common is written into the statement: half of the work that a driver has with it
-    is with its parameters."""
+def _shape(values: Mapping[str, Any]) -> Shape:
+    """What all jobs of a kind have in common is written into the statement: half of the driver's work is parameters."""
     return tuple([(name, _constant(name, value) or form_of(value)) for name, value in values.items()])
 
 
@@ -122,47 +108,40 @@ def _constant(name: str, value: Any) -> str | None:
     if name in _OF_A_KIND:
         if type(value) is int:
             return str(value)
-        if isinstance(value, str) and _NEEDS_NO_QUOTING(value):
+        if type(value) is str and _needs_no_quoting(value):
             return f"'{value}'"
     return None
 
 
-@functools.lru_cache(maxsize=256)
-def _head(vendor: str, alias: str, names: tuple[str, ...], unless_there: bool) -> tuple[str, str]:
-    """What comes before and after the rows. The vendor is an argument because tests change what an alias means."""
+@functools.lru_cache(maxsize=1024)
+def _statement(vendor: str, alias: str, shape: Shape, unless_there: bool = False) -> _Statement:
+    """The INSERT for rows of a shape. The vendor is among the arguments because tests change what an alias means."""
     ops = connections[alias].ops
     conflict = OnConflict.IGNORE if unless_there else None
-    columns = ", ".join(map(ops.quote_name, (*names, *(name for name in _NEW if name not in names))))
+    forms = dict(shape)
+    for name, constant in _NEW.items():
+        forms.setdefault(name, repr(constant))
+    columns = [ops.quote_name(name) for name in forms]
+    values = [sql_of(connections[alias], form) for form in forms.values()]
     into = f"{ops.insert_statement(on_conflict=conflict)} {ops.quote_name(Job._meta.db_table)}"
-    return f"{into} ({columns}) VALUES ", f" {ops.on_conflict_suffix_sql([], conflict, [], [])}"
+    return _Statement(
+        f"{into} ({', '.join(columns)}) VALUES ",
+        f"({', '.join(values)})",
+        f" {ops.on_conflict_suffix_sql([], conflict, [], [])}",
+    )
 
 
-@functools.lru_cache(maxsize=1024)
-def _row(vendor: str, alias: str, shape: Shape) -> str:
-    names = {name for name, _ in shape}
-    values = [sql_of(connections[alias], form) for _, form in shape]
-    values += [repr(constant) for name, constant in _NEW.items() if name not in names]
-    return f"({', '.join(values)})"
-
-
-def _blocks(connection: Any, batch: Iterable[_Values]) -> Iterator[list[_Values]]:
-    """As many rows as one statement may hold."""
-    rows = iter(batch)
-    for first in rows:
-        most = connection.features.max_query_params
-        size = min(_BLOCK, most // len(first)) if most else _BLOCK
-        yield [first, *itertools.islice(rows, size - 1)]
-
-
-def _insert_block(connection: Any, cursor: Any, block: Sequence[_Values], unless_there: bool = False) -> None:
-    vendor, alias = connection.vendor, connection.alias
-    head, suffix = _head(vendor, alias, tuple(block[0]), unless_there)
-    texts, params = [], []
-    for values in block:
-        shape = _shape(values)
-        texts.append(_row(vendor, alias, shape))
-        params += params_of(connection, shape, values)
-    cursor.execute(head + ", ".join(texts) + suffix, params)
+def _insert_blocks(connection: Any, cursor: Any, common: Mapping[str, Any], each: Iterable[Each]) -> None:
+    rows = iter(each)
+    most = connection.features.max_query_params
+    size = min(_BLOCK, most // (len(common) + 4)) if most else _BLOCK
+    while block := list(itertools.islice(rows, size)):
+        params: list[Any] = []
+        for job in block:
+            values = {"root_id": job.id, **common, "id": job.id, "body": job.body, "envelope": job.envelope}
+            params += params_of(connection, shape_of(values), values)
+        made = _statement(connection.vendor, connection.alias, shape_of(values))
+        cursor.execute(made.head + ", ".join([made.row] * len(block)) + made.suffix, params)
 
 
 # --- COPY -------------------------------------------------------------------------------------------------------------
@@ -183,7 +162,7 @@ def _copy(connection: Any, cursor: Any, common: Mapping[str, Any], each: Iterabl
     jobs = iter(each)
     # Taken before each COPY and not during it: the caller's generator may want this connection.
     while block := list(itertools.islice(jobs, _COPY_ROWS)):
-        with cursor.copy(f"COPY {table} ({columns}) FROM STDIN") as copy:
+        with connection.wrap_database_errors, cursor.copy(f"COPY {table} ({columns}) FROM STDIN") as copy:
             for start in range(0, len(block), _COPY_WRITE):
                 copy.write(
                     "".join(

@@ -46,6 +46,7 @@ class ReliableTask(RunControl, Call):
     writes_outbox: ClassVar[bool] = True
     #: Tells kept.py not to close the worker's database connections around it.
     keeps_connections: ClassVar[bool] = True
+    _tracer: Any = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -71,6 +72,15 @@ class ReliableTask(RunControl, Call):
         if request.get("reliable_bundle") is not None:
             return request.reliable_bundle.body(self, args, kwargs)
         return delivery.deliver(self, args, kwargs)
+
+    @property
+    def __trace__(self) -> Any:
+        """What Celery's workers call for each message; they set it too."""
+        return self._tracer
+
+    @__trace__.setter
+    def __trace__(self, tracer: Any) -> None:
+        self._tracer = delivery.that_answers(tracer) if tracer is not None else None
 
     def misfit(self, args: Any, kwargs: Any) -> str | None:
         """Why these arguments don't fit the code at hand; None when they do, or the task has ``typing = False``."""

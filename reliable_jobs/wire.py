@@ -101,7 +101,7 @@ def _name(name: str) -> bytes:
     return _entry(name, None)[:-1]
 
 
-@functools.lru_cache(maxsize=1024, typed=True)
+@functools.lru_cache(maxsize=1024)
 def _pointer(items: tuple[tuple[str, Any], ...]) -> bytes:
     return _entry(HEADER, dict(items))
 

@@ -33,7 +33,6 @@ I5 = "tests/test_promise_5_outages_cost_time.py"
 I6 = "tests/test_promise_6_bounded_loops.py"
 I7 = "tests/test_promise_7_no_silent_discard.py"
 BAD = "tests/test_bad_messages.py"
-FLUSH = "tests/test_flush.py"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +63,9 @@ MUTANTS = [
     Mutant(
         "publish-before-commit",
         "I1",
-        "flush.py",
-        "late.has_one_more(hook)",
-        "late.has_one_more(hook); hook()",
+        "outbox.py",
+        "transaction.on_commit(hook, using=alias)",
+        "hook()",
         (f"{I1}::test_no_message_goes_out_before_the_commit",),
     ),
     Mutant(
@@ -80,50 +79,10 @@ MUTANTS = [
     Mutant(
         "one-hook-for-all",
         "I1 I2",
-        "flush.py",
-        "transaction.on_commit(hook, using=hook.alias)",
-        'len(getattr(hook, "pending", ())) > 1 or transaction.on_commit(hook, using=hook.alias)',
-        (f"{I1}::test_a_savepoint_rolled_back_takes_its_jobs_along_and_the_others_go_out_in_one_publish",),
-    ),
-    Mutant(
-        "rows-before-the-next-statement",
-        "I1",
-        "flush.py",
-        "        self.flush()\n        return execute(",
-        "        return execute(",
-        (f"{FLUSH}::test_the_transactions_next_statement_finds_the_row",),
-    ),
-    Mutant(
-        "rows-undone-before-they-are-written",
-        "I1",
-        "flush.py",
-        "hook.row, hook.undone = None, True",
-        "pass",
-        (f"{FLUSH}::test_a_savepoint_of_djangos_or_of_ones_own_takes_along_what_was_not_written",),
-    ),
-    Mutant(
-        "rows-that-nobody-would-find",
-        "I1",
-        "flush.py",
-        "if self._connection.run_on_commit[-1][1] is not hook:",
-        "if False:",
-        (f"{FLUSH}::test_where_a_tool_puts_functions_of_its_own_among_the_hooks_the_row_is_written_at_once",),
-    ),
-    Mutant(
-        "commit-refused",
-        "I1",
-        "flush.py",
-        "self._connection.rollback()",
-        "pass",
-        (f"{FLUSH}::test_a_wrapper_that_refuses_the_last_insert_undoes_the_transaction",),
-    ),
-    Mutant(
-        "rows-of-a-transaction-rolled-back",
-        "I1",
         "outbox.py",
-        "hook.undone or hook.row)",
-        "hook.undone)",
-        (f"{FLUSH}::test_a_rolled_back_row_that_somebody_still_holds_does_not_come_out_with_the_next_transaction",),
+        "transaction.on_commit(hook, using=alias)",
+        "len(hook.pending) > 1 or transaction.on_commit(hook, using=alias)",
+        (f"{I1}::test_a_savepoint_rolled_back_takes_its_jobs_along_and_the_others_go_out_in_one_publish",),
     ),
     Mutant(
         "mandatory",
@@ -386,14 +345,6 @@ MUTANTS = [
         ("tests/test_bundle.py::test_a_process_that_is_told_to_stop_keeps_nothing_and_the_jobs_run_alone",),
     ),
     Mutant(
-        "bundle-writes-the-rows-of-its-bodies",
-        "I3",
-        "bundle_attempt.py",
-        "flush.flush(self.using)",
-        "pass",
-        ("tests/test_bundle.py::test_the_jobs_that_bodies_enqueue_commit_with_them_and_go_when_they_go",),
-    ),
-    Mutant(
         "bundle-savepoints",
         "I3",
         "bundle_attempt.py",
@@ -469,6 +420,14 @@ MUTANTS = [
         "        instance.app.conf.worker_enable_prefetch_count_reduction = False\n",
         "        pass\n",
         ("tests/test_adversary.py::test_a_worker_with_threads_works_on_after_its_broker_connection_was_cut",),
+    ),
+    Mutant(
+        "the-tracers-errors-answered",
+        "I2",
+        "task.py",
+        "delivery.that_answers(tracer) if tracer is not None else None",
+        "tracer",
+        ("tests/test_adversary.py::test_a_result_backend_that_fails_starves_no_worker",),
     ),
     # --- sweep and prune
     Mutant(

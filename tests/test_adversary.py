@@ -406,6 +406,23 @@ def test_a_leased_body_that_leaves_autocommit_off_is_settled_all_the_same(
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("I2")
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_a_result_backend_that_fails_starves_no_worker(stack: Stack, idle_queue: str, pool: str) -> None:
+    """Chaos seed 50, the database's disk full: Celery's tracer raised the backend's error, the pool's threads swallowed
+    it, and their messages stayed unacknowledged; after as many as were prefetched the worker got no more."""
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE django_celery_results_taskresult RENAME TO away")
+    try:
+        stack.worker(pool=pool, concurrency=2, options=["--prefetch-multiplier", "1"])
+        results = [tasks.effect.delay(f"without a backend {n}") for n in range(6)]
+        for result in results:
+            assert stack.ends(result).status == "succeeded"
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE away RENAME TO django_celery_results_taskresult")
+
+
 @pytest.mark.promise("K2")
 def test_get_answers_from_the_row_where_the_backend_knows_nothing(stack: Stack, worker: Worker) -> None:
     result = tasks.effect.delay("known")

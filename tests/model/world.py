@@ -176,15 +176,13 @@ class World:
         return job
 
     def roll_back(self, kind: str = "plain", *, savepoint: bool = False) -> None:
-        """A transaction that takes its jobs along; or a savepoint, of a transaction that commits another job."""
+        """A transaction that takes its job along; or a savepoint, of a transaction that commits another job."""
 
         def work() -> str | None:
             with transaction.atomic():
                 kept = jobs.atomic.delay("plain").id if savepoint else None
                 with transaction.atomic():
-                    with transaction.atomic():
-                        self.unwanted.add(jobs.atomic.delay(kind).id)  # written by the end of its block
-                    self.unwanted.add(jobs.atomic.delay(kind).id)  # never written
+                    self.unwanted.add(jobs.atomic.delay(kind).id)
                     transaction.set_rollback(True)
                 transaction.set_rollback(not savepoint)
             return kept
