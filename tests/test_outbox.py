@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import enum
 import gc
 import inspect
 import threading
 import uuid
 import zoneinfo
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import DatabaseError, connection, transaction
 from django.test import TestCase, override_settings
 from django.utils import timezone
 
@@ -27,6 +30,7 @@ from reliable_jobs.errors import (
 from reliable_jobs.message import HEADER
 from reliable_jobs.models import Job
 from reliable_jobs.publisher import Publisher
+from reliable_jobs.testing import enqueued_jobs, override_dispatch
 from tests import inprocess
 from tests.celery_app import app
 from tests.harness import Stack, Transaction
@@ -217,6 +221,87 @@ def test_more_jobs_than_one_commit_can_publish_are_left_to_the_sweeper(
     assert publishes == [3]
     assert sorted(Job.objects.values_list("sends", flat=True)) == [0, 0, 1, 1, 1]
     assert jobs.sweep().published == 2
+
+
+# --- a row is written where it is asked for ---------------------------------------------------------------------------
+#
+# An INSERT that waits for the transaction's next statement, or travels with its COMMIT, was tried: docs/performance.md.
+
+
+@contextlib.contextmanager
+def a_table_that_refuses(queue: str) -> Iterator[None]:
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE reliable_jobs_job ADD CONSTRAINT refused CHECK (queue <> '{queue}')")
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE reliable_jobs_job DROP CONSTRAINT refused")
+
+
+@pytest.mark.promise("I1")
+@pytest.mark.parametrize("bulk", [False, True])
+def test_an_enqueue_that_the_database_refuses_can_be_guarded_by_a_block_of_its_own(jobs: InProcess, bulk: bool) -> None:
+    if connection.vendor != "postgresql":
+        return  # SQLite can't add a constraint to a table
+    with a_table_that_refuses("refused"), transaction.atomic():
+        Effect.objects.create(name="order")
+        with pytest.raises(DatabaseError, match="refused"), transaction.atomic():
+            if bulk:
+                tasks.effect.bulk_delay([("phantom",)], queue="refused")
+            else:
+                tasks.effect.apply_async(("phantom",), queue="refused")
+        result = tasks.effect.delay("instead")
+    assert jobs.effects("order") == 1
+    assert kept() == sent(jobs) == {result.id}
+
+
+@pytest.mark.promise("I1")
+def test_a_savepoint_of_the_drivers_own_takes_its_rows_along(jobs: InProcess) -> None:
+    if connection.vendor != "postgresql":
+        return
+    with transaction.atomic():
+        result = tasks.effect.delay("kept")
+        with contextlib.suppress(Undo), connection.connection.transaction():
+            tasks.effect.delay("phantom")
+            raise Undo
+    assert kept() == {result.id}
+
+
+def test_a_row_is_written_under_the_wrappers_of_its_call(jobs: InProcess) -> None:
+    seen: list[str] = []
+
+    def see(execute: Any, sql: str, *rest: Any) -> Any:
+        seen.append(sql)
+        return execute(sql, *rest)
+
+    with transaction.atomic():
+        with connection.execute_wrapper(see):
+            tasks.effect.delay("x")
+        Effect.objects.create(name="order")
+    assert len(seen) == 1
+    assert "reliable_jobs_job" in seen[0]
+
+
+def test_an_on_commit_that_a_test_has_replaced_keeps_no_row_from_being_written(
+    rows: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transaction, "on_commit", lambda hook, using=None, robust=False: hook())
+    with override_dispatch(), transaction.atomic():
+        result = tasks.effect.delay("x")
+    assert kept() == {result.id}
+
+
+def test_the_rows_of_one_transaction_are_known_in_the_order_of_their_calls(jobs: InProcess) -> None:
+    with transaction.atomic():
+        ids = [tasks.effect.delay(str(n)).id for n in range(20)]
+    assert [str(job.id) for job in enqueued_jobs(tasks.effect)] == ids
+
+
+def test_a_queue_named_by_an_enum_is_the_value_in_the_row_too(jobs: InProcess) -> None:
+    class Queue(str, enum.Enum):
+        MAIL = "mail"
+
+    job = jobs.row(tasks.effect.apply_async(("x",), queue=Queue.MAIL))
+    assert job.queue == "mail"
 
 
 # --- Django's own test case -----------------------------------------------------------------------------------------
