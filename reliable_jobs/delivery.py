@@ -24,6 +24,7 @@ from kombu.serialization import loads
 
 from reliable_jobs import aftermath, execution, failures, lifecycle, receipts
 from reliable_jobs.conf import settings
+from reliable_jobs.errors import BodyOutOfMemory
 from reliable_jobs.lifecycle import Refusal
 from reliable_jobs.message import HEADER
 from reliable_jobs.models import Job
@@ -72,7 +73,7 @@ def read_delivery(task: ReliableTask) -> Delivery:
     )
 
 
-def that_answers(tracer: Callable[..., Any]) -> Callable[..., Any]:
+def that_answers(task: ReliableTask, tracer: Callable[..., Any]) -> Callable[..., Any]:
     """Celery's tracer of a task, whose own errors are an answer too: a result backend that is away, a hook that raises
     where none may. A pool's thread or greenlet would swallow them, and the message would stay unacknowledged as long as
     the worker lives; after as many of those as it prefetches, a worker gets no more."""
@@ -80,23 +81,25 @@ def that_answers(tracer: Callable[..., Any]) -> Callable[..., Any]:
     def trace(task_id: str, args: Any, kwargs: Any, request: Any = None) -> Any:
         try:
             return tracer(task_id, args, kwargs, request)
-        except MemoryError:
-            raise
+        except Reject as asked:
+            return _answer(asked)  # by a hook, as Celery lets it
         except Exception as error:
-            if (request or {}).get("reliable_bundle") is not None:
-                raise  # its attempt wants to know
             logger.error(
-                "Job %s: Celery could not go on after its run (%s: %s). How the job stands is in its row. Look at the "
-                "result backend, and at the task's on_success, on_failure and after_return.",
+                "Job %s: Celery could not go on after its run. How the job stands is in its row. Look at the result "
+                "backend, and at the task's on_success, on_failure and after_return.\n%s",
                 task_id,
-                type(error).__name__,
-                error,
+                failures.redact(failures.trace(error), task.secrets(args, kwargs)),
             )
-            info = ExceptionInfo(internal=True)
-            info.exception, info.type = get_pickleable_exception(error), get_pickleable_etype(type(error))
-            return trace_ok_t(info, TraceInfo(FAILURE, error), 0.0, None)
+            # A MemoryError would end the whole worker.
+            return _answer(BodyOutOfMemory("in a hook") if isinstance(error, MemoryError) else error)
 
     return trace
+
+
+def _answer(error: Exception) -> Any:
+    info = ExceptionInfo(internal=True)
+    info.exception, info.type = get_pickleable_exception(error), get_pickleable_etype(type(error))
+    return trace_ok_t(info, TraceInfo(FAILURE, error), 0.0, None)
 
 
 def _number(value: Any) -> int:

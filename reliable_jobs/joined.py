@@ -48,17 +48,22 @@ def can_join(connection: Any) -> bool:
 
 @contextmanager
 def unsaid(connection: Any, method: str) -> Iterator[list[str]]:
-    """Inside, Django makes or releases its savepoints for itself only, and tells the server nothing. Gives their names.
+    """Inside, Django makes or releases its savepoints for itself only, and tells the server nothing. Gives their names,
+    of which there are none where the backend knows no savepoints.
 
     Args:
         method: ``_savepoint`` or ``_savepoint_commit``. Private: pinned by tests/test_savepoint.py.
     """
     names: list[str] = []
+    somebodys = vars(connection).get(method)
     setattr(connection, method, names.append)
     try:
         yield names
     finally:
-        delattr(connection, method)
+        if somebodys is None:
+            delattr(connection, method)
+        else:
+            setattr(connection, method, somebodys)
 
 
 class Join:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Name of the message header that marks a message as a pointer to a row.
 HEADER = "reliable_jobs"
+#: What the pointer holds: the row's rev, its database, the number of this send and of the requeues until then.
+POINTER = ("rev", "using", "send", "requeues")
 ENVELOPE_VERSION = 1
 #: What Celery's message has in its headers unless somebody asked for something else. A row does not repeat it: most of
 #: the bytes of a small job would be these. ``id``, ``root_id`` and ``task`` come from the row's columns likewise.
@@ -103,7 +105,7 @@ def outgoing(job: Job | Unsent, using: str) -> Outgoing:
     envelope = (kombu_json if '"__type__"' in job.envelope else json).loads(job.envelope)
     usual = {**USUAL_HEADERS, "id": str(job.id), "root_id": str(job.id), "task": job.task}
     headers = {**usual, **envelope["headers"]}
-    headers[HEADER] = {"rev": job.rev, "using": using, "send": job.sends, "requeues": job.requeues}
+    headers[HEADER] = dict(zip(POINTER, (job.rev, using, job.sends, job.requeues), strict=True))
     properties = {**envelope["properties"], "message_id": str(job.id), "correlation_id": str(job.id)}
     properties.setdefault("delivery_mode", 2)
     if job.priority is not None:

@@ -36,8 +36,8 @@ _NEW: Mapping[str, str | int] = {
     "traceback": "",
     "worker": "",
 }
-#: Columns that hold the same for all jobs of a kind.
-_OF_A_KIND = {"task", "queue", "priority", "sends", "content_type", "content_encoding"}
+#: Columns that hold the same for all jobs of a kind. Not the queue: some sites have one for each customer.
+_OF_A_KIND = {"task", "priority", "sends", "content_type", "content_encoding"}
 _needs_no_quoting = re.compile(r"[A-Za-z0-9_./:@+-]+").fullmatch
 #: Rows of one INSERT where there is no COPY, and where the database takes that many parameters.
 _BLOCK = 500

@@ -76,9 +76,10 @@ class BodySavepoint:
             self._connection.clean_savepoints()  # the same name for each run: what is the same text is parsed once
         with joined.unsaid(self._connection, "_savepoint") as names:
             self._enter()
-        self._name = names[0]
+        self._name = names[0] if names else ""
         joined.prepare(self._connection)
-        join = joined.Join("SELECT", begin=True, after=[self._connection.ops.savepoint_create_sql(self._name)])
+        made = [self._connection.ops.savepoint_create_sql(name) for name in names]
+        join = joined.Join("SELECT", begin=True, after=made)
         with self._connection.execute_wrapper(join):
             taken = take()
         self._send(join.after)

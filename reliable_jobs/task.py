@@ -80,7 +80,7 @@ class ReliableTask(RunControl, Call):
 
     @__trace__.setter
     def __trace__(self, tracer: Any) -> None:
-        self._tracer = delivery.that_answers(tracer) if tracer is not None else None
+        self._tracer = delivery.that_answers(self, tracer) if tracer is not None else None
 
     def misfit(self, args: Any, kwargs: Any) -> str | None:
         """Why these arguments don't fit the code at hand; None when they do, or the task has ``typing = False``."""

@@ -18,7 +18,7 @@ from amqp.basic_message import Message
 from amqp.serialization import dumps
 from amqp.spec import Basic
 
-from reliable_jobs.message import HEADER, USUAL_HEADERS, Outgoing
+from reliable_jobs.message import HEADER, POINTER, USUAL_HEADERS, Outgoing
 
 _METHOD, _HEADER, _BODY, _END = 1, 2, 3, b"\xce"
 _FRAME_OVERHEAD = 8
@@ -81,10 +81,10 @@ def _table(headers: Mapping[str, Any]) -> bytes:
         if value is USUAL_HEADERS.get(name, _UNUSUAL):
             entries.append(_USUAL[name])
         elif type(value) is str:
-            text = value.encode()
+            text = value.encode("utf-8", "surrogatepass")
             entries.append(_name(name) + b"S" + _length(len(text)) + text)
-        elif name == HEADER and type(value) is dict:
-            entries.append(_pointer(tuple(value.items())))
+        elif name == HEADER and type(value) is dict and tuple(value) == POINTER:
+            entries.append(_pointer(*value.values()))
         else:
             entries.append(_entry(name, value))
     table = b"".join(entries)
@@ -101,9 +101,9 @@ def _name(name: str) -> bytes:
     return _entry(name, None)[:-1]
 
 
-@functools.lru_cache(maxsize=1024)
-def _pointer(items: tuple[tuple[str, Any], ...]) -> bytes:
-    return _entry(HEADER, dict(items))
+@functools.lru_cache(maxsize=1024, typed=True)
+def _pointer(rev: int, using: str, send: int, requeues: int) -> bytes:
+    return _entry(HEADER, dict(zip(POINTER, (rev, using, send, requeues), strict=True)))
 
 
 _length = struct.Struct(">I").pack

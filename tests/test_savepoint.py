@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from celery import shared_task
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from reliable_jobs import ReliableTask, joined
@@ -154,3 +154,20 @@ def test_django_still_makes_and_releases_savepoints_by_the_methods_that_are_put_
         with transaction.atomic():
             assert len(queries) == 1
         assert len(queries) == 2
+
+
+def test_a_backend_without_savepoints_runs_jobs_by_single_statements(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection.features, "uses_savepoints", False)
+    assert jobs.run(does).status == "succeeded"
+
+
+def test_a_method_that_somebody_has_put_on_the_connection_is_put_back(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapper = connections["default"]
+    mine = wrapper._savepoint
+    monkeypatch.setattr(wrapper, "_savepoint", mine)
+    assert jobs.run(does).status == "succeeded"
+    assert vars(wrapper)["_savepoint"] is mine

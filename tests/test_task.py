@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 from celery import Celery, shared_task
+from celery.exceptions import Reject
 from celery.result import AsyncResult
 from django.db import connection, transaction
 
 import reliable_jobs
-from reliable_jobs import ReliableTask
+from reliable_jobs import ReliableTask, delivery
 from reliable_jobs.content import arguments
-from reliable_jobs.errors import EnqueueError, InvalidOption
+from reliable_jobs.errors import BodyOutOfMemory, EnqueueError, InvalidOption
 from reliable_jobs.models import Job
 from tests import inprocess
 from tests.celery_app import app
@@ -333,3 +334,24 @@ def test_a_misfit_is_told_and_a_fit_is_not() -> None:
     assert untyped.misfit((), {}) is None
     assert class_based.misfit((1,), {}) is None
     assert class_based.misfit((), {}) is not None
+
+
+@pytest.mark.promise("I2")
+@pytest.mark.parametrize(
+    ("raised", "answered", "logged"),
+    [
+        (OSError("the backend is away"), OSError, True),
+        (MemoryError(), BodyOutOfMemory, True),
+        (Reject("by a hook", requeue=True), Reject, False),
+    ],
+)
+def test_what_celerys_tracer_raises_is_an_answer(
+    raised: Exception, answered: type[Exception], logged: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def tracer(*call: Any) -> Any:
+        raise raised
+
+    info, outcome, _, _ = delivery.that_answers(tasks.effect, tracer)("some id", ["x"], {}, {})
+    assert isinstance(info.exception, answered)
+    assert outcome.state == "FAILURE"
+    assert ("Celery could not go on" in caplog.text) == logged

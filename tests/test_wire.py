@@ -59,7 +59,8 @@ def ours(message: Outgoing, mandatory: bool = True) -> bytes:
     return wire.publication(message, channel=3, frame_max=FRAME_MAX, mandatory=mandatory)
 
 
-texts = st.text(max_size=40)
+#: With halves of characters too, as a file name may hold them.
+texts = st.text(st.characters(), max_size=40) | st.text(st.characters(categories=["Cs"]), max_size=3)
 values = st.recursive(
     st.none()
     | st.booleans()
