@@ -47,6 +47,7 @@ class ReliableTask(RunControl, Call):
     #: Tells kept.py not to close the worker's database connections around it.
     keeps_connections: ClassVar[bool] = True
     _tracer: Any = None
+    _answering_tracer: Any = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -75,12 +76,14 @@ class ReliableTask(RunControl, Call):
 
     @property
     def __trace__(self) -> Any:
-        """What Celery's workers call for each message; they set it too."""
-        return self._tracer
+        """What Celery calls for each message; its workers set it too."""
+        # Inside a bundle trace_task() answers, and the stack is wanted for the neighbours.
+        return self._tracer if self.request.get("reliable_bundle") is not None else self._answering_tracer
 
     @__trace__.setter
     def __trace__(self, tracer: Any) -> None:
-        self._tracer = delivery.that_answers(self, tracer) if tracer is not None else None
+        self._tracer = tracer
+        self._answering_tracer = delivery.that_answers(self, tracer) if tracer is not None else None
 
     def misfit(self, args: Any, kwargs: Any) -> str | None:
         """Why these arguments don't fit the code at hand; None when they do, or the task has ``typing = False``."""
