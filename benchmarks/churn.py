@@ -39,7 +39,7 @@ def measure(arena: Arena, jobs: int, step: int) -> dict[str, float]:
 
 BENCHMARK = Benchmark(
     about="jobs enqueued, done and pruned in steps; at each quarter of them the dead rows, and the size of the tables "
-    "and of their indexes; autovacuum as the server has it",
+    "and of their indexes; autovacuum as the server has it (see the head)",
     contenders=(
         Contender("ReliableTask", "reliable:PrunedAtOnce"),
         Contender("procrastinate", "procrastinate:Procrastinate"),

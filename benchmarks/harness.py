@@ -495,7 +495,7 @@ def head(benchmarks: Mapping[str, Benchmark], servers: Servers) -> dict[str, str
         "python": platform.python_version(),
         "PostgreSQL": servers.show("server_version"),
     }
-    for setting in ("fsync", "synchronous_commit", "full_page_writes", "shared_buffers"):
+    for setting in ("fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "autovacuum"):
         facts[setting] = servers.show(setting)
     if facts["fsync"] != "on" or facts["synchronous_commit"] != "on":
         raise SystemExit("The server runs with fsync or synchronous_commit off; no contender is durable on it.")
