@@ -6,6 +6,8 @@ at the same time is counted too.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from benchmarks.harness import WARM, Arena, Benchmark, Contender
 
 QUARTERS = 4
@@ -13,12 +15,13 @@ QUARTERS = 4
 TABLES = "FROM pg_stat_user_tables WHERE relname NOT LIKE 'benchmark_%%'"
 
 
-def measure(arena: Arena, jobs: int, step: int) -> dict[str, float]:
-    """Enqueue ``step`` jobs, wait until they are done, prune; again until ``jobs`` are. Each effect is counted."""
-    arena.open()
-    arena.start_workers()
-    figures: dict[str, float] = {}
-    begun = arena.sql("SELECT pg_current_wal_lsn()")[0][0]
+def in_steps(arena: Arena, jobs: int, step: int, then: str = "") -> Iterator[int]:
+    """Enqueue ``step`` jobs and wait until they are done, until ``jobs`` are; each effect is counted. Gives how many
+    are done at each quarter.
+
+    Args:
+        then: what a child does after each step.
+    """
     steps = max(QUARTERS, jobs // step)
     for number in range(1, steps + 1):
         with arena.paused():
@@ -26,15 +29,32 @@ def measure(arena: Arena, jobs: int, step: int) -> dict[str, float]:
             arena.child("benchmarks.child:fill", count=step)
         arena.wait_for_effects(step, 60 + step / 10)
         arena.check_effects(step)
-        arena.child("benchmarks.child:prune")
+        if then:
+            arena.child(then)
         if number % (steps // QUARTERS) == 0 and number // (steps // QUARTERS) <= QUARTERS:
             arena.wait_for_statistics(WARM + number * step)
-            after = f"after {number * step:,}"
-            figures[f"dead rows {after}"] = float(arena.number(f"SELECT coalesce(sum(n_dead_tup), 0) {TABLES}"))
-            figures[f"tables MB {after}"] = arena.number(f"SELECT sum(pg_table_size(relid)) {TABLES}") / 1e6
-            figures[f"indexes MB {after}"] = arena.number(f"SELECT sum(pg_indexes_size(relid)) {TABLES}") / 1e6
-    written = arena.sql("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), %s::pg_lsn)", begun)[0][0]
-    return {"WAL bytes per job": float(written) / (steps * step), **figures}
+            yield number * step
+
+
+def measure(arena: Arena, jobs: int, step: int) -> dict[str, float]:
+    arena.open()
+    arena.start_workers()
+    figures: dict[str, float] = {}
+    begun, done = wal(arena), 0
+    for done in in_steps(arena, jobs, step, then="benchmarks.child:prune"):
+        figures[f"dead rows after {done:,}"] = dead_rows(arena)
+        figures[f"tables MB after {done:,}"] = arena.number(f"SELECT sum(pg_table_size(relid)) {TABLES}") / 1e6
+        figures[f"indexes MB after {done:,}"] = arena.number(f"SELECT sum(pg_indexes_size(relid)) {TABLES}") / 1e6
+    return {"WAL bytes per job": (wal(arena) - begun) / done, **figures}
+
+
+def wal(arena: Arena) -> int:
+    """Bytes that the server has written to its log."""
+    return arena.number("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')")
+
+
+def dead_rows(arena: Arena) -> float:
+    return float(arena.number(f"SELECT coalesce(sum(n_dead_tup), 0) {TABLES}"))
 
 
 BENCHMARK = Benchmark(

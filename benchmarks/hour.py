@@ -6,10 +6,11 @@ The jobs go through as fast as bundles allow, so that autovacuum has a few minut
 
 from __future__ import annotations
 
+import statistics
 import time
 
-from benchmarks.churn import QUARTERS, TABLES
-from benchmarks.harness import WARM, Arena, Benchmark, Contender
+from benchmarks.churn import QUARTERS, TABLES, dead_rows, in_steps, wal
+from benchmarks.harness import Arena, Benchmark, Contender
 from benchmarks.rivals import Rival
 
 REPEATS = 15
@@ -35,27 +36,16 @@ def measure(arena: Arena, jobs: int, settled: int) -> dict[str, float]:
     arena.child("benchmarks.sweep:multiply", settled=settled, waiting=0)
     arena.start_workers()
     figures: dict[str, float] = {}
-    begun = arena.sql("SELECT pg_current_wal_lsn()")[0][0]
-    steps = max(QUARTERS, jobs // STEP)
-    step = jobs // steps
-    for number in range(1, steps + 1):
-        with arena.paused():
-            arena.sql("TRUNCATE benchmark_effect RESTART IDENTITY")
-            arena.child("benchmarks.child:fill", count=step)
-        arena.wait_for_effects(step, 60 + step / 10)
-        arena.check_effects(step)
-        if number % (steps // QUARTERS) == 0:
-            arena.wait_for_statistics(WARM + number * step)
-            after = f"after {number * step:,}"
-            figures[f"dead rows {after}"] = float(arena.number(f"SELECT coalesce(sum(n_dead_tup), 0) {TABLES}"))
-            first, *others = arena.child("benchmarks.hour:sweeps")
-            figures[f"ms of the first sweep {after}"] = first
-            figures[f"ms of a sweep {after}"] = sorted(others)[len(others) // 2]
+    begun, done = wal(arena), 0
+    for done in in_steps(arena, jobs, min(STEP, jobs // QUARTERS)):
+        figures[f"dead rows after {done:,}"] = dead_rows(arena)
+        first, *others = arena.child("benchmarks.hour:sweeps")
+        figures[f"ms of the first sweep after {done:,}"] = first
+        figures[f"ms of a sweep after {done:,}"] = statistics.median(others)
     figures["table MB"] = arena.number(f"SELECT sum(pg_table_size(relid)) {TABLES}") / 1e6
     figures["indexes MB"] = arena.number(f"SELECT sum(pg_indexes_size(relid)) {TABLES}") / 1e6
     figures["autovacuums"] = float(arena.number(f"SELECT sum(autovacuum_count) {TABLES}"))
-    written = arena.sql("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), %s::pg_lsn)", begun)[0][0]
-    return {"WAL bytes per job": float(written) / (steps * step), **figures}
+    return {"WAL bytes per job": (wal(arena) - begun) / done, **figures}
 
 
 BENCHMARK = Benchmark(

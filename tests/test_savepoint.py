@@ -67,11 +67,7 @@ def test_a_run_makes_three_round_trips_where_statements_can_travel_together(jobs
 
 def test_the_commit_waits_while_there_is_more_to_write(jobs: InProcess) -> None:
     said = statements(jobs, link=does.si())
-    (settle,) = [text for text in said if '"reliable_jobs_job" SET' in text]
-    follow = next(text for text in said if 'INSERT INTO "reliable_jobs_job"' in text)
-    assert "COMMIT" not in settle
-    assert said.index(settle) < said.index(follow)
-    assert follow.endswith("\n; COMMIT") == can_join()
+    assert not any(text.endswith("COMMIT") for text in said)
     assert sorted(Job.objects.values_list("status", flat=True)) == ["succeeded", "waiting"]
 
 
