@@ -139,8 +139,9 @@ def _insert_blocks(connection: Any, cursor: Any, common: Mapping[str, Any], each
         params: list[Any] = []
         for job in block:
             values = {"root_id": job.id, **common, "id": job.id, "body": job.body, "envelope": job.envelope}
-            params += params_of(connection, shape_of(values), values)
-        made = _statement(connection.vendor, connection.alias, shape_of(values))
+            shape = shape_of(values)
+            params += params_of(connection, shape, values)
+        made = _statement(connection.vendor, connection.alias, shape)
         cursor.execute(made.head + ", ".join([made.row] * len(block)) + made.suffix, params)
 
 
