@@ -21,9 +21,12 @@ from reliable_jobs.errors import EnqueueError, InvalidOption, UnserialisableArgu
 from reliable_jobs.keys import Request
 from reliable_jobs.message import Rendered, as_uuid
 from reliable_jobs.results import JobResult
-from reliable_jobs.rows import Each
+from reliable_jobs.rows import Each, TakingRows
 from reliable_jobs.sensitive import Sensitive
 from reliable_jobs.template import Template, is_safe, template_of
+
+#: Calls of ``bulk_delay`` that are taken from the caller at a time; a COPY is made of each such block.
+BULK_BLOCK = 10_000
 
 
 class Call(Sensitive, DjangoTask):
@@ -134,18 +137,26 @@ class Call(Sensitive, DjangoTask):
             if template is None:
                 return [singly(*pair) for pair in pairs]
             odd: list[tuple[int, Any]] = []
+            numbered = enumerate(pairs)
 
-            def filled() -> Iterator[Each]:
-                for number, (args, kwargs) in enumerate(pairs):
+            def filled(block: list[Any]) -> Iterator[Each]:
+                for number, (args, kwargs) in block:
                     self._check_arguments(args, kwargs)
-                    parts = template.fill_each(args, kwargs)
+                    try:
+                        parts = template.fill_each(args, kwargs)
+                    except TakingRows:  # a value whose encoding asks the database
+                        parts = None
                     if parts is None:
                         odd.append((number, (args, kwargs)))
                     else:
                         yield Each(uuid.uuid4(), *parts)
 
+            def blocks() -> Iterator[Iterable[Each]]:
+                while block := list(itertools.islice(numbered, BULK_BLOCK)):
+                    yield filled(block)
+
             ids = outbox.enqueue_many(
-                app, self._request(uuid.uuid4(), template.rendered, **times), template, filled(), using
+                app, self._request(uuid.uuid4(), template.rendered, **times), template, blocks(), using
             )
             for number, pair in odd:
                 ids.insert(number, singly(*pair))

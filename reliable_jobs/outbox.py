@@ -100,19 +100,23 @@ def _write(app: Celery, request: Request, alias: str) -> uuid.UUID:
     return request.job_id
 
 
-def enqueue_many(app: Celery, request: Request, template: Template, each: Iterable[Each], alias: str) -> list[str]:
+def enqueue_many(
+    app: Celery, request: Request, template: Template, blocks: Iterable[Iterable[Each]], alias: str
+) -> list[str]:
     """Write many jobs that differ in their arguments only, in the open transaction; returns their ids, in order.
 
     As many as one commit can publish are published by it, more by the sweepers or relays.
 
     Args:
         request: what they have in common; its id is not used.
+        blocks: as :func:`rows.insert_many` takes them.
 
     Raises:
         django.db.Error: with nothing written.
     """
-    rest = iter(each)
-    head = list(itertools.islice(rest, MAX_ON_COMMIT + 1))
+    rest = iter(blocks)
+    first = iter(next(rest, ()))
+    head = list(itertools.islice(first, MAX_ON_COMMIT + 1))
     pending = sum(len(hook.messages) for hook in _pending.of(alias).values())
     immediate = pending + len(head) <= MAX_ON_COMMIT and not request.later and _dispatches_now(app, alias)
     common = _values(request, sends=1 if immediate else 0)
@@ -122,12 +126,12 @@ def enqueue_many(app: Celery, request: Request, template: Template, each: Iterab
         del common["root_id"]
     ids: list[str] = []
 
-    def noted() -> Iterator[Each]:
-        for job in itertools.chain(head, rest):
+    def noted(block: Iterable[Each]) -> Iterator[Each]:
+        for job in block:
             ids.append(str(job.id))
             yield job
 
-    rows.insert_many(alias, common, noted())
+    rows.insert_many(alias, common, map(noted, itertools.chain([itertools.chain(head, first)], rest)))
     if immediate and head:
         common_part = request.rendered
         _dispatch_on_commit(

@@ -41,8 +41,8 @@ _OF_A_KIND = {"task", "priority", "sends", "content_type", "content_encoding"}
 _needs_no_quoting = re.compile(r"[A-Za-z0-9_./:@+-]+").fullmatch
 #: Rows of one INSERT where there is no COPY, and where the database takes that many parameters.
 _BLOCK = 500
-#: Rows of one COPY, and of one write to it.
-_COPY_ROWS, _COPY_WRITE = 10_000, 100
+#: Rows of one write to a COPY.
+_COPY_WRITE = 100
 
 
 class Each(NamedTuple):
@@ -51,6 +51,10 @@ class Each(NamedTuple):
     id: uuid.UUID
     body: bytes
     envelope: str
+
+
+class TakingRows(Exception):
+    """The connection is in the middle of a COPY and can't be asked anything."""
 
 
 class _Statement(NamedTuple):
@@ -78,11 +82,13 @@ def insert(alias: str, values: Mapping[str, Any], *, unless_there: bool = False)
         cursor.execute(f"{made.head}{made.row}{made.suffix}", params_of(connection, shape, given))
 
 
-def insert_many(alias: str, common: Mapping[str, Any], each: Iterable[Each]) -> None:
+def insert_many(alias: str, common: Mapping[str, Any], blocks: Iterable[Iterable[Each]]) -> None:
     """Insert many rows that differ in id, body and envelope only: all, or with an error none.
 
     Args:
         common: as in :func:`insert`. Without a ``root_id`` each is its own root.
+        blocks: a COPY is made of each, and its rows are made while the server takes in those before them; what makes
+            a row gets :class:`TakingRows` where it uses the database. What makes the blocks may use it.
 
     Raises:
         django.db.Error: as any write.
@@ -91,9 +97,9 @@ def insert_many(alias: str, common: Mapping[str, Any], each: Iterable[Each]) -> 
     given = {name: value for name, value in common.items() if value is not None}
     with transaction.atomic(using=alias), connection.cursor() as cursor:
         if connection.vendor == "postgresql" and hasattr(cursor, "copy"):
-            _copy(connection, cursor, given, each)
+            _copy(connection, cursor, given, blocks)
         else:
-            _insert_blocks(connection, cursor, given, each)
+            _insert_each(connection, cursor, given, itertools.chain.from_iterable(blocks))
 
 
 # --- INSERT -----------------------------------------------------------------------------------------------------------
@@ -131,7 +137,7 @@ def _statement(vendor: str, alias: str, shape: Shape, unless_there: bool = False
     )
 
 
-def _insert_blocks(connection: Any, cursor: Any, common: Mapping[str, Any], each: Iterable[Each]) -> None:
+def _insert_each(connection: Any, cursor: Any, common: Mapping[str, Any], each: Iterable[Each]) -> None:
     rows = iter(each)
     most = connection.features.max_query_params
     size = min(_BLOCK, most // (len(common) + 4)) if most else _BLOCK
@@ -148,7 +154,7 @@ def _insert_blocks(connection: Any, cursor: Any, common: Mapping[str, Any], each
 # --- COPY -------------------------------------------------------------------------------------------------------------
 
 
-def _copy(connection: Any, cursor: Any, common: Mapping[str, Any], each: Iterable[Each]) -> None:
+def _copy(connection: Any, cursor: Any, common: Mapping[str, Any], blocks: Iterable[Iterable[Each]]) -> None:
     """PostgreSQL's text format, made by hand: what the driver's row by row would do took most of the time."""
     moments = {name: value for name, value in common.items() if isinstance(value, Moment)}
     values = {**_NEW, **common}
@@ -160,17 +166,25 @@ def _copy(connection: Any, cursor: Any, common: Mapping[str, Any], each: Iterabl
     columns = ", ".join(connection.ops.quote_name(name) for name in ("id", "root_id", "body", "envelope", *values))
     table = connection.ops.quote_name(Job._meta.db_table)
     rest = "\t".join(_as_text(value) for value in values.values()) + "\n"
-    jobs = iter(each)
-    # Taken before each COPY and not during it: the caller's generator may want this connection.
-    while block := list(itertools.islice(jobs, _COPY_ROWS)):
-        with connection.wrap_database_errors, cursor.copy(f"COPY {table} ({columns}) FROM STDIN") as copy:
-            for start in range(0, len(block), _COPY_WRITE):
+    for block in blocks:
+        jobs = iter(block)
+        with (
+            connection.wrap_database_errors,
+            cursor.copy(f"COPY {table} ({columns}) FROM STDIN") as copy,
+            connection.execute_wrapper(_refuse),
+        ):
+            while part := list(itertools.islice(jobs, _COPY_WRITE)):
                 copy.write(
                     "".join(
                         f"{job_id.hex}\t{root or job_id.hex}\t\\\\x{body.hex()}\t{_escaped(envelope)}\t{rest}"
-                        for job_id, body, envelope in block[start : start + _COPY_WRITE]
+                        for job_id, body, envelope in part
                     )
                 )
+
+
+def _refuse(*statement: Any) -> None:
+    # The driver would wait for an answer for ever.
+    raise TakingRows
 
 
 def _as_text(value: Any) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import decimal
 import functools
 import json
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,10 +20,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from reliable_jobs import ReliableTask, outbox, template
+from reliable_jobs import ReliableTask, call, outbox, template
 from reliable_jobs import rows as rows_module
 from reliable_jobs.capture import Capture
-from reliable_jobs.errors import InvalidOption, JobTooLarge, UnserialisableArguments
+from reliable_jobs.errors import EnqueueError, InvalidOption, JobTooLarge, UnserialisableArguments
 from reliable_jobs.message import Rendered
 from reliable_jobs.models import Job
 from reliable_jobs.template import Template, is_safe, template_of
@@ -236,11 +238,72 @@ def request_of(job_id: str) -> Any:
 def test_calls_may_come_from_the_database_that_they_are_written_to(
     stack: Stack, idle_queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows_module, "_COPY_ROWS", 3)
+    monkeypatch.setattr(call, "BULK_BLOCK", 3)
     monkeypatch.setattr(outbox, "MAX_ON_COMMIT", 2)
-    with transaction.atomic():
+    with not_for_ever(), transaction.atomic():
         ids = tasks.effect.bulk_delay((str(Job.objects.count()),) for _ in range(10))
     assert Job.objects.count() == len(ids) == 10
+
+
+@contextlib.contextmanager
+def not_for_ever() -> Iterator[None]:
+    """The driver waits without an end where something is asked in the middle of a COPY."""
+
+    def over(number: int, frame: Any) -> None:
+        raise AssertionError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.alarm(20)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class Counted:
+    """A value whose encoding asks the database."""
+
+    def __json__(self) -> str:
+        return f"one of {Job.objects.count()}"
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I1")
+@pytest.mark.parametrize("where", [0, 4])
+def test_values_may_be_encoded_from_the_database_that_they_are_written_to(
+    stack: Stack, idle_queue: str, monkeypatch: pytest.MonkeyPatch, where: int
+) -> None:
+    from reliable_jobs.content import arguments
+
+    monkeypatch.setattr(call, "BULK_BLOCK", 3)
+    monkeypatch.setattr(outbox, "MAX_ON_COMMIT", 1)
+    names: list[Any] = [f"plain {number}" for number in range(10)]
+    names[where] = Counted()
+    with not_for_ever(), transaction.atomic():
+        ids = tasks.effect.bulk_delay((name,) for name in names)
+    written = [arguments(Job.objects.get(pk=job_id))[0][0] for job_id in ids]
+    assert written[where].startswith("one of ")
+    assert written[:where] + written[where + 1 :] == names[:where] + names[where + 1 :]
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I1")
+@pytest.mark.parametrize(
+    ("bad", "error"), [(("x", "y", "z"), TypeError), (({"__type__": "uuid", "__value__": 1},), EnqueueError)]
+)
+def test_an_error_while_the_server_takes_rows_in_writes_none_of_them(
+    stack: Stack, idle_queue: str, monkeypatch: pytest.MonkeyPatch, bad: Any, error: type[Exception]
+) -> None:
+    monkeypatch.setattr(call, "BULK_BLOCK", 3)
+    monkeypatch.setattr(outbox, "MAX_ON_COMMIT", 1)
+    calls = [*((f"fine {number}",) for number in range(7)), bad, ("fine",)]
+    with transaction.atomic():
+        tasks.effect.delay("stays")
+        with pytest.raises(error):
+            tasks.effect.bulk_delay(calls)
+        tasks.effect.delay("stays as well")
+    assert Job.objects.count() == 2
 
 
 def test_bulks_of_one_transaction_share_the_bound_of_its_commit(
