@@ -3,11 +3,14 @@
     woken, or a pause is over → due rows in windows, until there are none → every second the whole sweep, now and then
     the pruner → a pause: short while there was work lately, ``interval`` when there was none
 
-Any number of them may run; SKIP LOCKED shares the rows out.
+A window's time is spent in turn on the database and on waiting for the broker's confirms, so while there is a backlog
+a second thread does the same: one's rows are read while the other's are confirmed. Any number of relays may run;
+SKIP LOCKED shares the rows out.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 import threading
 import time
@@ -45,6 +48,7 @@ class Relay:
         self._stopped = False
         self._sweep_at = self._prune_at = 0.0
         self._worked_at = -ACTIVE
+        self._second = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="reliable_jobs-relay")
 
     def stop(self) -> None:
         """End after the window at hand. Safe to call from a signal handler."""
@@ -62,12 +66,20 @@ class Relay:
         finally:
             for ear in ears:
                 ear.stop()
+            self._close()
 
     def drain(self) -> bool:
         """Until nothing is due that could be published. False when something went wrong on the way."""
-        while not self._stopped and self._round() and not self.failed:
-            pass
+        try:
+            while not self._stopped and self._round() and not self.failed:
+                pass
+        finally:
+            self._close()
         return not self.failed
+
+    def _close(self) -> None:
+        self._second.submit(connections.close_all)
+        self._second.shutdown()
 
     def _pause(self) -> None:
         active = time.monotonic() - self._worked_at < ACTIVE
@@ -81,10 +93,10 @@ class Relay:
     def _round(self) -> bool:
         """Publish what is due; sweep and prune when it is time. Says whether anything was published."""
         self.failed = False
-        found = self._try(lambda: sweeper.publish_due(self.app))
+        found = self._by_two(lambda more: sweeper.publish_due(self.app, more))
         if time.monotonic() >= self._sweep_at:
             self._sweep_at = time.monotonic() + SWEEP_EVERY
-            found += self._try(lambda: sweeper.sweep(self.app, actor="relay").published)
+            found += self._by_two(lambda more: sweeper.sweep(self.app, actor="relay", on_backlog=more).published)
         if found:
             self._worked_at = time.monotonic()
         self.published += found
@@ -92,6 +104,18 @@ class Relay:
             self._prune_at = time.monotonic() + PRUNE_EVERY
             self._try(pruner.prune)
         return bool(found)
+
+    def _by_two(self, work: Callable[[sweeper.OnBacklog], int]) -> int:
+        """Do what publishes due rows, with the second thread's help from the first full window on. Returns how many
+        rows both have published."""
+        helps: list[concurrent.futures.Future[int]] = []
+
+        def help_out() -> None:
+            if not helps:
+                helps.append(self._second.submit(self._try, lambda: sweeper.publish_due(self.app)))
+
+        found = self._try(lambda: work(help_out))
+        return found + sum(future.result() for future in helps)
 
     def _try(self, work: Callable[[], int]) -> int:
         try:

@@ -11,7 +11,7 @@ import dataclasses
 import datetime
 import logging
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from celery import Celery
@@ -45,6 +45,11 @@ FRONTIER_AGE = 30.0
 OVERTAKING_SLACK = 5.0
 
 
+#: Called with each full window of due rows that is about to be published, where the database lets another thread take
+#: the next ones meanwhile (SKIP LOCKED).
+OnBacklog = Callable[[], None]
+
+
 @dataclasses.dataclass
 class Report:
     """What one sweep did, per database added up."""
@@ -68,8 +73,12 @@ def aliases() -> list[str]:
     return [alias for alias in connections if router.allow_migrate_model(alias, Job)]
 
 
-def sweep(app: Celery, *, actor: str = "sweeper") -> Report:
+def sweep(app: Celery, *, actor: str = "sweeper", on_backlog: OnBacklog | None = None) -> Report:
     """One round over every database that holds jobs.
+
+    Args:
+        actor: who sweeps, for the jobs' history.
+        on_backlog: see :data:`OnBacklog`.
 
     Raises:
         django.db.DatabaseError: of a database that could not be swept, after the others have been.
@@ -78,7 +87,7 @@ def sweep(app: Celery, *, actor: str = "sweeper") -> Report:
     trouble: DatabaseError | None = None
     for alias in aliases():
         try:
-            _publish_due(app, alias, report)
+            _publish_due(app, alias, report, on_backlog)
             _publish_overdue(app, alias, report)
             if _database_settled(alias):
                 report.rescued += lifecycle.rescue(alias, settings.SWEEP_LIMIT, actor=actor)
@@ -93,8 +102,11 @@ def sweep(app: Celery, *, actor: str = "sweeper") -> Report:
     return report
 
 
-def publish_due(app: Celery) -> int:
+def publish_due(app: Celery, on_backlog: OnBacklog | None = None) -> int:
     """The first part of a sweep alone, for a relay: rows that are due and were never sent. Returns how many went out.
+
+    Args:
+        on_backlog: see :data:`OnBacklog`.
 
     Raises:
         django.db.DatabaseError: of a database that could not be read.
@@ -103,7 +115,7 @@ def publish_due(app: Celery) -> int:
     trouble: DatabaseError | None = None
     for alias in aliases():
         try:
-            _publish_due(app, alias, report)
+            _publish_due(app, alias, report, on_backlog)
         except DatabaseError as error:  # as in sweep()
             trouble = error
     if trouble is not None:
@@ -130,7 +142,7 @@ def send_again(app: Celery, alias: str, job_ids: Iterable[uuid.UUID]) -> set[uui
 # --- due, never sent --------------------------------------------------------------------------------------------------
 
 
-def _publish_due(app: Celery, alias: str, report: Report) -> None:
+def _publish_due(app: Celery, alias: str, report: Report, on_backlog: OnBacklog | None) -> None:
     left = settings.SWEEP_LIMIT
     checked = False
     while left > 0:
@@ -146,6 +158,8 @@ def _publish_due(app: Celery, alias: str, report: Report) -> None:
             _raise_sends(alias, jobs)
         if not jobs:
             return
+        if on_backlog and len(jobs) == window and connections[alias].features.has_select_for_update_skip_locked:
+            on_backlog()
         receipt = _publish(app, alias, jobs, report)
         report.published += len(receipt.confirmed)
         if receipt.error is not None or receipt.nacked:

@@ -434,7 +434,7 @@ MUTANTS = [
         "sweep-due",
         "I2",
         "sweeper.py",
-        "            _publish_due(app, alias, report)\n            _publish_overdue",
+        "            _publish_due(app, alias, report, on_backlog)\n            _publish_overdue",
         "            _publish_overdue",
         (f"{I2}::test_work_due_later_waits_in_the_database_and_survives_the_broker",),
     ),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import datetime
 import signal
+import threading
 import time
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -46,7 +49,7 @@ def test_draining_publishes_everything_that_is_due_and_nothing_else(jobs: InProc
 
 def test_a_relay_sweeps_and_prunes_too(jobs: InProcess, by_relay: None, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
-    monkeypatch.setattr(sweeper, "sweep", lambda app, actor: done.append(f"sweep by {actor}") or sweeper.Report())
+    monkeypatch.setattr(sweeper, "sweep", lambda app, actor, **_: done.append(f"sweep by {actor}") or sweeper.Report())
     monkeypatch.setattr(pruner, "prune", lambda: done.append("prune"))
     running = Relay(app)
     for _ in range(3):
@@ -57,7 +60,7 @@ def test_a_relay_sweeps_and_prunes_too(jobs: InProcess, by_relay: None, monkeypa
 def test_a_relay_outlives_what_goes_wrong(
     jobs: InProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(app: Any) -> int:
+    def broken(app: Any, on_backlog: Any) -> int:
         raise RuntimeError("no such thing")
 
     monkeypatch.setattr(sweeper, "publish_due", broken)
@@ -153,6 +156,63 @@ def listeners() -> int:
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%%'"
         )
         return int(cursor.fetchone()[0])
+
+
+@pytest.fixture
+def backlog(stack: Stack, settings: Any) -> Iterator[None]:
+    """100 due rows, in windows of ten."""
+    settings.RELIABLE_JOBS = {**stack.settings, "DISPATCH": "relay", "PUBLISH_WINDOW": 10}
+    with stack.own_queue():
+        tasks.effect.bulk_delay((f"backlog {n}",) for n in range(100))
+        yield
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I8")
+def test_two_threads_of_a_relay_share_a_backlog_and_send_no_job_twice(
+    stack: Stack, backlog: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish, both = sweeper._publish, threading.Barrier(2, timeout=PATIENCE)
+    windows: dict[str, list[uuid.UUID]] = {}
+
+    def together(app: Any, alias: str, sent: list[Job], report: Any) -> Any:
+        mine = windows.setdefault(threading.current_thread().name, [])
+        if not mine:
+            both.wait()  # each has taken rows before either has published any
+        mine += [job.pk for job in sent]
+        return publish(app, alias, sent, report)
+
+    monkeypatch.setattr(sweeper, "_publish", together)
+    draining = Relay(app)
+    assert draining.drain()
+    assert len(windows) == 2
+    ids = [job_id for mine in windows.values() for job_id in mine]
+    assert len(ids) == len(set(ids)) == draining.published == 100
+    assert set(Job.objects.values_list("sends", flat=True)) == {1}
+    wait_until(lambda: stack.depth() == 100, "a message for each job")
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("reliable_jobs-relay")]
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I2")
+def test_what_goes_wrong_in_the_second_thread_of_a_relay_is_told_and_made_up_for(
+    stack: Stack, backlog: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish = sweeper._publish
+
+    def broken(app: Any, alias: str, sent: list[Job], report: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("no such thing")
+        return publish(app, alias, sent, report)
+
+    monkeypatch.setattr(sweeper, "_publish", broken)
+    assert not Relay(app).drain()
+    assert "no such thing" in caplog.text
+    stack.worker()
+    # Counted and not published: looked at after their grace.
+    Job.objects.unfinished().update(check_at=timezone.now() - datetime.timedelta(seconds=1))
+    monkeypatch.undo()
+    stack.all_end(sweeping=True, seconds=2 * PATIENCE)
 
 
 @pytest.mark.servers
