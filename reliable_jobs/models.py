@@ -4,6 +4,8 @@ PostgreSQL and SQLite can use it; tests/test_models.py reads the plans."""
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
+from typing import Any
 
 from django.db import connections, models
 from django.db.models import Q
@@ -12,6 +14,42 @@ from django.db.models.functions import Now
 from reliable_jobs.status import FINAL, EventKind, Reason, Status
 
 _FINAL = [str(status) for status in FINAL]
+
+
+class UniqueWhereGiven(models.UniqueConstraint):
+    """Unique among the rows that have a value in the last of the fields. An index of those alone: most jobs have no
+    key, and each write of a row would enter it.
+
+    Where the database has no partial indexes (MySQL), an index of all rows; NULLs are distinct there as well.
+    """
+
+    def __init__(self, *, fields: Sequence[str], name: str) -> None:
+        super().__init__(fields=fields, name=name, condition=Q(**{f"{fields[-1]}__isnull": False}))
+
+    def _made_on(self, connection: Any) -> models.UniqueConstraint:
+        if connection.features.supports_partial_indexes:
+            return models.UniqueConstraint(fields=self.fields, name=self.name, condition=self.condition)
+        return models.UniqueConstraint(fields=self.fields, name=self.name)
+
+    def check(self, model: Any, connection: Any) -> Any:
+        made: Any = self._made_on(connection)
+        return (made.check if hasattr(made, "check") else made._check)(model, connection)
+
+    _check = check  # its name before Django 6.0
+
+    def constraint_sql(self, model: Any, schema_editor: Any) -> Any:
+        return self._made_on(schema_editor.connection).constraint_sql(model, schema_editor)
+
+    def create_sql(self, model: Any, schema_editor: Any) -> Any:
+        return self._made_on(schema_editor.connection).create_sql(model, schema_editor)
+
+    def remove_sql(self, model: Any, schema_editor: Any) -> Any:
+        return self._made_on(schema_editor.connection).remove_sql(model, schema_editor)
+
+    def deconstruct(self) -> Any:
+        path, args, options = super().deconstruct()
+        del options["condition"]
+        return path, args, options
 
 
 class JobQuerySet(models.QuerySet["Job"]):
@@ -113,7 +151,7 @@ class Job(models.Model):
     objects = JobQuerySet.as_manager()
 
     class Meta:
-        constraints = (models.UniqueConstraint(fields=["task", "live_key"], name="reliable_job_key"),)
+        constraints = (UniqueWhereGiven(fields=["task", "live_key"], name="reliable_job_live_key"),)
         indexes = (
             models.Index(fields=["due_at"], name="reliable_job_due", condition=Q(status=Status.WAITING, sends=0)),
             models.Index(
