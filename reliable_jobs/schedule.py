@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.apps import apps
-from django.db import router
+from django.db import connections, router
 
 from reliable_jobs.conf import settings
 
@@ -22,6 +22,8 @@ def create_periodic_tasks(using: str = "default", **kwargs: Any) -> None:
     # Beat reads one database; on another its own unique check would also look into that one and fail the migration.
     if using != router.db_for_write(PeriodicTask) or not router.allow_migrate_model(using, PeriodicTask):
         return
+    if PeriodicTask._meta.db_table not in connections[using].introspection.table_names():
+        return  # "migrate reliable_jobs" came first; the migration of beat's own tables comes back here
     rows = (
         (SWEEP_TASK, settings.SWEEP_INTERVAL, IntervalSchedule.SECONDS, "Publishes due, lost and abandoned jobs."),
         (PRUNE_TASK, 10, IntervalSchedule.MINUTES, "Deletes settled jobs older than RELIABLE_JOBS['RETENTION']."),

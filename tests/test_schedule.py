@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from django.core.management import call_command
 from django.test import override_settings
@@ -25,6 +32,21 @@ def test_migrate_makes_both_rows() -> None:
     assert (row(PRUNE_TASK).interval.every, row(PRUNE_TASK).interval.period) == (10, "minutes")
     assert row(SWEEP_TASK).enabled
     assert row(SWEEP_TASK).description
+
+
+def test_this_app_can_be_migrated_before_beat(tmp_path: Path) -> None:
+    database = tmp_path / "new.sqlite3"
+    for app_label in ("reliable_jobs", "django_celery_beat"):
+        done = subprocess.run(
+            [sys.executable, "-m", "django", "migrate", app_label],
+            env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "DATABASE_URL": f"sqlite:///{database}"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    with contextlib.closing(sqlite3.connect(database)) as made:
+        tasks = made.execute("SELECT task FROM django_celery_beat_periodictask ORDER BY task").fetchall()
+    assert tasks == [(PRUNE_TASK,), (SWEEP_TASK,)]
 
 
 def test_beat_can_run_the_rows() -> None:
