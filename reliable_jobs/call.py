@@ -21,7 +21,7 @@ from reliable_jobs.errors import EnqueueError, InvalidOption, UnserialisableArgu
 from reliable_jobs.keys import Request
 from reliable_jobs.message import Rendered, as_uuid
 from reliable_jobs.results import JobResult
-from reliable_jobs.rows import Each, TakingRows
+from reliable_jobs.rows import Each, TakingRows, random_ids
 from reliable_jobs.sensitive import Sensitive
 from reliable_jobs.template import Template, is_safe, template_of
 
@@ -137,7 +137,7 @@ class Call(Sensitive, DjangoTask):
             if template is None:
                 return [singly(*pair) for pair in pairs]
             odd: list[tuple[int, Any]] = []
-            numbered = enumerate(pairs)
+            numbered, new_ids = enumerate(pairs), random_ids()
 
             def filled(block: list[Any]) -> Iterator[Each]:
                 for number, (args, kwargs) in block:
@@ -149,7 +149,7 @@ class Call(Sensitive, DjangoTask):
                     if parts is None:
                         odd.append((number, (args, kwargs)))
                     else:
-                        yield Each(uuid.uuid4(), *parts)
+                        yield Each(next(new_ids), *parts)
 
             def blocks() -> Iterator[Iterable[Each]]:
                 while block := list(itertools.islice(numbered, BULK_BLOCK)):

@@ -128,7 +128,7 @@ def enqueue_many(
 
     def noted(block: Iterable[Each]) -> Iterator[Each]:
         for job in block:
-            ids.append(str(job.id))
+            ids.append(job.id)
             yield job
 
     rows.insert_many(alias, common, map(noted, itertools.chain([itertools.chain(head, first)], rest)))
@@ -137,7 +137,10 @@ def enqueue_many(
         _dispatch_on_commit(
             app,
             alias,
-            [Unsent(one.id, dataclasses.replace(common_part, body=one.body, envelope=one.envelope)) for one in head],
+            [
+                Unsent(uuid.UUID(one.id), dataclasses.replace(common_part, body=one.body, envelope=one.envelope))
+                for one in head
+            ],
         )
     elif not request.later:
         _wake_on_commit(alias)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import datetime
 import functools
 import itertools
+import os
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from django.db import connections, transaction
@@ -41,6 +42,8 @@ _OF_A_KIND = {"task", "priority", "sends", "content_type", "content_encoding"}
 _needs_no_quoting = re.compile(r"[A-Za-z0-9_./:@+-]+").fullmatch
 #: Rows of one INSERT where there is no COPY, and where the database takes that many parameters.
 _BLOCK = 500
+#: The seventeenth digit of a UUID, made one of RFC 9562.
+_VARIANT = {f"{digit:x}": "89ab"[digit & 3] for digit in range(16)}
 #: Rows of one write to a COPY.
 _COPY_WRITE = 100
 
@@ -48,7 +51,7 @@ _COPY_WRITE = 100
 class Each(NamedTuple):
     """What sets one of many jobs apart."""
 
-    id: uuid.UUID
+    id: str
     body: bytes
     envelope: str
 
@@ -80,6 +83,16 @@ def insert(alias: str, values: Mapping[str, Any], *, unless_there: bool = False)
     # As the ORM does: a caller that catches the error must not commit what PostgreSQL has given up.
     with transaction.mark_for_rollback_on_error(using=alias), connection.cursor() as cursor:
         cursor.execute(f"{made.head}{made.row}{made.suffix}", params_of(connection, shape, given))
+
+
+def random_ids() -> Iterator[str]:
+    """Random UUIDs (version 4) as text, without an end. ``str(uuid.uuid4())`` would be a third of what a job of a bulk
+    costs its caller: 3.4 of 11 µs."""
+    while True:
+        digits = os.urandom(16 * 100).hex()
+        for at in range(0, len(digits), 32):
+            one = digits[at : at + 32]
+            yield f"{one[:8]}-{one[8:12]}-4{one[13:16]}-{_VARIANT[one[16]]}{one[17:20]}-{one[20:]}"
 
 
 def insert_many(alias: str, common: Mapping[str, Any], blocks: Iterable[Iterable[Each]]) -> None:
@@ -144,7 +157,8 @@ def _insert_each(connection: Any, cursor: Any, common: Mapping[str, Any], each: 
     while block := list(itertools.islice(rows, size)):
         params: list[Any] = []
         for job in block:
-            values = {"root_id": job.id, **common, "id": job.id, "body": job.body, "envelope": job.envelope}
+            job_id = uuid.UUID(job.id)
+            values = {"root_id": job_id, **common, "id": job_id, "body": job.body, "envelope": job.envelope}
             shape = shape_of(values)
             params += params_of(connection, shape, values)
         made = _statement(connection.vendor, connection.alias, shape)
@@ -176,7 +190,7 @@ def _copy(connection: Any, cursor: Any, common: Mapping[str, Any], blocks: Itera
             while part := list(itertools.islice(jobs, _COPY_WRITE)):
                 copy.write(
                     "".join(
-                        f"{job_id.hex}\t{root or job_id.hex}\t\\\\x{body.hex()}\t{_escaped(envelope)}\t{rest}"
+                        f"{job_id}\t{root or job_id}\t\\\\x{body.hex()}\t{_escaped(envelope)}\t{rest}"
                         for job_id, body, envelope in part
                     )
                 )

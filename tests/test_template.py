@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import decimal
 import functools
+import itertools
 import json
 import signal
 import uuid
@@ -345,6 +346,18 @@ def test_many_calls_become_the_rows_that_single_calls_would(rows: InProcess) -> 
             if field.name == "body":
                 mine, theirs = bytes(mine), bytes(theirs)
             assert field.name in skipped or mine == theirs, field.name
+
+
+def test_the_ids_of_many_jobs_are_random_uuids() -> None:
+    ids = list(itertools.islice(rows_module.random_ids(), 5000))
+    assert len(set(ids)) == 5000
+    parsed = [uuid.UUID(one) for one in ids]
+    assert [str(one) for one in parsed] == ids
+    assert {(one.version, one.variant) for one in parsed} == {(4, uuid.RFC_4122)}
+    # Each of the 122 other bits is set in about half of them; 3,000 of 5,000 would be 14 standard deviations off.
+    for bit in range(128):
+        if not (76 <= bit < 80 or 62 <= bit < 64):
+            assert 2000 < sum(one.int >> bit & 1 for one in parsed) < 3000, bit
 
 
 def test_many_jobs_run(jobs: InProcess) -> None:
