@@ -36,16 +36,18 @@ def measure(arena: Arena, jobs: int, settled: int) -> dict[str, float]:
     arena.child("benchmarks.sweep:multiply", settled=settled, waiting=0)
     arena.start_workers()
     figures: dict[str, float] = {}
-    begun, done = wal(arena), 0
+    begun, done, busy, started = wal(arena), 0, 0.0, time.perf_counter()
     for done in in_steps(arena, jobs, min(STEP, jobs // QUARTERS)):
+        busy += time.perf_counter() - started
         figures[f"dead rows after {done:,}"] = dead_rows(arena)
         first, *others = arena.child("benchmarks.hour:sweeps")
         figures[f"ms of the first sweep after {done:,}"] = first
         figures[f"ms of a sweep after {done:,}"] = statistics.median(others)
+        started = time.perf_counter()
     figures["table MB"] = arena.number(f"SELECT sum(pg_table_size(relid)) {TABLES}") / 1e6
     figures["indexes MB"] = arena.number(f"SELECT sum(pg_indexes_size(relid)) {TABLES}") / 1e6
     figures["autovacuums"] = float(arena.number(f"SELECT sum(autovacuum_count) {TABLES}"))
-    return {"WAL bytes per job": (wal(arena) - begun) / done, **figures}
+    return {"jobs/s, enqueued and done": done / busy, "WAL bytes per job": (wal(arena) - begun) / done, **figures}
 
 
 BENCHMARK = Benchmark(
