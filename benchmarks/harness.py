@@ -323,7 +323,7 @@ class Arena:
             # A worker stopped inside a transaction might hold a lock that the filling waits for.
             if not self.number(
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                " AND state <> 'idle'"
+                " AND state <> 'idle' AND backend_type = 'client backend'"
             ):
                 break
             self._signal(signal.SIGCONT)
