@@ -85,6 +85,22 @@ MUTANTS = [
         (f"{I1}::test_a_savepoint_rolled_back_takes_its_jobs_along_and_the_others_go_out_in_one_publish",),
     ),
     Mutant(
+        "refused-in-a-copy",
+        "I1",
+        "rows.py",
+        "            connection.execute_wrapper(_refuse),\n",
+        "",
+        ("tests/test_template.py::test_values_may_be_encoded_from_the_database_that_they_are_written_to",),
+    ),
+    Mutant(
+        "calls-between-copies",
+        "I1",
+        "call.py",
+        "while block := list(itertools.islice(numbered, BULK_BLOCK)):",
+        "for block in [numbered]:",
+        ("tests/test_template.py::test_calls_may_come_from_the_database_that_they_are_written_to",),
+    ),
+    Mutant(
         "mandatory",
         "I7",
         "wire.py",
