@@ -115,8 +115,11 @@ def enqueue_many(
         django.db.Error: with nothing written.
     """
     rest = iter(blocks)
-    first = iter(next(rest, ()))
-    head = list(itertools.islice(first, MAX_ON_COMMIT + 1))
+    head: list[Each] = []
+    begun: Iterator[Each] = iter(())
+    while len(head) <= MAX_ON_COMMIT and (block := next(rest, None)) is not None:
+        begun = iter(block)
+        head += itertools.islice(begun, MAX_ON_COMMIT + 1 - len(head))
     pending = sum(len(hook.messages) for hook in _pending.of(alias).values())
     immediate = pending + len(head) <= MAX_ON_COMMIT and not request.later and _dispatches_now(app, alias)
     common = _values(request, sends=1 if immediate else 0)
@@ -131,7 +134,7 @@ def enqueue_many(
             ids.append(job.id)
             yield job
 
-    rows.insert_many(alias, common, map(noted, itertools.chain([itertools.chain(head, first)], rest)))
+    rows.insert_many(alias, common, map(noted, itertools.chain([itertools.chain(head, begun)], rest)))
     if immediate and head:
         common_part = request.rendered
         _dispatch_on_commit(

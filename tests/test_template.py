@@ -401,6 +401,19 @@ def test_more_than_one_commit_can_publish_are_left_to_the_sweepers(
     assert len(jobs.take()) == 4
 
 
+@pytest.mark.parametrize("number", [1, 3, 5, 6, 7])
+def test_what_one_commit_can_publish_may_come_in_several_blocks(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(call, "BULK_BLOCK", 2)
+    monkeypatch.setattr(outbox, "MAX_ON_COMMIT", 6)
+    ids = tasks.effect.bulk_delay((f"call {n}",) for n in range(number))
+    sent = number if number <= 6 else 0
+    assert len(jobs.take()) == Job.objects.filter(sends=1).count() == sent
+    assert {str(job_id) for job_id in Job.objects.values_list("pk", flat=True)} == set(ids)
+    assert len(ids) == number
+
+
 @pytest.mark.parametrize("name", ["task_id", "key", "key_forever", "transactional", "shadow"])
 def test_what_belongs_to_one_job_is_refused(rows: InProcess, name: str) -> None:
     with pytest.raises(InvalidOption, match=name):
