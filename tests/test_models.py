@@ -202,6 +202,24 @@ def test_no_key_is_free_while_its_index_is_replaced() -> None:
     assert [type(operation).__name__ for operation in migration.operations] == ["AddConstraint", "RemoveConstraint"]
 
 
+def storage_parameters() -> dict[str, str]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT unnest(reloptions) FROM pg_class WHERE relname = 'reliable_jobs_job'")
+        return dict(option.split("=") for (option,) in cursor.fetchall())
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I10")
+def test_autovacuum_comes_long_before_a_fifth_of_the_table_is_dead_and_can_be_set_back(stack: Stack) -> None:
+    migration = importlib.import_module("reliable_jobs.migrations.0003_autovacuum")
+    assert storage_parameters() == migration.SETTINGS
+    with connection.schema_editor() as editor:
+        migration.reset_autovacuum(None, editor)
+        assert storage_parameters() == {}
+        migration.set_autovacuum(None, editor)
+    assert storage_parameters() == migration.SETTINGS
+
+
 @pytest.mark.servers
 def test_a_lock_skips_what_another_session_holds_and_takes_the_rest(stack: Stack) -> None:
     held, free = job(), job()

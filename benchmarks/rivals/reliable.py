@@ -101,17 +101,13 @@ class Bundled(OnCommit):
         return super().decorate(body)
 
 
-class OwnAutovacuum(Bundled):
-    """With settings of the table's own, as they are recommended for queues: soon, and without pauses."""
+class ServersAutovacuum(Bundled):
+    """Without the autovacuum settings that migration 0003 gives the table."""
 
     def install(self) -> None:
-        from django.db import connection
+        from django.core.management import call_command
 
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "ALTER TABLE reliable_jobs_job SET (autovacuum_vacuum_scale_factor = 0.01,"
-                " autovacuum_analyze_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0)"
-            )
+        call_command("migrate", "reliable_jobs", "0002", verbosity=0)
 
 
 class NonAtomic(OnCommit):
