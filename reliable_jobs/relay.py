@@ -11,10 +11,12 @@ SKIP LOCKED shares the rows out.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from celery import Celery
 from django.db import close_old_connections, connections
@@ -23,6 +25,7 @@ from reliable_jobs import pruner, sweeper
 from reliable_jobs.wake import ACTIVE, Ear
 
 logger = logging.getLogger("reliable_jobs.relay")
+_T = TypeVar("_T")
 
 #: Pause between two looks while there was work lately, in seconds.
 SHORT = 0.02
@@ -48,10 +51,10 @@ class Relay:
         self._stopped = False
         self._sweep_at = self._prune_at = 0.0
         self._worked_at = -ACTIVE
-        self._second = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="reliable_jobs-relay")
+        self._second: concurrent.futures.ThreadPoolExecutor | None = None
 
     def stop(self) -> None:
-        """End after the window at hand. Safe to call from a signal handler."""
+        """End after the round at hand: SWEEP_LIMIT rows for each thread at most. Safe to call from a signal handler."""
         self._stopped = True
 
     def run(self) -> None:
@@ -60,26 +63,37 @@ class Relay:
         for ear in ears:
             ear.start()
         try:
-            while not self._stopped:
-                if not self._round():
-                    self._pause()
+            with self._second_thread():
+                while not self._stopped:
+                    if not self._round():
+                        self._pause()
         finally:
             for ear in ears:
                 ear.stop()
-            self._close()
 
     def drain(self) -> bool:
         """Until nothing is due that could be published. False when something went wrong on the way."""
-        try:
+        with self._second_thread():
             while not self._stopped and self._round() and not self.failed:
                 pass
-        finally:
-            self._close()
         return not self.failed
 
-    def _close(self) -> None:
-        self._second.submit(connections.close_all)
-        self._second.shutdown()
+    @contextlib.contextmanager
+    def _second_thread(self) -> Iterator[None]:
+        with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="reliable_jobs-relay") as self._second:
+            try:
+                yield
+            finally:
+                self._submit(connections.close_all)
+                self._second = None
+
+    def _submit(self, work: Callable[[], _T]) -> concurrent.futures.Future[_T] | None:
+        """Have the second thread do something, if there is one to be had."""
+        try:
+            return self._second.submit(work) if self._second is not None else None
+        except RuntimeError as error:  # no room for another thread
+            logger.warning("Relay: no second thread (%s); going on with one.", error)
+            return None
 
     def _pause(self) -> None:
         active = time.monotonic() - self._worked_at < ACTIVE
@@ -94,7 +108,7 @@ class Relay:
         """Publish what is due; sweep and prune when it is time. Says whether anything was published."""
         self.failed = False
         found = self._by_two(lambda more: sweeper.publish_due(self.app, more))
-        if time.monotonic() >= self._sweep_at:
+        if time.monotonic() >= self._sweep_at and not self._stopped:
             self._sweep_at = time.monotonic() + SWEEP_EVERY
             found += self._by_two(lambda more: sweeper.sweep(self.app, actor="relay", on_backlog=more).published)
         if found:
@@ -108,14 +122,14 @@ class Relay:
     def _by_two(self, work: Callable[[sweeper.OnBacklog], int]) -> int:
         """Do what publishes due rows, with the second thread's help from the first full window on. Returns how many
         rows both have published."""
-        helps: list[concurrent.futures.Future[int]] = []
+        helps: list[concurrent.futures.Future[int] | None] = []
 
         def help_out() -> None:
             if not helps:
-                helps.append(self._second.submit(self._try, lambda: sweeper.publish_due(self.app)))
+                helps.append(self._submit(lambda: self._try(lambda: sweeper.publish_due(self.app))))
 
         found = self._try(lambda: work(help_out))
-        return found + sum(future.result() for future in helps)
+        return found + sum(future.result() for future in helps if future is not None)
 
     def _try(self, work: Callable[[], int]) -> int:
         try:

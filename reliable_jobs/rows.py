@@ -56,10 +56,6 @@ class Each(NamedTuple):
     envelope: str
 
 
-class TakingRows(Exception):
-    """The connection is in the middle of a COPY and can't be asked anything."""
-
-
 class _Statement(NamedTuple):
     head: str
     row: str
@@ -100,8 +96,8 @@ def insert_many(alias: str, common: Mapping[str, Any], blocks: Iterable[Iterable
 
     Args:
         common: as in :func:`insert`. Without a ``root_id`` each is its own root.
-        blocks: a COPY is made of each, and its rows are made while the server takes in those before them; what makes
-            a row gets :class:`TakingRows` where it uses the database. What makes the blocks may use it.
+        blocks: a COPY is made of each, and its rows are made while the server takes in those before them. What makes
+            the blocks may use the database; what makes a row must not, the driver would wait for ever.
 
     Raises:
         django.db.Error: as any write.
@@ -182,11 +178,7 @@ def _copy(connection: Any, cursor: Any, common: Mapping[str, Any], blocks: Itera
     rest = "\t".join(_as_text(value) for value in values.values()) + "\n"
     for block in blocks:
         jobs = iter(block)
-        with (
-            connection.wrap_database_errors,
-            cursor.copy(f"COPY {table} ({columns}) FROM STDIN") as copy,
-            connection.execute_wrapper(_refuse),
-        ):
+        with connection.wrap_database_errors, cursor.copy(f"COPY {table} ({columns}) FROM STDIN") as copy:
             while part := list(itertools.islice(jobs, _COPY_WRITE)):
                 copy.write(
                     "".join(
@@ -194,11 +186,6 @@ def _copy(connection: Any, cursor: Any, common: Mapping[str, Any], blocks: Itera
                         for job_id, body, envelope in part
                     )
                 )
-
-
-def _refuse(*statement: Any) -> None:
-    # The driver would wait for an answer for ever.
-    raise TakingRows
 
 
 def _as_text(value: Any) -> str:

@@ -39,6 +39,7 @@ _ARGS, _KWARGS = f"args-{uuid.uuid4()}", f"kwargs-{uuid.uuid4()}"
 _REPRS = f'"argsrepr": "{_ARGS}", "kwargsrepr": "{_KWARGS}"'
 #: Shorter strings than saferepr() would cut.
 _SHORT = 100
+_PLAIN = {str, int, float, bool, type(None), uuid.UUID}
 _encode = kombu_json.JSONEncoder().encode
 _CELERY = str(Path(celery.__file__).parent)
 #: Values for which JSON serialisers differ.
@@ -119,6 +120,16 @@ class Template:
         # Newer than the oldest Celery that we run with, which has a fixed depth.
         depth = getattr(self.amqp.app.conf, "task_repr_maxlevels", None)
         return str(saferepr(values, limit) if depth is None else saferepr(values, limit, maxlevels=depth))
+
+
+def plain_copy(args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]] | None:
+    """A copy of a call that its caller can't change any more, and whose encoding runs no code of the values' own; None
+    where there may be such code."""
+    if type(args) not in (tuple, list) or type(kwargs) is not dict:
+        return None
+    if not _PLAIN.issuperset(map(type, args)) or not _PLAIN.issuperset(map(type, kwargs.values())):
+        return None
+    return args if type(args) is tuple else args[:], kwargs.copy()
 
 
 def _is_plain(value: Any) -> bool:

@@ -85,10 +85,11 @@ MUTANTS = [
         (f"{I1}::test_a_savepoint_rolled_back_takes_its_jobs_along_and_the_others_go_out_in_one_publish",),
     ),
     Mutant(
-        "refused-in-a-copy",
+        "encoded-between-copies",
         "I1",
-        "rows.py",
-        "            connection.execute_wrapper(_refuse),\n",
+        "template.py",
+        "    if not _PLAIN.issuperset(map(type, args)) or not _PLAIN.issuperset(map(type, kwargs.values())):\n"
+        "        return None\n",
         "",
         ("tests/test_template.py::test_values_may_be_encoded_from_the_database_that_they_are_written_to",),
     ),
@@ -96,8 +97,8 @@ MUTANTS = [
         "calls-between-copies",
         "I1",
         "call.py",
-        "while block := list(itertools.islice(numbered, BULK_BLOCK)):",
-        "for block in [numbered]:",
+        "while block := list(itertools.islice(calls, BULK_BLOCK)):",
+        "for block in [calls]:",
         ("tests/test_template.py::test_calls_may_come_from_the_database_that_they_are_written_to",),
     ),
     Mutant(

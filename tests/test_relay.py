@@ -191,6 +191,24 @@ def test_two_threads_of_a_relay_share_a_backlog_and_send_no_job_twice(
     assert set(Job.objects.values_list("sends", flat=True)) == {1}
     wait_until(lambda: stack.depth() == 100, "a message for each job")
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("reliable_jobs-relay")]
+    tasks.effect.delay("one more")
+    assert draining.drain()
+    assert draining.published == 101
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I2")
+def test_a_relay_that_gets_no_second_thread_publishes_by_itself(
+    stack: Stack, backlog: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_room(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(relay.concurrent.futures.ThreadPoolExecutor, "submit", no_room)
+    draining = Relay(app)
+    assert draining.drain()
+    assert draining.published == 100
+    assert "can't start new thread" in caplog.text
 
 
 @pytest.mark.servers

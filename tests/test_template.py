@@ -33,6 +33,7 @@ from tests.celery_app import app
 from tests.harness import Stack
 from tests.inprocess import InProcess
 from tests.testapp import tasks
+from tests.testapp.models import Effect
 
 rows = inprocess.rows
 jobs = inprocess.jobs
@@ -269,18 +270,49 @@ class Counted:
         return f"one of {Job.objects.count()}"
 
 
+class Tolerant:
+    """And makes do without it."""
+
+    def __json__(self) -> str:
+        try:
+            return f"one of {Job.objects.count()}"
+        except Exception:
+            return "nobody knows"
+
+
+class Saved:
+    """And writes to it."""
+
+    def __json__(self) -> str:
+        return f"one of {Effect.objects.create(name='saved').pk}"
+
+
+class HalfRead:
+    """And leaves a cursor of the server's open until then."""
+
+    def __init__(self) -> None:
+        self.rows: Any = Job.objects.iterator(chunk_size=1)
+
+    def __json__(self) -> str:
+        if self.rows is not None:
+            next(self.rows, None)
+            self.rows = None
+        return "one of several"
+
+
 @pytest.mark.servers
 @pytest.mark.promise("I1")
 @pytest.mark.parametrize("where", [0, 4])
+@pytest.mark.parametrize("kind", [Counted, Tolerant, Saved, HalfRead])
 def test_values_may_be_encoded_from_the_database_that_they_are_written_to(
-    stack: Stack, idle_queue: str, monkeypatch: pytest.MonkeyPatch, where: int
+    stack: Stack, idle_queue: str, monkeypatch: pytest.MonkeyPatch, where: int, kind: type
 ) -> None:
     from reliable_jobs.content import arguments
 
     monkeypatch.setattr(call, "BULK_BLOCK", 3)
     monkeypatch.setattr(outbox, "MAX_ON_COMMIT", 1)
     names: list[Any] = [f"plain {number}" for number in range(10)]
-    names[where] = Counted()
+    names[where] = kind()
     with not_for_ever(), transaction.atomic():
         ids = tasks.effect.bulk_delay((name,) for name in names)
     written = [arguments(Job.objects.get(pk=job_id))[0][0] for job_id in ids]
@@ -346,6 +378,36 @@ def test_many_calls_become_the_rows_that_single_calls_would(rows: InProcess) -> 
             if field.name == "body":
                 mine, theirs = bytes(mine), bytes(theirs)
             assert field.name in skipped or mine == theirs, field.name
+
+
+def one_dict_again_and_again() -> Iterator[Any]:
+    call: dict[str, Any] = {}
+    for number in range(4):
+        call["name"] = f"n{number}"
+        yield call
+
+
+def one_list_again_and_again() -> Iterator[Any]:
+    call: list[Any] = [None]
+    for number in range(4):
+        call[0] = f"n{number}"
+        yield call
+
+
+def one_value_again_and_again() -> Iterator[Any]:
+    value: list[str] = [""]
+    for number in range(4):
+        value[0] = f"n{number}"
+        yield (value,)
+
+
+@pytest.mark.parametrize("calls", [one_dict_again_and_again, one_list_again_and_again, one_value_again_and_again])
+def test_a_call_holds_what_it_held_when_it_was_given(rows: InProcess, calls: Callable[[], Iterator[Any]]) -> None:
+    from reliable_jobs.content import arguments
+
+    written = [arguments(Job.objects.get(pk=job_id)) for job_id in tasks.effect.bulk_delay(calls())]
+    values = [args[0] if args else kwargs["name"] for args, kwargs in written]
+    assert [value[0] if isinstance(value, list) else value for value in values] == ["n0", "n1", "n2", "n3"]
 
 
 def test_the_ids_of_many_jobs_are_random_uuids() -> None:
