@@ -24,7 +24,13 @@ class UniqueWhereGiven(models.UniqueConstraint):
     """
 
     def __init__(self, *, fields: Sequence[str], name: str) -> None:
-        super().__init__(fields=fields, name=name, condition=Q(**{f"{fields[-1]}__isnull": False}))
+        super().__init__(
+            fields=fields,
+            name=name,
+            condition=Q(**{f"{fields[-1]}__isnull": False}),
+            violation_error_code="unique",
+            violation_error_message=f"There is one already with this {' and '.join(fields)}.",
+        )
 
     def _made_on(self, connection: Any) -> models.UniqueConstraint:
         if connection.features.supports_partial_indexes:
@@ -48,8 +54,7 @@ class UniqueWhereGiven(models.UniqueConstraint):
 
     def deconstruct(self) -> Any:
         path, args, options = super().deconstruct()
-        del options["condition"]
-        return path, args, options
+        return path, args, {name: options[name] for name in ("fields", "name")}
 
 
 class JobQuerySet(models.QuerySet["Job"]):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from django.apps import apps
-from django.db import connections, router
+from django.db import OperationalError, ProgrammingError, router, transaction
 
 from reliable_jobs.conf import settings
+
+logger = logging.getLogger("reliable_jobs.schedule")
 
 SWEEP_TASK = "reliable_jobs.sweep"
 PRUNE_TASK = "reliable_jobs.prune"
@@ -17,13 +20,22 @@ def create_periodic_tasks(using: str = "default", **kwargs: Any) -> None:
     """Make the two rows where they are missing; what a person changed stays. A ``post_migrate`` receiver."""
     if not apps.is_installed("django_celery_beat"):
         return
-    from django_celery_beat.models import IntervalSchedule, PeriodicTask
+    from django_celery_beat.models import PeriodicTask
 
     # Beat reads one database; on another its own unique check would also look into that one and fail the migration.
     if using != router.db_for_write(PeriodicTask) or not router.allow_migrate_model(using, PeriodicTask):
         return
-    if PeriodicTask._meta.db_table not in connections[using].introspection.table_names():
-        return  # "migrate reliable_jobs" came first; the migration of beat's own tables comes back here
+    try:
+        with transaction.atomic(using=using):
+            _create(using)
+    except (OperationalError, ProgrammingError) as error:
+        # "migrate reliable_jobs" came first, and must not fail. The migration of beat's own tables comes back here.
+        logger.warning("The sweeper's and the pruner's rows for beat could not be made (%s); migrate again.", error)
+
+
+def _create(using: str) -> None:
+    from django_celery_beat.models import IntervalSchedule, PeriodicTask
+
     rows = (
         (SWEEP_TASK, settings.SWEEP_INTERVAL, IntervalSchedule.SECONDS, "Publishes due, lost and abandoned jobs."),
         (PRUNE_TASK, 10, IntervalSchedule.MINUTES, "Deletes settled jobs older than RELIABLE_JOBS['RETENTION']."),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.db import IntegrityError, connection, transaction
 from django.db.models.functions import Now
@@ -196,9 +197,10 @@ def test_where_there_are_no_partial_indexes_the_key_is_unique_all_the_same(monke
 
 
 @pytest.mark.django_db
-def test_no_key_is_free_while_its_index_is_replaced() -> None:
-    migration = importlib.import_module("reliable_jobs.migrations.0002_key_index_of_keyed_jobs").Migration
-    assert [type(operation).__name__ for operation in migration.operations] == ["AddConstraint", "RemoveConstraint"]
+def test_a_form_says_that_the_key_is_taken() -> None:
+    job(key="k", live_key="k").save(force_insert=True)
+    with pytest.raises(ValidationError, match="one already with this task and live_key"):
+        job(key="k", live_key="k").validate_constraints()
 
 
 def storage_parameters() -> dict[str, str]:
@@ -210,7 +212,7 @@ def storage_parameters() -> dict[str, str]:
 @pytest.mark.servers
 @pytest.mark.promise("I10")
 def test_autovacuum_comes_long_before_a_fifth_of_the_table_is_dead_and_can_be_set_back(stack: Stack) -> None:
-    migration = importlib.import_module("reliable_jobs.migrations.0003_autovacuum")
+    migration = importlib.import_module("reliable_jobs.migrations.0004_autovacuum")
     assert storage_parameters() == migration.SETTINGS
     with connection.schema_editor() as editor:
         migration.reset_autovacuum(None, editor)

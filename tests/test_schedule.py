@@ -36,9 +36,9 @@ def test_migrate_makes_both_rows() -> None:
 
 def test_this_app_can_be_migrated_before_beat(tmp_path: Path) -> None:
     database = tmp_path / "new.sqlite3"
-    for app_label in ("reliable_jobs", "django_celery_beat"):
+    for migrated in (["reliable_jobs"], ["django_celery_beat", "0001"], ["django_celery_beat"]):
         done = subprocess.run(
-            [sys.executable, "-m", "django", "migrate", app_label],
+            [sys.executable, "-m", "django", "migrate", *migrated],
             env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "DATABASE_URL": f"sqlite:///{database}"},
             capture_output=True,
             text=True,

@@ -102,12 +102,12 @@ class Bundled(OnCommit):
 
 
 class ServersAutovacuum(Bundled):
-    """Without the autovacuum settings that migration 0003 gives the table."""
+    """Without the autovacuum settings that migration 0004 gives the table."""
 
     def install(self) -> None:
         from django.core.management import call_command
 
-        call_command("migrate", "reliable_jobs", "0002", verbosity=0)
+        call_command("migrate", "reliable_jobs", "0003", verbosity=0)
 
 
 class NonAtomic(OnCommit):

@@ -28,6 +28,6 @@ def _alter(schema_editor: Any, verb: str, what: str) -> None:
 class Migration(migrations.Migration):
     """Measured: docs/performance.md, "Tables that have grown"."""
 
-    dependencies = [("reliable_jobs", "0002_key_index_of_keyed_jobs")]
+    dependencies = [("reliable_jobs", "0003_without_the_index_of_all_keys")]
 
     operations = [migrations.RunPython(set_autovacuum, reset_autovacuum, hints={"model_name": "job"})]

@@ -1,0 +1,137 @@
+"""A site migrates while its workers run and its requests enqueue."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.db import OperationalError, connection, connections, transaction
+
+from reliable_jobs.migrations import _patience
+from reliable_jobs.models import Job
+from tests.harness import PATIENCE, Stack, Transaction, wait_until
+from tests.test_models import job
+
+pytestmark = [pytest.mark.servers, pytest.mark.promise("I2")]
+
+
+@pytest.fixture
+def before(stack: Stack) -> Iterator[Job]:
+    """The schema of the first release, and a job."""
+    call_command("migrate", "reliable_jobs", "0001", verbosity=0)
+    row = job()
+    row.save(force_insert=True)
+    yield row
+    call_command("migrate", "reliable_jobs", verbosity=0)
+
+
+class InBackground(threading.Thread):
+    """Something done by another session."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self.work, self.error = work, None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.work()
+        except BaseException as error:
+            self.error: BaseException | None = error
+        finally:
+            connections.close_all()
+
+    def finish(self) -> None:
+        self.join(PATIENCE)
+        assert not self.is_alive()
+        if self.error is not None:
+            raise self.error
+
+
+def unique_indexes() -> set[str]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT indexname FROM pg_indexes WHERE tablename = 'reliable_jobs_job' AND indexdef LIKE 'CREATE UNIQUE%'"
+            " AND indexname LIKE 'reliable_job_%'"
+        )
+        return {name for (name,) in cursor.fetchall()} - {"reliable_jobs_job_pkey"}
+
+
+def somebody_waits_for_the_table() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'reliable_jobs_job'::regclass"
+            " AND mode IN ('ShareLock', 'AccessExclusiveLock')"
+        )
+        return bool(cursor.fetchone()[0])
+
+
+def claim(row: Job) -> None:
+    assert Job.objects.filter(pk=row.pk).lock().first() is not None
+
+
+def settle(row: Job) -> None:
+    assert Job.objects.filter(pk=row.pk).update(worker="settled") == 1
+
+
+def enqueue(row: Job) -> None:
+    job().save(force_insert=True)
+
+
+def read(row: Job) -> None:
+    assert Job.objects.count()
+
+
+@pytest.mark.parametrize(("first", "then"), [(claim, settle), (enqueue, enqueue), (read, enqueue)])
+def test_runs_and_requests_that_go_on_across_a_migration_end_as_they_would(
+    before: Job, first: Callable[[Job], None], then: Callable[[Job], None]
+) -> None:
+    begun, migrating = threading.Event(), threading.Event()
+
+    def across() -> None:
+        with transaction.atomic():
+            first(before)
+            begun.set()
+            assert migrating.wait(PATIENCE)
+            then(before)
+
+    other = InBackground(across)
+    assert begun.wait(PATIENCE)
+    migration = InBackground(lambda: call_command("migrate", "reliable_jobs", verbosity=0))
+    wait_until(somebody_waits_for_the_table, "the migration waits")
+    migrating.set()
+    other.finish()
+    migration.finish()
+    assert unique_indexes() == {"reliable_job_live_key"}
+
+
+def test_a_migration_lets_others_pass_and_tries_again(
+    before: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_patience, "LOCK_TIMEOUT_MS", 50)
+    holds = Transaction(lambda: Job.objects.filter(pk=before.pk).lock().first())
+    migration = InBackground(lambda: call_command("migrate", "reliable_jobs", verbosity=0))
+    wait_until(lambda: "trying again" in caplog.text, "the migration has let go of its lock")
+    job().save(force_insert=True)  # nobody is held up meanwhile
+    holds.end()
+    migration.finish()
+    assert unique_indexes() == {"reliable_job_live_key"}
+
+
+def test_a_migration_that_gets_no_lock_changes_nothing(before: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_patience, "LOCK_TIMEOUT_MS", 50)
+    monkeypatch.setattr(_patience, "TRIES", 1)
+    holds = Transaction(lambda: job().save(force_insert=True))
+    with pytest.raises(OperationalError, match="lock timeout"):
+        call_command("migrate", "reliable_jobs", verbosity=0)
+    holds.end()
+    assert unique_indexes() == {"reliable_job_key"}
+
+
+def test_the_way_back(before: Job) -> None:
+    call_command("migrate", "reliable_jobs", verbosity=0)
+    call_command("migrate", "reliable_jobs", "0001", verbosity=0)
+    assert unique_indexes() == {"reliable_job_key"}
