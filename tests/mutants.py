@@ -545,13 +545,13 @@ def apply(mutant: Mutant, tree: Path) -> None:
         path.write_text(text)
 
 
-def run_tests(tree: Path, tests: Sequence[str], *, patience: float) -> tuple[int, str]:
+def run_tests(tree: Path, tests: Sequence[str], *, patience: float, timeout: float = TIMEOUT) -> tuple[int, str]:
     """Exit code of pytest (None-like -1 for a time-out) and what it said."""
     argv = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     own_database = f"test_mutant_{uuid.uuid4().hex[:8]}"  # several run at a time
     env = {**os.environ, "PATIENCE": str(patience), "PYTHONPATH": str(tree), "TEST_DATABASE_NAME": own_database}
     try:
-        done = subprocess.run(argv, cwd=tree, env=env, capture_output=True, text=True, timeout=TIMEOUT)
+        done = subprocess.run(argv, cwd=tree, env=env, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired as late:
         return -1, str(late.stdout or "")
     return done.returncode, done.stdout + done.stderr
@@ -589,7 +589,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _list(chosen)
     if not options.no_baseline:
         tests = sorted({test for mutant in chosen for test in mutant.tests})
-        code, said = run_tests(ROOT, tests, patience=45)
+        code, said = run_tests(ROOT, tests, patience=45, timeout=5 * TIMEOUT)
         if code != 0:
             print(said[-8000:])
             print("The tests are red without any mutant: nothing to learn from mutants.")
