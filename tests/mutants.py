@@ -91,7 +91,8 @@ MUTANTS = [
         "    if not _PLAIN.issuperset(map(type, args)) or not _PLAIN.issuperset(map(type, kwargs.values())):\n"
         "        return None\n",
         "",
-        ("tests/test_template.py::test_values_may_be_encoded_from_the_database_that_they_are_written_to",),
+        # The others leave a connection behind that the fixture's end waits for.
+        ("tests/test_template.py::test_values_may_be_encoded_from_the_database_that_they_are_written_to[Tolerant-4]",),
     ),
     Mutant(
         "calls-between-copies",
