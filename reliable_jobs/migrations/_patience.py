@@ -18,11 +18,11 @@ logger = logging.getLogger("reliable_jobs.migrations")
 
 #: Milliseconds that a change waits for its lock at a time, and how often.
 LOCK_TIMEOUT_MS, TRIES = 1000, 60
-#: Seconds between two tries, for those who have queued up behind it.
+#: Seconds between two tries.
 PAUSE = 1.0
 
 
-def patiently(connection: Any, change: Callable[[], None], pause: float = PAUSE) -> None:
+def patiently(connection: Any, change: Callable[[], None]) -> None:
     """Make a change in the open transaction.
 
     Raises:
@@ -42,24 +42,24 @@ def patiently(connection: Any, change: Callable[[], None], pause: float = PAUSE)
             if getattr(error.__cause__, "sqlstate", getattr(error.__cause__, "pgcode", None)) != "55P03" or not left:
                 raise
             logger.warning("The jobs table is locked by a running job or an open request; trying again.")
-        time.sleep(pause)
+        # Not for the lock, of which nobody says when it will be free: without a pause whoever comes meanwhile would stand
+        # behind the next try at once, and the table would be held up all the time instead of half of it.
+        time.sleep(PAUSE)
 
 
-class AddConstraint(migrations.AddConstraint):
-    def database_forwards(self, app_label: Any, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        change = super().database_forwards
-        patiently(schema_editor.connection, lambda: change(app_label, schema_editor, from_state, to_state))
+class _Patient:
+    """Before an operation, in its bases."""
 
-    def database_backwards(self, app_label: Any, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        change = super().database_backwards
-        patiently(schema_editor.connection, lambda: change(app_label, schema_editor, from_state, to_state))
+    def database_forwards(self, app_label: Any, schema_editor: Any, *states: Any) -> None:
+        change: Callable[..., None] = super().database_forwards  # type: ignore[misc]
+        patiently(schema_editor.connection, lambda: change(app_label, schema_editor, *states))
+
+    def database_backwards(self, app_label: Any, schema_editor: Any, *states: Any) -> None:
+        change: Callable[..., None] = super().database_backwards  # type: ignore[misc]
+        patiently(schema_editor.connection, lambda: change(app_label, schema_editor, *states))
 
 
-class RemoveConstraint(migrations.RemoveConstraint):
-    def database_forwards(self, app_label: Any, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        change = super().database_forwards
-        patiently(schema_editor.connection, lambda: change(app_label, schema_editor, from_state, to_state))
+class AddConstraint(_Patient, migrations.AddConstraint): ...
 
-    def database_backwards(self, app_label: Any, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        change = super().database_backwards
-        patiently(schema_editor.connection, lambda: change(app_label, schema_editor, from_state, to_state))
+
+class RemoveConstraint(_Patient, migrations.RemoveConstraint): ...
