@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import itertools
-import operator
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,17 +16,14 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 from django.db import transaction
 
 from reliable_jobs import outbox
+from reliable_jobs.bulk import Blocks
 from reliable_jobs.capture import Capture
 from reliable_jobs.errors import EnqueueError, InvalidOption, UnserialisableArguments
 from reliable_jobs.keys import Request
 from reliable_jobs.message import Rendered, as_uuid
 from reliable_jobs.results import JobResult
-from reliable_jobs.rows import Each, random_ids
 from reliable_jobs.sensitive import Sensitive
-from reliable_jobs.template import Template, is_safe, plain_copy, template_of
-
-#: Calls of ``bulk_delay`` that are taken from the caller at a time; a COPY is made of each such block.
-BULK_BLOCK = 10_000
+from reliable_jobs.template import Template, is_safe, template_of
 
 
 class Call(Sensitive, DjangoTask):
@@ -137,38 +133,11 @@ class Call(Sensitive, DjangoTask):
             template = Template.make(self, *first, **options) if safe else None
             if template is None:
                 return [singly(*pair) for pair in pairs]
-            odd: list[tuple[int, Any]] = []
-            new_ids = random_ids()
-
-            def taken() -> Iterator[tuple[int, Any, tuple[bytes, str] | None]]:
-                """The calls as they are now: the caller may use a list or dict again. Encoded, where that runs code of
-                the values' own, which may want the database."""
-                for number, (args, kwargs) in enumerate(pairs):
-                    self._check_arguments(args, kwargs)
-                    plain = plain_copy(args, kwargs)
-                    parts = None if plain else template.fill_each(args, kwargs)
-                    if plain or parts:
-                        yield number, plain, parts
-                    else:
-                        odd.append((number, (args, kwargs)))
-
-            def filled(block: list[tuple[int, Any, tuple[bytes, str] | None]]) -> Iterator[Each]:
-                for number, plain, encoded in block:
-                    parts = encoded or template.fill_each(*plain)
-                    if parts:
-                        yield Each(next(new_ids), *parts)
-                    else:
-                        odd.append((number, plain))
-
-            def blocks() -> Iterator[Iterable[Each]]:
-                calls = taken()
-                while block := list(itertools.islice(calls, BULK_BLOCK)):
-                    yield filled(block)
-
+            blocks = Blocks(template, self._check_arguments, pairs)
             ids = outbox.enqueue_many(
-                app, self._request(uuid.uuid4(), template.rendered, **times), template, blocks(), using
+                app, self._request(uuid.uuid4(), template.rendered, **times), template, blocks, using
             )
-            for number, pair in sorted(odd, key=operator.itemgetter(0)):
+            for number, pair in blocks.odd():
                 ids.insert(number, singly(*pair))
             return ids
 

@@ -97,9 +97,9 @@ MUTANTS = [
     Mutant(
         "calls-between-copies",
         "I1",
-        "call.py",
-        "while block := list(itertools.islice(calls, BULK_BLOCK)):",
-        "for block in [calls]:",
+        "bulk.py",
+        "while block := list(itertools.islice(taken, BLOCK)):",
+        "for block in [taken]:",
         ("tests/test_template.py::test_calls_may_come_from_the_database_that_they_are_written_to",),
     ),
     Mutant(

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from reliable_jobs import ReliableTask, call, outbox, template
+from reliable_jobs import ReliableTask, bulk, outbox, template
 from reliable_jobs import rows as rows_module
 from reliable_jobs.capture import Capture
 from reliable_jobs.errors import EnqueueError, InvalidOption, JobTooLarge, UnserialisableArguments
@@ -240,7 +240,7 @@ def request_of(job_id: str) -> Any:
 def test_calls_may_come_from_the_database_that_they_are_written_to(
     stack: Stack, idle_queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(call, "BULK_BLOCK", 3)
+    monkeypatch.setattr(bulk, "BLOCK", 3)
     monkeypatch.setattr(outbox, "MAX_ON_COMMIT", 2)
     with not_for_ever(), transaction.atomic():
         ids = tasks.effect.bulk_delay((str(Job.objects.count()),) for _ in range(10))
@@ -309,7 +309,7 @@ def test_values_may_be_encoded_from_the_database_that_they_are_written_to(
 ) -> None:
     from reliable_jobs.content import arguments
 
-    monkeypatch.setattr(call, "BULK_BLOCK", 3)
+    monkeypatch.setattr(bulk, "BLOCK", 3)
     monkeypatch.setattr(outbox, "MAX_ON_COMMIT", 1)
     names: list[Any] = [f"plain {number}" for number in range(10)]
     names[where] = kind()
@@ -328,7 +328,7 @@ def test_values_may_be_encoded_from_the_database_that_they_are_written_to(
 def test_an_error_while_the_server_takes_rows_in_writes_none_of_them(
     stack: Stack, idle_queue: str, monkeypatch: pytest.MonkeyPatch, bad: Any, error: type[Exception]
 ) -> None:
-    monkeypatch.setattr(call, "BULK_BLOCK", 3)
+    monkeypatch.setattr(bulk, "BLOCK", 3)
     monkeypatch.setattr(outbox, "MAX_ON_COMMIT", 1)
     calls = [*((f"fine {number}",) for number in range(7)), bad, ("fine",)]
     with transaction.atomic():
@@ -467,7 +467,7 @@ def test_more_than_one_commit_can_publish_are_left_to_the_sweepers(
 def test_what_one_commit_can_publish_may_come_in_several_blocks(
     jobs: InProcess, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    monkeypatch.setattr(call, "BULK_BLOCK", 2)
+    monkeypatch.setattr(bulk, "BLOCK", 2)
     monkeypatch.setattr(outbox, "MAX_ON_COMMIT", 6)
     ids = tasks.effect.bulk_delay((f"call {n}",) for n in range(number))
     sent = number if number <= 6 else 0
