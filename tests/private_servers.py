@@ -113,6 +113,26 @@ def _amqp_method(replies: BinaryIO) -> tuple[int, int]:
     return struct.unpack("!HH", frame[:4]) if len(frame) > 4 else (0, 0)
 
 
+def mysql_greets(host: str, port: int) -> bool:
+    """Whether a MySQL or MariaDB server greets who comes in, instead of refusing or saying nothing."""
+    try:
+        with socket.create_connection((host, port), timeout=3) as conn, conn.makefile("rb") as replies:
+            header = replies.read(4)
+            return len(header) == 4 and replies.read(1) == b"\x0a"  # protocol version 10; an error begins with 0xff
+    except OSError:
+        return False
+
+
+def redis_pong(host: str, port: int) -> bool:
+    """Whether a Redis server answers, and is not loading its data any more."""
+    try:
+        with socket.create_connection((host, port), timeout=3) as conn:
+            conn.sendall(b"PING\r\n")
+            return conn.recv(64) == b"+PONG\r\n"
+    except OSError:
+        return False
+
+
 class _Managed:
     """What the classes here share: ``with``, and cleaning up at interpreter exit if a test forgets."""
 
@@ -422,6 +442,216 @@ class PrivateRabbitMQ(_Server):
         self._processes[:] = epmd
 
 
+class PrivateMariaDB(_Server):
+    """A MariaDB server whose ``root`` may come in over TCP without a password."""
+
+    name = "mariadb"
+    user = "mysql"
+
+    def __init__(self, *, settings: dict[str, str] | None = None) -> None:
+        """``settings``: options of the server, as ``{"max-connections": "50"}``."""
+        self._server_program = _program("mariadbd", "mysqld")
+        self._install_program = _program("mariadb-install-db", "mysql_install_db")
+        self._client_program = _program("mariadb", "mysql")
+        self.settings = settings or {}
+        super().__init__()
+
+    @property
+    def url(self) -> str:
+        return f"mysql://root@{HOST}:{self.port}/"
+
+    def answers(self) -> bool:
+        return mysql_greets(HOST, self.port)
+
+    def start(self) -> None:
+        """Start the server (a second start is a no-op); the first one creates its tables."""
+        if self.running:
+            return
+        data = self.dir / "data"
+        env = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "HOME": str(self.dir)}
+        # A second --user would be an error: the process has the account's ids already.
+        if not data.exists():
+            options = ["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"]
+            made = subprocess.run(
+                [self._install_program, "--no-defaults", f"--datadir={data}", *options],
+                env=env,
+                cwd=self.dir,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=START_SECONDS,
+                **self._account,
+            )
+            if made.returncode:
+                raise ServerFailed(f"mariadb-install-db failed\n{made.stdout}{made.stderr}")
+        settings = {
+            "datadir": str(data),
+            "port": str(self.port),
+            "bind-address": HOST,
+            "socket": str(self.dir / "socket"),
+            "pid-file": str(self.dir / "pid"),
+            "innodb-buffer-pool-size": "64M",
+            "innodb-log-file-size": "32M",
+            **self.settings,
+        }
+        options = [f"--{name}={value}" for name, value in settings.items()]
+        self._spawn([self._server_program, "--no-defaults", "--skip-name-resolve", *options], env)
+        self._wait_for_start()
+
+    def stop(self) -> None:
+        """A clean shutdown."""
+        self._signal_and_wait(signal.SIGTERM)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def sql(self, statement: str, database: str = "") -> str:
+        """Run statements with the command line client as ``root``, and return its rows, tabs between columns."""
+        options = ["--no-defaults", "-h", HOST, "-P", str(self.port), "-u", "root", "--batch", "--skip-column-names"]
+        done = subprocess.run(
+            [self._client_program, *options, "-e", statement, *([database] if database else [])],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=START_SECONDS,
+        )
+        if done.returncode:
+            raise ServerFailed(f"{statement} failed\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+
+class PrivateRedis(_Server):
+    """A Redis server in which nothing but memory holds what it knows, unless ``durable``."""
+
+    name = "redis"
+
+    def __init__(self, *, durable: bool = False, settings: dict[str, str] | None = None) -> None:
+        """
+        Args:
+            durable: write each command to disk before it is answered, so that a restart forgets nothing.
+            settings: further lines of its configuration.
+        """
+        self._program = _program("redis-server")
+        self.settings = {
+            "save": '""',
+            "appendonly": "yes" if durable else "no",
+            "appendfsync": "always",
+            **(settings or {}),
+        }
+        super().__init__()
+
+    @property
+    def url(self) -> str:
+        return f"redis://{HOST}:{self.port}/0"
+
+    def answers(self) -> bool:
+        return redis_pong(HOST, self.port)
+
+    def start(self) -> None:
+        """Start the server (a second start is a no-op)."""
+        if self.running:
+            return
+        lines = {"bind": HOST, "port": str(self.port), "dir": str(self.dir), **self.settings}
+        configuration = self.dir / "redis.conf"
+        configuration.write_text("".join(f"{name} {value}\n" for name, value in lines.items()))
+        self._spawn([self._program, str(configuration)], {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"})
+        self._wait_for_start()
+
+    def stop(self) -> None:
+        """A clean shutdown. What is not durable is gone."""
+        self._signal_and_wait(signal.SIGTERM)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """SIGSTOP: it accepts connections (the kernel does) and answers nothing."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def command(self, *words: str) -> str:
+        """Run one command with a short answer (a status, a number, a string) and return it.
+
+        Raises:
+            ServerFailed: Redis answered with an error.
+        """
+        with socket.create_connection((HOST, self.port), timeout=5) as conn, conn.makefile("rb") as replies:
+            encoded = [word.encode() for word in words]
+            parts = [b"*%d\r\n" % len(encoded), *(b"$%d\r\n%s\r\n" % (len(word), word) for word in encoded)]
+            conn.sendall(b"".join(parts))
+            answer = replies.readline().rstrip(b"\r\n")
+            if answer[:1] == b"$" and answer != b"$-1":
+                return replies.read(int(answer[1:])).decode()
+        if answer[:1] == b"-":
+            raise ServerFailed(f"redis: {' '.join(words)}: {answer.decode()}")
+        return answer[1:].decode()
+
+    def depth(self, queue: str) -> int:
+        """Messages of the queue that no worker has taken (of all of Celery's default priority steps)."""
+        names = [queue, *(f"{queue}\x06\x16{priority}" for priority in (3, 6, 9))]
+        return sum(int(self.command("LLEN", name)) for name in names)
+
+    def unacknowledged(self) -> int:
+        """Messages that workers have taken and not acknowledged."""
+        return int(self.command("HLEN", "unacked"))
+
+
+class PgBouncer(_Server):
+    """PgBouncer before one PostgreSQL server, for all its databases, without passwords."""
+
+    name = "pgbouncer"
+    user = "postgres"
+
+    def __init__(
+        self, postgres_port: int, *, pool_mode: str = "transaction", settings: dict[str, str] | None = None
+    ) -> None:
+        """``settings``: further lines of its configuration."""
+        self._program = _program("pgbouncer")
+        super().__init__()
+        lines = {
+            "listen_addr": HOST,
+            "listen_port": str(self.port),
+            "unix_socket_dir": "",
+            "auth_type": "any",
+            "pool_mode": pool_mode,
+            "max_client_conn": "500",
+            "default_pool_size": "20",
+            "admin_users": "postgres",
+            "ignore_startup_parameters": "extra_float_digits",
+            **(settings or {}),
+        }
+        self._configuration = self.dir / "pgbouncer.ini"
+        self._configuration.write_text(
+            f"[databases]\n* = host={HOST} port={postgres_port} user=postgres\n[pgbouncer]\n"
+            + "".join(f"{name} = {value}\n" for name, value in lines.items())
+        )
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@{HOST}:{self.port}/postgres"
+
+    def answers(self) -> bool:
+        return postgres_auth(HOST, self.port, database="pgbouncer") == "ok"
+
+    def start(self) -> None:
+        """Start it (a second start is a no-op)."""
+        if not self.running:
+            self._spawn([self._program, str(self._configuration)], {"PATH": os.environ.get("PATH", os.defpath)})
+            self._wait_for_start()
+
+    def stop(self) -> None:
+        """At once, with all its connections, as its service's restart does."""
+        self._signal_and_wait(signal.SIGTERM)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+
 class CuttableProxy(_Managed):
     """A TCP proxy in front of one server, to break the network between it and some of its clients."""
 
@@ -597,6 +827,15 @@ def _rabbitmq_bindir() -> Path:
         if (bindir / "rabbitmq-server").exists() and (bindir / "rabbitmqctl").exists():
             return bindir
     raise ServerMissing("rabbitmq-server and rabbitmqctl are not installed")
+
+
+def _program(*names: str) -> str:
+    """The first of these programs that is installed."""
+    for name in names:
+        for found in (shutil.which(name), f"/usr/sbin/{name}", f"/usr/local/sbin/{name}"):
+            if found and os.access(found, os.X_OK):
+                return found
+    raise ServerMissing(f"{names[0]} is not installed")
 
 
 def _accepts(port: int, host: str = HOST) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import amqp
 import pytest
@@ -14,8 +14,12 @@ import pytest
 from tests.private_servers import (
     HOST,
     CuttableProxy,
+    PgBouncer,
+    PrivateMariaDB,
     PrivatePostgres,
     PrivateRabbitMQ,
+    PrivateRedis,
+    ServerFailed,
     ServerMissing,
     _Server,
     amqp_auth,
@@ -31,9 +35,9 @@ pytestmark = pytest.mark.servers
 AnyServer = TypeVar("AnyServer", bound=_Server)
 
 
-def started(kind: type[AnyServer]) -> Iterator[AnyServer]:
+def started(kind: Callable[..., AnyServer], *arguments: Any) -> Iterator[AnyServer]:
     try:
-        server = kind()
+        server = kind(*arguments)
     except ServerMissing as missing:
         if os.environ.get("CI") == "true":
             raise
@@ -52,6 +56,21 @@ def postgres() -> Iterator[PrivatePostgres]:
 @pytest.fixture(scope="module")
 def rabbitmq() -> Iterator[PrivateRabbitMQ]:
     yield from started(PrivateRabbitMQ)
+
+
+@pytest.fixture(scope="module")
+def mariadb() -> Iterator[PrivateMariaDB]:
+    yield from started(PrivateMariaDB)
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[PrivateRedis]:
+    yield from started(PrivateRedis)
+
+
+@pytest.fixture
+def pgbouncer(postgres: PrivatePostgres) -> Iterator[PgBouncer]:
+    yield from started(PgBouncer, postgres.port)
 
 
 def publish(rabbitmq: PrivateRabbitMQ, queue: str) -> None:
@@ -158,6 +177,51 @@ def test_rabbitmq_login_is_told_from_a_refusal_and_from_silence(rabbitmq: Privat
     assert amqp_auth(HOST, rabbitmq.port) == "ok"
     assert amqp_auth(HOST, rabbitmq.port, "guest", "wrong") == "refused"
     assert amqp_auth(HOST, free_port()) == ""
+
+
+@pytest.mark.parametrize("end", ["restart", "kill9"])
+def test_mariadb_keeps_what_was_committed(mariadb: PrivateMariaDB, end: str) -> None:
+    mariadb.sql(f"CREATE DATABASE {end}; CREATE TABLE {end}.kept (n int); INSERT INTO {end}.kept VALUES (1)")
+    mariadb.kill9() if end == "kill9" else mariadb.stop()
+    assert not mariadb.answers()
+    mariadb.start()
+    assert mariadb.sql("SELECT n FROM kept", database=end) == "1\n"
+    with pytest.raises(ServerFailed, match="doesn't exist"):
+        mariadb.sql("SELECT n FROM missing", database=end)
+
+
+def test_redis_forgets_unless_it_is_durable(redis: PrivateRedis) -> None:
+    redis.command("LPUSH", "queue", "a", "b")
+    assert redis.depth("queue") == 2
+    redis.kill9()
+    assert not redis.answers()
+    redis.start()
+    assert redis.depth("queue") == 0
+    with PrivateRedis(durable=True) as durable:
+        durable.command("SET", "key", "kept")
+        durable.kill9()
+        durable.start()
+        assert durable.command("GET", "key") == "kept"
+        with pytest.raises(ServerFailed, match="WRONGTYPE"):
+            durable.command("LLEN", "key")
+
+
+def test_redis_paused_accepts_and_answers_nothing(redis: PrivateRedis) -> None:
+    redis.pause()
+    assert not redis.answers()
+    redis.resume()
+    assert redis.answers()
+
+
+def test_pgbouncer_hands_sessions_on_and_comes_back(pgbouncer: PgBouncer) -> None:
+    for harm in (pgbouncer.stop, pgbouncer.kill9):
+        with psycopg.connect(pgbouncer.url) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+            harm()
+            assert not pgbouncer.answers()
+            with pytest.raises(psycopg.OperationalError):
+                connection.execute("SELECT 1")
+        pgbouncer.start()
 
 
 def test_proxy_passes_cuts_and_refuses(rabbitmq: PrivateRabbitMQ) -> None:
