@@ -56,7 +56,7 @@ class BodySavepoint:
             self._leave(error)
         elif self._entered:
             # Released with the settlement; or nothing was claimed, and the transaction ends with nothing in it.
-            with joined.unsaid(self._connection, "_savepoint_commit"):
+            with joined.savepoint_names(self._connection, "_savepoint_commit"):
                 self._leave(None)
 
     def _leave(self, error: BaseException | None) -> None:
@@ -74,10 +74,9 @@ class BodySavepoint:
             return take()
         if len(self._connection.atomic_blocks) == 1:
             self._connection.clean_savepoints()  # the same name for each run: what is the same text is parsed once
-        with joined.unsaid(self._connection, "_savepoint") as names:
+        with joined.savepoint_names(self._connection, "_savepoint") as names:
             self._enter()
         self._name = names[0] if names else ""
-        joined.prepare(self._connection)
         made = [self._connection.ops.savepoint_create_sql(name) for name in names]
         join = joined.Join("SELECT", begin=True, after=made)
         with self._connection.execute_wrapper(join):
@@ -140,6 +139,8 @@ class BodySavepoint:
                 won = write()
             self._send(join.before)
             return won
+        except joined.JoiningFailed:
+            raise  # the whole transaction is rolled back
         except DatabaseError as error:
             self._leave(error)  # Django rolls back to the savepoint, and notes where that failed
             if not self._connection.needs_rollback and not self._connection.closed_in_transaction:

@@ -25,7 +25,6 @@ from typing import Any, TypeVar
 from unittest import mock
 from urllib.parse import urlsplit, urlunsplit
 
-import dj_database_url
 import psycopg
 from django.core.management import call_command
 from django.db import connections
@@ -38,6 +37,7 @@ from reliable_jobs.message import HEADER, outgoing
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.publisher import Publisher, publisher
 from tests.celery_app import app, use_broker
+from tests.databases import by_hand
 from tests.testapp.models import Effect
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -203,7 +203,7 @@ class Stack:
     @contextlib.contextmanager
     def active(self) -> Iterator[Stack]:
         """Django's default database and Celery's broker are the stack's, in every thread of this process."""
-        parsed = connections.configure_settings({"default": dict(dj_database_url.parse(self.database_url))})
+        parsed = connections.configure_settings({"default": by_hand(self.database_url)})
         before = connections["default"], copy.copy(connections.settings["default"])
         broker, queue = app.conf.broker_url, app.conf.task_default_queue
         connections.settings["default"] = parsed["default"]
@@ -301,6 +301,7 @@ class Stack:
             import time
             import django
             from tests.celery_app import app, use_broker
+from tests.databases import by_hand
             django.setup()
             from django.db import transaction
             from tests.testapp import tasks

@@ -349,7 +349,7 @@ MUTANTS = [
         "autocommit-for-the-begin-alone",
         "I3",
         "joined.py",
-        "    finally:\n        driver._autocommit = before\n",
+        "    finally:\n        driver._autocommit = False\n",
         "    finally:\n        pass\n",
         ("tests/test_joined.py::test_in_the_body_the_driver_is_as_in_any_transaction_of_djangos",),
     ),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 
-import dj_database_url
+from tests.databases import by_hand
 
 SECRET_KEY = "tests"
 DEBUG = False
@@ -16,17 +17,19 @@ ALLOWED_HOSTS = ["*"]
 STATIC_URL = "/static/"
 
 _DEFAULT_DATABASE = f"sqlite:///{tempfile.gettempdir()}/reliable_jobs_tests_{os.getpid()}.sqlite3"
-DATABASES = {"default": dj_database_url.parse(os.environ.get("DATABASE_URL", _DEFAULT_DATABASE))}
+DATABASES = {"default": by_hand(os.environ.get("DATABASE_URL", _DEFAULT_DATABASE))}
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     DATABASES["default"]["OPTIONS"] = {
         "transaction_mode": "IMMEDIATE",
         "timeout": 20,
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
     }
+# A test's own entries, as JSON: OPTIONS, AUTOCOMMIT, CONN_MAX_AGE …
+DATABASES["default"].update(json.loads(os.environ.get("TEST_DATABASE", "{}")))
 if os.environ.get("TEST_DATABASE_NAME"):
     DATABASES["default"]["TEST"] = {"NAME": os.environ["TEST_DATABASE_NAME"]}
 if os.environ.get("SECOND_DATABASE_URL"):
-    DATABASES["second"] = dj_database_url.parse(os.environ["SECOND_DATABASE_URL"])
+    DATABASES["second"] = by_hand(os.environ["SECOND_DATABASE_URL"])
 
 INSTALLED_APPS = [
     "django.contrib.admin",

@@ -1,19 +1,15 @@
-"""Statements that travel together, and those that PostgreSQL keeps ready."""
+"""Statements that travel together, and what happens where they can't."""
 
 from __future__ import annotations
 
-import logging
-import uuid
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import pytest
 from celery import shared_task
-from celery.exceptions import SoftTimeLimitExceeded
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
-from django.utils import timezone
+from psycopg import ClientCursor, errors
 
 from reliable_jobs import ReliableTask, joined
 from reliable_jobs.models import Job
@@ -39,19 +35,13 @@ def does(what: str = "") -> None:
                 open_cursor.execute("SELECT 1")
                 cursor.execute(held)
                 SEEN.append(cursor.fetchone()[0])
-    if what == "forgets":
-        with connection.cursor() as cursor:
-            cursor.execute("DEALLOCATE ALL")
-    if what == "its own":
-        with connection.cursor() as cursor:
-            cursor.execute("EXECUTE no_such_statement")
     if what == "fail":
         raise ValueError("no")
 
 
 @pytest.fixture(autouse=True)
 def fresh_session(monkeypatch: pytest.MonkeyPatch, jobs: InProcess) -> Iterator[None]:
-    monkeypatch.setattr(joined, "_given_up", set())
+    monkeypatch.setattr(joined, "_switched_off", set())
     SEEN.clear()
     connection.close()
     yield
@@ -65,12 +55,6 @@ def statements(jobs: InProcess, what: str = "") -> list[str]:
     with CaptureQueriesContext(connection) as queries:
         jobs.deliver(message)
     return [query["sql"] for query in queries.captured_queries if query["sql"] not in (None, "BEGIN", "COMMIT")]
-
-
-def prepared() -> int:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM pg_prepared_statements")
-        return int(cursor.fetchone()[0])
 
 
 def settled() -> list[str]:
@@ -145,193 +129,84 @@ def test_a_first_statement_that_is_not_ours_is_in_the_transaction_too(jobs: InPr
         assert cursor.fetchone() == (None,)
 
 
-# --- prepared statements ----------------------------------------------------------------------------------------------
+# --- where joining fails ----------------------------------------------------------------------------------------------
 
 
-def test_what_a_session_is_asked_again_and_again_is_prepared(jobs: InProcess) -> None:
-    texts = [statements(jobs) for _ in range(3)]
-    assert not any("EXECUTE" in text for said in texts[:2] for text in said)
-    claim, _body, settle, *_ = texts[2]
-    assert claim.startswith("BEGIN\n; EXECUTE reliable_jobs_")
-    assert "\n; EXECUTE reliable_jobs_" in settle
-    assert prepared() == 2
-    assert (settled(), Effect.objects.count()) == (["succeeded"] * 3, 3)
+class _Refusing(ClientCursor[Any]):
+    """A cursor of a server or proxy that takes one statement at a time."""
+
+    refused = ""
+
+    def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(query, str) and ";" in query and self.refused in query:
+            raise errors.SyntaxError("cannot insert multiple commands into a prepared statement")
+        return super().execute(query, *args, **kwargs)
 
 
-def test_a_new_session_begins_anew(jobs: InProcess) -> None:
-    for _ in range(4):
-        said = statements(jobs)
-        connection.close()
-        assert not any("EXECUTE" in text for text in said)
+class _RefusingSettlements(_Refusing):
+    refused = "RELEASE"
 
 
-@pytest.mark.promise("I4")
-def test_a_prepared_settlement_whose_fence_does_not_hold_commits_nothing(jobs: InProcess) -> None:
-    for _ in range(3):
-        statements(jobs)
-    assert prepared() == 2
+class _WithoutNextset(ClientCursor[Any]):
+    """As a library that traces statements may wrap it."""
 
-    def settles_itself(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-        if sql.startswith("INSERT") and not SEEN:
-            SEEN.append("settled")
-            execute('UPDATE "reliable_jobs_job" SET epoch = 99', None, False, context)
-        return execute(sql, params, many, context)
-
-    does.delay()
-    (message,) = jobs.take()
-    with connection.execute_wrapper(settles_itself):
-        jobs.deliver(message)
-    assert (settled(), Effect.objects.count()) == (["succeeded"] * 3 + ["waiting"], 3)
+    @property
+    def nextset(self) -> Any:
+        raise AttributeError("nextset")
 
 
-def test_not_behind_a_pooler_that_django_knows_of(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(connection.settings_dict, "DISABLE_SERVER_SIDE_CURSORS", True)
-    for _ in range(4):
-        statements(jobs)
-    assert prepared() == 0
+class _OneResult(ClientCursor[Any]):
+    """As from a proxy that answers with the last statement's result."""
+
+    def nextset(self) -> None:
+        while super().nextset():
+            pass
 
 
-@pytest.mark.promise("I5")
-def test_a_pooler_that_hides_them_costs_one_look_and_no_attempt(
-    jobs: InProcess, caplog: pytest.LogCaptureFixture
+@pytest.mark.promise("I2", "I3")
+@pytest.mark.parametrize("kind", [_Refusing, _WithoutNextset, _OneResult])
+def test_a_claim_that_can_t_be_joined_is_made_by_plain_statements(
+    jobs: InProcess, kind: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for _ in range(3):
-        statements(jobs)
-    with connection.cursor() as cursor:
-        cursor.execute("DEALLOCATE ALL")  # as the next transaction finds it that gets another session
-    with caplog.at_level(logging.INFO, "reliable_jobs.execution"):
-        said = statements(jobs)
-    assert "EXECUTE" not in said[-2]
-    assert "not prepared on database 'default' any more" in caplog.text
-    assert set(Job.objects.values_list("status", "interruptions", "attempt")) == {("succeeded", 0, 0)}
-    statements(jobs)
-    assert prepared() == 0
-    assert Effect.objects.count() == 5
-
-
-@pytest.mark.promise("I3", "I5")
-def test_one_that_is_gone_at_the_settlement_costs_an_interruption(jobs: InProcess) -> None:
-    for _ in range(3):
-        statements(jobs)
-    does.delay("forgets")
-    (message,) = jobs.take()
-    jobs.deliver(message)
-    job = Job.objects.exclude(status="succeeded").get()
-    assert (job.status, job.interruptions, job.attempt) == ("waiting", 1, 0)
-    assert Effect.objects.count() == 3
-    Job.objects.update(due_at=timezone.now())
-    jobs.finish()
-    assert Effect.objects.count() == 4
-
-
-@pytest.mark.promise("I6")
-def test_a_body_whose_own_statement_is_missing_has_failed(jobs: InProcess) -> None:
-    for _ in range(3):
-        statements(jobs)
-    job = jobs.run(does, "its own")
-    assert (job.status, job.attempt, job.interruptions) == ("failed", 1, 0)
-    statements(jobs)
-    assert prepared() == 2
-
-
-@pytest.mark.promise("I10")
-def test_plans_are_made_anew_for_a_table_that_has_grown(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that was made for a small table read the whole of a large one, until autovacuum came round."""
-    said = [statements(jobs)[0] for _ in range(4)]
-    assert not any("DISCARD" in text for text in said)
-    monkeypatch.setattr(joined, "_PLAN_AGE", 0.0)
-    assert statements(jobs)[0].startswith("DISCARD PLANS\n; BEGIN\n; EXECUTE")
-    assert settled() == ["succeeded"] * 5
-
-
-@pytest.mark.promise("I5")
-def test_a_migration_under_prepared_statements_costs_one_look(jobs: InProcess) -> None:
-    def resize(size: int) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute(f"ALTER TABLE reliable_jobs_job ALTER COLUMN task TYPE varchar({size})")
-
-    for _ in range(3):
-        statements(jobs)
-    resize(300)
-    try:
-        statements(jobs)
-        assert set(Job.objects.values_list("status", "interruptions", "attempt")) == {("succeeded", 0, 0)}
-        assert Effect.objects.count() == 4
-    finally:
-        resize(255)
-
-
-def test_a_lock_that_is_in_the_way_is_tried_again_and_a_time_limit_is_passed_on(
-    jobs: InProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    statements(jobs)
-    statements(jobs)
+    connection.ensure_connection()
     driver: Any = connection.connection
-    refused = driver.OperationalError("canceling statement due to lock timeout")
-    monkeypatch.setattr(driver, "execute", mock.Mock(side_effect=[refused, SoftTimeLimitExceeded]), raising=False)
-    joined.prepare(connection)
-    with pytest.raises(SoftTimeLimitExceeded):
-        joined.prepare(connection)
-    monkeypatch.undo()
-    assert driver.autocommit
+    driver.cursor_factory = kind
     statements(jobs)
-    assert prepared() == 2
-
-
-def test_texts_that_are_not_asked_twice_keep_no_others_out(jobs: InProcess) -> None:
-    def comments(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-        return execute(f"/* {uuid.uuid4()} */ {sql}", params, many, context)
-
-    with connection.execute_wrapper(comments):
-        for _ in range(joined._MOST):
-            statements(jobs)
-    for _ in range(3):
-        statements(jobs)
-    assert prepared() == 2
-    assert len(joined._sessions[connection.connection].uses) <= joined._MOST
-
-
-def test_a_name_that_is_taken_leaves_them_unprepared(jobs: InProcess) -> None:
-    """A pooler's session that another client has prepared them on."""
-    statements(jobs)
-    statements(jobs)
-    session = joined._sessions[connection.connection]
-    name = joined._name(next(sql for sql, uses in session.uses.items() if uses == 2))
-    with connection.cursor() as cursor:
-        cursor.execute(f"PREPARE {name} AS SELECT 1")
+    assert (settled(), Effect.objects.count()) == (["succeeded"], 1)
+    assert caplog.text.count("From now on they are sent one by one") == 1
+    assert set(Job.objects.values_list("attempt", "crashes", "interruptions")) == {(0, 0, 0)}
     said = statements(jobs)
-    assert not any("EXECUTE" in text for text in said)
-    assert settled() == ["succeeded"] * 3
+    assert not any("\n;" in text for text in said)
+    assert settled() == ["succeeded"] * 2
+
+
+@pytest.mark.promise("I2", "I3")
+def test_a_settlement_that_can_t_be_joined_costs_one_interruption(jobs: InProcess) -> None:
+    connection.ensure_connection()
+    driver: Any = connection.connection
+    driver.cursor_factory = _RefusingSettlements
+    job = jobs.run(does)
+    assert (job.status, job.reason, job.interruptions, Effect.objects.count()) == ("waiting", "interrupted", 1, 0)
+    assert "statements can't be sent together" in job.error
+    jobs.finish()
+    assert (settled(), Effect.objects.count()) == (["succeeded"], 1)
+
+
+class _Cancelled(ClientCursor[Any]):
+    """Its first joined text hits ``statement_timeout``."""
+
+    def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(query, str) and ";" in query and not SEEN:
+            SEEN.append("cancelled")
+            raise errors.QueryCanceled("canceling statement due to statement timeout")
+        return super().execute(query, *args, **kwargs)
 
 
 @pytest.mark.promise("I5")
-def test_a_lost_connection_is_no_reason_to_prepare_nothing_any_more(jobs: InProcess) -> None:
+def test_an_error_of_a_statement_does_not_switch_joining_off(jobs: InProcess) -> None:
+    connection.ensure_connection()
+    driver: Any = connection.connection
+    driver.cursor_factory = _Cancelled
     statements(jobs)
-    statements(jobs)
-    does.delay()
-    (message,) = jobs.take()
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_backend_pid()")
-        (pid,) = cursor.fetchone()
-    other = connection.copy()
-    with other.cursor() as cursor:
-        cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
-    other.close()
-    jobs.deliver(message)
-    for _ in range(3):
-        statements(jobs)
-    assert prepared() == 2
-    assert settled() == ["succeeded"] * 6
-
-
-@pytest.mark.parametrize(
-    ("sql", "numbered"),
-    [
-        ("SELECT %s, %s", "SELECT $1, $2"),
-        ("SELECT 1", "SELECT 1"),
-        ("a LIKE 'x%%' AND b = %s", "a LIKE 'x%' AND b = $1"),
-        ("%%s %s", "%s $1"),
-    ],
-)
-def test_placeholders_are_numbered(sql: str, numbered: str) -> None:
-    assert joined._numbered(sql) == numbered
+    assert (settled(), SEEN) == (["succeeded"], ["cancelled"])
+    assert any("\n;" in text for text in statements(jobs))

@@ -142,7 +142,10 @@ def test_one_by_one_the_statements_come_to_the_same(
 
 def test_django_still_makes_and_releases_savepoints_by_the_methods_that_are_put_aside(jobs: InProcess) -> None:
     with transaction.atomic(), CaptureQueriesContext(connection) as queries:
-        aside = joined.unsaid(connection, "_savepoint"), joined.unsaid(connection, "_savepoint_commit")
+        aside = (
+            joined.savepoint_names(connection, "_savepoint"),
+            joined.savepoint_names(connection, "_savepoint_commit"),
+        )
         with aside[0] as made, aside[1] as gone, transaction.atomic():
             assert not gone
         assert made == gone
