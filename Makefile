@@ -3,7 +3,7 @@ PYTHON ?= python3
 DEV = .venv/bin/python
 DEMO = .venv-demo/bin/python
 
-.PHONY: help test demo serve soak chaos mutants benchmark lint format dev clean
+.PHONY: help test demo serve soak chaos sites mutants benchmark lint format dev clean
 
 help:
 	@echo 'make demo      orders through rollbacks, kills and lost messages, then a table of what came of them'
@@ -11,6 +11,7 @@ help:
 	@echo 'make test      everything, for every Python at hand  [ENVS=py312-django60,lint] [ARGS="-k outbox"]'
 	@echo 'make soak      the minutes-long tests that make test leaves out'
 	@echo 'make chaos     random faults by a seed, and a verdict  [ARGS="--seeds 1-10 --seconds 120"]'
+	@echo 'make sites     whole projects as people have them, and a table  [ARGS="--only sqlite pgbouncer --keep"]'
 	@echo 'make mutants   switches each protection off in turn and requires a red test'
 	@echo 'make benchmark speed beside what it replaces, side by side  [ARGS="enqueue work --rounds 3"]'
 	@echo 'make lint      format, rules, import floors, types, migrations'
@@ -32,6 +33,9 @@ soak: dev
 
 chaos: dev
 	@$(DEV) -m tests.chaos $(ARGS)
+
+sites: dev
+	@$(DEV) -m tests.sites $(ARGS)
 
 mutants: dev
 	@$(DEV) -m tests.mutants $(ARGS)

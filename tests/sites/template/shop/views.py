@@ -1,0 +1,43 @@
+from celery import chain
+from django.db import transaction
+from django.http import HttpResponse
+from django.views.decorators.csrf import csrf_exempt
+
+from shop import tasks
+from shop.models import Order
+
+
+class OutOfStock(Exception):
+    pass
+
+
+@csrf_exempt
+def order(request, number):
+    try:
+        with transaction.atomic():
+            Order.objects.create(number=number)
+            enqueue(number)
+            if number % 10 == 9:
+                raise OutOfStock
+    except OutOfStock:
+        return HttpResponse("out of stock", status=409)
+    return HttpResponse("thank you")
+
+
+def enqueue(number):
+    kind = number % 7
+    if kind == 0:
+        tasks.book.delay(number)
+    elif kind == 1:
+        tasks.pay.delay(number)
+    elif kind == 2:
+        tasks.remind.apply_async((number,), countdown=2)
+    elif kind == 3:
+        for _ in range(2):  # a double click
+            tasks.receipt.apply_async((number,), key=f"receipt-{number}")
+    elif kind == 4:
+        chain(tasks.pack.s(number), tasks.ship.s()).delay()
+    elif kind == 5:
+        tasks.charge.delay(number)
+    else:
+        tasks.invoice.delay(number)
