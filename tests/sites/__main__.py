@@ -27,7 +27,10 @@ def main() -> int:
     rows: list[Row] = []
     with given.ensured() as urls:
         try:
-            with Servers(urls["DATABASE_URL"], urls["BROKER_URL"]) as servers, ThreadPoolExecutor(options.at_once) as pool:
+            with (
+                Servers(urls["DATABASE_URL"], urls["BROKER_URL"]) as servers,
+                ThreadPoolExecutor(options.at_once) as pool,
+            ):
                 running = [pool.submit(run, site, servers, keep=options.keep) for site in chosen]
                 for done in as_completed(running):
                     row = done.result()

@@ -49,15 +49,16 @@ class Sql:
 
     def __init__(self, project: Project) -> None:
         self._project = project
-        self._process = subprocess.Popen(
-            [project.python, "-c", _SQL],
-            cwd=project.folder,
-            env={**project.environment, "DJANGO_SETTINGS_MODULE": "proj.settings"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(project.folder / "sql.log").open("ab"),
-            text=True,
-        )
+        with (project.folder / "sql.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [project.python, "-c", _SQL],
+                cwd=project.folder,
+                env={**project.environment, "DJANGO_SETTINGS_MODULE": "proj.settings"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
 
     def __call__(self, sql: str, alias: str = "default") -> list[list[Any]]:
         assert self._process.stdin is not None
