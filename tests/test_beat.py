@@ -7,13 +7,15 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
 from reliable_jobs.conf import Settings
 from reliable_jobs.models import Job
 from reliable_jobs.schedule import SWEEP_TASK, create_periodic_tasks
 from tests.harness import Stack, lines, wait_until
 from tests.testapp import tasks
+
+beat = pytest.importorskip("django_celery_beat.models", reason="needs django-celery-beat")
+IntervalSchedule, PeriodicTask = beat.IntervalSchedule, beat.PeriodicTask
 
 pytestmark = [pytest.mark.servers]
 

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from django.core.management import call_command
 from django.test import override_settings
-from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTasks
-from django_celery_beat.schedulers import ModelEntry
 
 from reliable_jobs.schedule import PRUNE_TASK, SWEEP_TASK, create_periodic_tasks
 from tests.celery_app import app
+
+beat = pytest.importorskip("django_celery_beat.models", reason="needs django-celery-beat")
+IntervalSchedule, PeriodicTask, PeriodicTasks = beat.IntervalSchedule, beat.PeriodicTask, beat.PeriodicTasks
+ModelEntry = pytest.importorskip("django_celery_beat.schedulers").ModelEntry
 
 pytestmark = pytest.mark.django_db
 

@@ -28,7 +28,8 @@ PYTEST_CLOSING = re.compile(r"^=+ ((?:\d+ \w+(?:, )?)+) in [\d.]+s.* =+$")
 
 def default_envs(found: dict[tuple[int, int], str]) -> list[str]:
     names = [f"py{major}{minor}-django{'60' if minor >= 12 else '52'}" for major, minor in sorted(found, reverse=True)]
-    return ["lint", f"{names[0]}-servers", *names]
+    newest_django = ["py313-django61"] if (3, 13) in found else []
+    return ["lint", f"{names[0]}-servers", *names, *newest_django]
 
 
 def main() -> int:

@@ -58,9 +58,12 @@ class OperationViews(_ModelAdmin):
         user: Any = request.user
         return bool(user.has_perm(f"{self.opts.app_label}.{operation}_job")) and self.has_view_permission(request)
 
-    def response_action(self, request: HttpRequest, queryset: QuerySet[Any], *args: Any) -> HttpResponse | None:
+    def response_action(
+        self, request: HttpRequest, queryset: QuerySet[Any], *args: Any, **kwargs: Any
+    ) -> HttpResponse | None:
+        # Django 6.1 passes the place of the action form too.
         try:
-            return super().response_action(request, queryset, *args)
+            return super().response_action(request, queryset, *args, **kwargs)
         except ValidationError:  # a selected id that is none
             self.message_user(request, "No such job was selected.", messages.WARNING)
             return None
