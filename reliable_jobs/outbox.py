@@ -22,7 +22,7 @@ from typing import Any
 from celery import Celery
 from django.db import connections, router, transaction
 
-from reliable_jobs import keys, rows, wake
+from reliable_jobs import databases, keys, rows, wake
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import AmbiguousTransaction, EnqueueError
 from reliable_jobs.keys import Request
@@ -65,6 +65,8 @@ def write_alias() -> str:
         for connection in connections.all(initialized_only=True)
         if _in_users_transaction(connection) and router.allow_migrate_model(connection.alias, Job)
     ]
+    if any(alias != default for alias in open_aliases):
+        open_aliases = list(databases.distinct(sorted(open_aliases, key=lambda alias: alias != default)))
     if len(open_aliases) > 1:
         raise AmbiguousTransaction(
             f"Transactions are open on {' and '.join(sorted(open_aliases))}; a job can commit with only one of them. "
@@ -151,7 +153,8 @@ def enqueue_many(
 
 
 def _dispatch_on_commit(app: Celery, alias: str, jobs: list[Unsent]) -> None:
-    hook = _DispatchOnCommit(app, alias, [outgoing(job, alias) for job in jobs])
+    using = databases.principal(alias)
+    hook = _DispatchOnCommit(app, alias, [outgoing(job, using) for job in jobs])
     transaction.on_commit(hook, using=alias)
 
 

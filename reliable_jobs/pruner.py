@@ -11,10 +11,10 @@ import logging
 from django.db import transaction
 from django.db.models.functions import Now
 
+from reliable_jobs import databases
 from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle import seconds
 from reliable_jobs.models import Job, JobEvent
-from reliable_jobs.sweeper import aliases
 
 logger = logging.getLogger("reliable_jobs.pruner")
 
@@ -26,17 +26,28 @@ def prune(*, limit: int = 100_000) -> int:
 
     Args:
         limit: most jobs to delete per database in one call.
+
+    Raises:
+        Exception: of a database that could not be pruned, after the others have been.
     """
     total = 0
-    for alias in aliases():
+
+    def one(alias: str) -> None:
+        nonlocal total
+        here = 0
         for status, days in settings.RETENTION.items():
-            while days is not None and total < limit:
+            while days is not None and here < limit:
                 deleted = prune_batch(alias, status, days)
+                here += deleted
                 total += deleted
                 if deleted < BATCH:
                     break
-    if total:
-        logger.info("Pruned %d settled job(s).", total)
+
+    try:
+        databases.on_each(one, "The pruning")
+    finally:
+        if total:
+            logger.info("Pruned %d settled job(s).", total)
     return total
 
 

@@ -21,7 +21,7 @@ from typing import TypeVar
 from celery import Celery
 from django.db import close_old_connections, connections
 
-from reliable_jobs import pruner, sweeper
+from reliable_jobs import databases, pruner, sweeper
 from reliable_jobs.wake import ACTIVE, Ear
 
 logger = logging.getLogger("reliable_jobs.relay")
@@ -59,7 +59,7 @@ class Relay:
 
     def run(self) -> None:
         """Until :meth:`stop`."""
-        ears = [Ear(alias, self._wake.set) for alias in sweeper.aliases()]
+        ears = [Ear(alias, self._wake.set) for alias in databases.aliases()]
         for ear in ears:
             ear.start()
         try:

@@ -11,19 +11,13 @@ from typing import Any
 
 from celery.result import AsyncResult
 from celery.states import READY_STATES
-from django.db import DatabaseError, connections, router
+from django.db import DatabaseError
 
-from reliable_jobs import lifecycle
+from reliable_jobs import databases, lifecycle
 from reliable_jobs.delivery import result_of
 from reliable_jobs.models import Job
 from reliable_jobs.receipts import foreign_id
 from reliable_jobs.status import CELERY_STATES, Reason
-
-
-def _aliases() -> list[str]:
-    """The databases that may hold the job, the usual one first."""
-    usual = router.db_for_write(Job)
-    return [usual, *(alias for alias in connections if alias != usual and router.allow_migrate_model(alias, Job))]
 
 
 class JobResult(AsyncResult):
@@ -65,7 +59,7 @@ class JobResult(AsyncResult):
 
     def _job(self) -> Job | None:
         # Not the alias of an open transaction: that one may be on another database than the job.
-        for alias in _aliases():
+        for alias in databases.in_order():
             with contextlib.suppress(DatabaseError):  # the backend may still know
                 job = lifecycle.find(foreign_id(self.id), alias)
                 if job is not None:
@@ -78,9 +72,9 @@ class JobResult(AsyncResult):
         Raises:
             django.db.Error: the row could not be reached; nothing was revoked.
         """
-        usual, *others = _aliases()
+        usual, *others = databases.aliases()
         lifecycle.cancel([foreign_id(self.id)], usual, actor="revoke", reason=Reason.REVOKED)
         for alias in others:
-            with contextlib.suppress(DatabaseError):  # a database that was never given the table
+            with contextlib.suppress(DatabaseError):  # the job is probably in the usual one
                 lifecycle.cancel([foreign_id(self.id)], alias, actor="revoke", reason=Reason.REVOKED)
         super().revoke(*args, **kwargs)

@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from celery import Celery
-from django.db import Error as DatabaseError  # InterfaceError, of a dead connection, is no DatabaseError to Django
-from django.db import connections, router, transaction
+from django.db import connections, transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 
-from reliable_jobs import lifecycle
+from reliable_jobs import databases, lifecycle
 from reliable_jobs.conf import settings
 from reliable_jobs.declared import sweep_declared
 from reliable_jobs.lifecycle import seconds
@@ -68,11 +67,6 @@ class Report:
         return not any(dataclasses.asdict(self).values())
 
 
-def aliases() -> list[str]:
-    """The databases that hold the jobs table."""
-    return [alias for alias in connections if router.allow_migrate_model(alias, Job)]
-
-
 def sweep(app: Celery, *, actor: str = "sweeper", on_backlog: OnBacklog | None = None) -> Report:
     """One round over every database that holds jobs.
 
@@ -81,24 +75,22 @@ def sweep(app: Celery, *, actor: str = "sweeper", on_backlog: OnBacklog | None =
         on_backlog: see :data:`OnBacklog`.
 
     Raises:
-        django.db.DatabaseError: of a database that could not be swept, after the others have been.
+        Exception: of a database that could not be swept, after the others have been.
     """
     report = Report()
-    trouble: DatabaseError | None = None
-    for alias in aliases():
-        try:
-            _publish_due(app, alias, report, on_backlog)
-            _publish_overdue(app, alias, report)
-            if _database_settled(alias):
-                report.rescued += lifecycle.rescue(alias, settings.SWEEP_LIMIT, actor=actor)
-        except DatabaseError as error:  # one database that is away must not keep the others from their sweep
-            logger.warning("The sweep of database %r failed: %s", alias, error)
-            trouble = error
-    report.found = sweep_declared()
-    if not report.idle:
-        logger.info("Sweep: %s", report)
-    if trouble is not None:
-        raise trouble
+
+    def one(alias: str) -> None:
+        _publish_due(app, alias, report, on_backlog)
+        _publish_overdue(app, alias, report)
+        if _database_settled(alias):
+            report.rescued += lifecycle.rescue(alias, settings.SWEEP_LIMIT, actor=actor)
+
+    try:
+        databases.on_each(one, "The sweep")
+    finally:
+        report.found = sweep_declared()
+        if not report.idle:
+            logger.info("Sweep: %s", report)
     return report
 
 
@@ -109,17 +101,10 @@ def publish_due(app: Celery, on_backlog: OnBacklog | None = None) -> int:
         on_backlog: see :data:`OnBacklog`.
 
     Raises:
-        django.db.DatabaseError: of a database that could not be read.
+        Exception: of a database that could not be read, after the others have been.
     """
     report = Report()
-    trouble: DatabaseError | None = None
-    for alias in aliases():
-        try:
-            _publish_due(app, alias, report, on_backlog)
-        except DatabaseError as error:  # as in sweep()
-            trouble = error
-    if trouble is not None:
-        raise trouble
+    databases.on_each(lambda alias: _publish_due(app, alias, report, on_backlog), "The publishing of due jobs")
     return report.published
 
 

@@ -22,7 +22,7 @@ from celery.worker.request import Request
 from django.db import transaction
 from django.db.backends.signals import connection_created
 
-from reliable_jobs import kept, lifecycle, receipts, sweeper, tasks
+from reliable_jobs import databases, kept, lifecycle, receipts, tasks
 from reliable_jobs.conf import settings
 from reliable_jobs.loop import SweepLoop
 from reliable_jobs.message import HEADER, as_uuid
@@ -166,8 +166,9 @@ def _cancel_newly_revoked() -> None:
     new = {str(task_id) for task_id in list(worker_state.revoked)} - _revocations_seen
     job_ids = [job_id for job_id in map(as_uuid, new) if job_id is not None]
     if job_ids:
-        for alias in sweeper.aliases():
-            lifecycle.cancel(job_ids, alias, actor="revoke", reason=Reason.REVOKED)
+        databases.on_each(
+            lambda alias: lifecycle.cancel(job_ids, alias, actor="revoke", reason=Reason.REVOKED), "The revocation"
+        )
     _revocations_seen.update(new)
 
 

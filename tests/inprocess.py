@@ -248,8 +248,14 @@ def rows(db: None) -> Iterator[InProcess]:
 @contextlib.contextmanager
 def extra_database(alias: str, path: Path, **options: Any) -> Iterator[str]:
     """Another database for a time, an SQLite file, open in this thread. Needs ``db`` or ``transactional_db``."""
-    engine = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(path), "OPTIONS": options}
-    configured = connections.configure_settings({"default": {}, alias: engine})[alias]
+    with extra_alias(alias, ENGINE="django.db.backends.sqlite3", NAME=str(path), OPTIONS=options):
+        yield alias
+
+
+@contextlib.contextmanager
+def extra_alias(alias: str, **settings: Any) -> Iterator[str]:
+    """Another entry of DATABASES for a time, open in this thread."""
+    configured = connections.configure_settings({"default": {}, alias: settings})[alias]
     connections.settings[alias] = configured
     connection = connections[alias]
     # Django's test case lets tests connect to an alias that it was told of, or to one that is in no settings.

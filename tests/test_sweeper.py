@@ -14,7 +14,7 @@ from django.db import transaction
 from django.test import override_settings
 from django.utils import timezone
 
-from reliable_jobs import declared, sweeper
+from reliable_jobs import databases, declared, sweeper
 from reliable_jobs.declared import ensure_jobs, sweep_declared
 from reliable_jobs.link import BrokerTimeout, Receipt
 from reliable_jobs.loop import SweepLoop
@@ -364,7 +364,7 @@ def test_every_database_that_holds_jobs_is_swept(jobs: InProcess, second_databas
     with override_settings(RELIABLE_JOBS={"DISPATCH": "relay"}):
         tasks.effect.delay("here")
         tasks.effect.apply_async(("there",), using="second")
-    assert sweeper.aliases() == ["default", "second"]
+    assert databases.aliases() == ["default", "second"]
     assert jobs.sweep().published == 2
     assert {message.headers[HEADER]["using"] for message in jobs.take()} == {"default", "second"}
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from django.core.checks import CheckMessage, Tags, Warning, register
-from django.db import DatabaseError, connections
+from django.core.checks import CheckMessage, Info, Tags, Warning, register
+from django.db import DatabaseError, connections, router
 
+from reliable_jobs import databases as job_databases
 from reliable_jobs.checks.celery_settings import TAG
-from reliable_jobs.sweeper import aliases
+from reliable_jobs.models import Job
 
 #: A non-atomic run needs a second connection for its lease, the sweeper beside the worker a third.
 SMALLEST_POOL = 3
@@ -19,7 +20,7 @@ POOL_DEFAULT = 4
 
 def _of(vendor: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """Alias, settings and OPTIONS of our databases of one vendor ("" for all)."""
-    for alias in aliases():
+    for alias in job_databases.candidates():
         connection = connections[alias]
         if vendor in ("", connection.vendor):
             yield alias, connection.settings_dict, connection.settings_dict.get("OPTIONS") or {}
@@ -77,6 +78,35 @@ def check_sqlite_journal(databases: Any = None, **kwargs: Any) -> list[CheckMess
                     id="reliable_jobs.W022",
                 )
             )
+    return found
+
+
+@register(Tags.database)
+def check_databases_without_jobs(databases: Any = None, **kwargs: Any) -> list[CheckMessage]:
+    if len(job_databases.candidates()) < 2 or not databases:
+        return []
+    usual = router.db_for_write(Job)
+    found: list[CheckMessage] = [
+        Info(
+            f"Database {alias!r} holds no jobs: {why}. A job that is enqueued in its transaction is written to "
+            f"{usual!r}, and stays when that transaction rolls back.",
+            hint=f"If jobs belong there, run manage.py migrate reliable_jobs --database {alias}; else let a router's "
+            "allow_migrate() answer False for reliable_jobs, or silence this.",
+            id="reliable_jobs.I020",
+        )
+        for alias, why in job_databases.left_out().items()
+    ]
+    both = [alias for alias in job_databases.aliases() if connections[alias].settings_dict.get("ATOMIC_REQUESTS")]
+    if len(both) > 1:
+        found.append(
+            Warning(
+                f"ATOMIC_REQUESTS is on for {' and '.join(both)}, and each of them holds jobs: a request has a "
+                "transaction open on each, so an enqueue raises AmbiguousTransaction.",
+                hint="Say where each job belongs (apply_async(..., using='…')), keep the jobs table in one database by "
+                "a router's allow_migrate(), or switch ATOMIC_REQUESTS off on the others.",
+                id="reliable_jobs.W026",
+            )
+        )
     return found
 
 

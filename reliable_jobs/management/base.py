@@ -6,19 +6,20 @@ import argparse
 import collections
 import getpass
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from celery import Celery
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import Error as DatabaseError
 from django.db.models import DateTimeField, Q, Subquery, Value
 from django.db.models.functions import Coalesce, Now
 
+from reliable_jobs import databases
 from reliable_jobs.checks.loading import configured_app, load_tasks
 from reliable_jobs.lifecycle import Report
 from reliable_jobs.models import Job, JobQuerySet
 from reliable_jobs.status import Reason
-from reliable_jobs.sweeper import aliases
 
 #: Rows read, or changed in one transaction, at a time.
 CHUNK = 1000
@@ -51,11 +52,38 @@ def in_chunks(rows: JobQuerySet, size: int = CHUNK) -> Iterator[list[Job]]:
 class JobCommand(BaseCommand):
     """A command on the jobs of every database that has the table, or of one."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: The databases that failed, and how.
+        self.unreachable: dict[str, str] = {}
+
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--database", choices=aliases(), help="Only this database; by default every one with jobs.")
+        parser.add_argument(
+            "--database", choices=databases.candidates(), help="Only this database; by default every one with jobs."
+        )
 
     def databases(self, options: dict[str, Any]) -> list[str]:
-        return [options["database"]] if options["database"] else aliases()
+        return [options["database"]] if options["database"] else databases.aliases()
+
+    def on_each(self, aliases: Iterable[str], work: Callable[[str], None]) -> None:
+        """Do something with each of the databases. One that fails keeps no other from its turn; :meth:`complain` names
+        it."""
+        for alias in aliases:
+            try:
+                work(alias)
+            except DatabaseError as error:
+                self.unreachable[alias] = f"{type(error).__name__}: {error}".strip()
+
+    def complain(self) -> None:
+        """End the command where a database failed.
+
+        Raises:
+            CommandError: naming each of them.
+        """
+        if self.unreachable:
+            raise CommandError(
+                "\n".join(f"Database {alias!r} failed: {why}" for alias, why in self.unreachable.items())
+            )
 
     def celery_app(self, *, with_tasks: bool = False) -> Celery:
         """The project's app.
@@ -116,38 +144,58 @@ class ActionCommand(JobCommand):
     def _by_id(self, options: dict[str, Any]) -> None:
         wanted: list[uuid.UUID] = options["ids"]
         total = Report()
-        for alias in self.databases(options):
+
+        def one(alias: str) -> None:
+            nonlocal wanted
             here = list(Job.objects.using(alias).filter(pk__in=wanted).values_list("pk", flat=True))
             if here and not options["dry_run"]:
                 _add(total, self.act(here, alias, options))
             wanted = [pk for pk in wanted if pk not in here]
+
+        self.on_each(self.databases(options), one)
         if options["dry_run"]:
             self.stdout.write(f"Would {self.verb} {len(options['ids']) - len(wanted)} job(s).")
+            self.complain()
             return
         total.skipped.update(dict.fromkeys(wanted, "no such job"))
         self._say(total)
+        self.complain()
         if total.skipped:
             raise CommandError(f"{len(total.skipped)} of {len(options['ids'])} job(s) were skipped.")
 
     def _by_selection(self, options: dict[str, Any]) -> None:
         statuses = options["status"] or [self.statuses[0]]
-        chosen = {alias: self._selected(alias, statuses, options) for alias in self.databases(options)}
-        count = sum(rows.count() for rows in chosen.values())
+        chosen: dict[str, JobQuerySet] = {}
+        count = 0
+
+        def choose(alias: str) -> None:
+            nonlocal count
+            rows = self._selected(alias, statuses, options)
+            count += rows.count()
+            chosen[alias] = rows
+
+        self.on_each(self.databases(options), choose)
         if options["dry_run"] or not count:
             self.stdout.write(f"Would {self.verb} {count} job(s)." if count else "No such jobs.")
+            self.complain()
             return
         if not options["yes"]:
             self._ask(f"{self.verb.capitalize()} {count} {' or '.join(statuses)} job(s)? [y/N] ")
         total = Report()
-        for alias, rows in chosen.items():
-            for chunk in in_chunks(rows.only("created_at")):
+
+        def act(alias: str) -> None:
+            for chunk in in_chunks(chosen[alias].only("created_at")):
                 _add(total, self.act([job.pk for job in chunk], alias, options))
+
+        self.on_each(chosen, act)
         self._say(total)
+        self.complain()
 
     def _selected(self, alias: str, statuses: list[str], options: dict[str, Any]) -> JobQuerySet:
+        rows = Job.objects.using(alias).filter(status__in=statuses)
         # Not those that come in while it works: nobody was asked about them.
-        now = Job.objects.using(alias).annotate(now=Now()).values_list("now", flat=True).first()
-        rows = Job.objects.using(alias).filter(status__in=statuses, created_at__lte=now)
+        now = rows.annotate(now=Now()).values_list("now", flat=True).first()
+        rows = rows.filter(created_at__lte=now) if now is not None else rows.none()
         for name in ("task", "queue"):
             if options[name]:
                 rows = rows.filter(**{f"{name}__in": options[name]})

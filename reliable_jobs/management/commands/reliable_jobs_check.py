@@ -41,7 +41,9 @@ class Command(JobCommand):
         app = self.celery_app(with_tasks=True)
         unfinished = 0
         groups: dict[tuple[str, str], Group] = {}
-        for alias in self.databases(options):
+
+        def one(alias: str) -> None:
+            nonlocal unfinished
             for status in UNFINISHED:
                 rows = Job.objects.using(alias).filter(status=status).defer("traceback", "error", "result")
                 for chunk in in_chunks(rows):
@@ -53,6 +55,8 @@ class Command(JobCommand):
                             group.count += 1
                             if len(group.examples) < EXAMPLES:
                                 group.examples.append(str(job.pk))
+
+        self.on_each(self.databases(options), one)
         found = sorted(groups.values(), key=lambda group: (group.task, -group.count))
         unfit = sum(group.count for group in found)
         if options["json"]:
@@ -66,6 +70,7 @@ class Command(JobCommand):
             for group in found:
                 self.stdout.write(f"{group.task or '(no task name)'}: {group.count} job(s): {group.reason}")
                 self.stdout.write(f"    e.g. {', '.join(group.examples)}")
+        self.complain()
         if unfit:
             raise CommandError(
                 f"This code could not run {unfit} of {unfinished} unfinished job(s). Keep the old name or signature "

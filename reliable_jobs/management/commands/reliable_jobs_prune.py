@@ -3,7 +3,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import Error as DatabaseError
 
 from reliable_jobs import pruner
 
@@ -24,4 +25,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        self.stdout.write(f"Pruned {pruner.prune(limit=options['limit'])} job(s).")
+        try:
+            self.stdout.write(f"Pruned {pruner.prune(limit=options['limit'])} job(s).")
+        except DatabaseError as error:
+            raise CommandError(f"A database could not be pruned: {type(error).__name__}: {error}") from error

@@ -20,16 +20,22 @@ class Command(JobCommand):
         parser.add_argument("--json", action="store_true", help="One JSON object instead of text.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        rows = [row for alias in self.databases(options) for row in _counts(alias)]
-        totals = {"unfinished": sum(row["count"] for row in rows), "due": 0, "overdue": 0, "lost_runs": 0}
-        for alias in self.databases(options):
-            jobs = Job.objects.using(alias)
+        rows: list[dict[str, Any]] = []
+        totals = {"unfinished": 0, "due": 0, "overdue": 0, "lost_runs": 0}
+
+        def one(alias: str) -> None:
+            here, jobs = _counts(alias), Job.objects.using(alias)
+            totals["unfinished"] += sum(row["count"] for row in here)
             totals["due"] += jobs.due().count()
             totals["overdue"] += jobs.overdue().count()
             totals["lost_runs"] += jobs.lost_runs().count()
+            rows.extend(here)
+
+        self.on_each(self.databases(options), one)
         oldest = max((row["oldest_seconds"] for row in rows), default=None)
         if options["json"]:
             self.stdout.write(json.dumps({**totals, "oldest_seconds": oldest, "jobs": rows}))
+            self.complain()
             return
         for row in rows:
             self.stdout.write(
@@ -42,6 +48,7 @@ class Command(JobCommand):
             f"{totals['due']} due and not published, {totals['overdue']} published and overdue, {totals['lost_runs']} "
             "running without a sign of life."
         )
+        self.complain()
 
 
 def _counts(alias: str) -> list[dict[str, Any]]:
