@@ -301,7 +301,6 @@ class Stack:
             import time
             import django
             from tests.celery_app import app, use_broker
-from tests.databases import by_hand
             django.setup()
             from django.db import transaction
             from tests.testapp import tasks
