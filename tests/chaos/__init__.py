@@ -2,11 +2,12 @@
 
 One campaign is one seed. In the order of its life, a file each:
 
-    settings, apps, instruments   a Django project as the test suite's, whose processes note what they publish and
-                                  whose clocks can be turned
+    sites/                        Django projects written out by hand (``--site``), each with its servers and pools
+    apps, instruments             their processes note what they publish, and their clocks can be turned
     ledger                        the append-only file beside the database: what producers committed, what bodies did
     work, tasks, producer         the workload, each piece with what must come of it
-    world, members, disk          private PostgreSQL and RabbitMQ, a proxy per host and server, the processes
+    servers, disk                 private databases and brokers, asked from outside the app
+    world, members                a proxy per host and server, the processes
     faults/                       the registry of faults, and the faults, each of them real
     campaign, liveness            processes up, faults by the seed, a calm tail, the wait for what is still open
     checker                       the verdict, promise by promise, from business tables and the ledger

@@ -4,12 +4,20 @@ itself was in trouble."""
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from tests.chaos.sites import SITES, Site
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+#: By the name of a package on the registry, the module that shows that it is there.
+_SHOWN_BY = {"mysqlclient": "MySQLdb"}
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -17,6 +25,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=120.0, help="how long faults go on, per seed")
     parser.add_argument("--seed", type=int, action="append", default=[], help="may be given several times")
     parser.add_argument("--seeds", default="", help="a range: 1-10")
+    parser.add_argument("--site", default="plain", help="where it takes place (default: plain); 'list' names them")
     parser.add_argument("--faults", default="", help="kinds, separated by commas (default: all); 'list' names them")
     parser.add_argument("--every", type=float, default=3.0, help="seconds between two faults, on average")
     parser.add_argument("--jobs", type=int, default=20_000, help="faults end at so many jobs, per seed")
@@ -47,18 +56,39 @@ def take_down_at_sigterm() -> None:
     signal.signal(signal.SIGTERM, end)
 
 
+def in_its_own_environment(site: Site) -> None:
+    """Go on in a virtual environment that has what the site needs, where this one hasn't; it is made once."""
+    names = [package.partition(">")[0] for package in site.packages]
+    if all(importlib.util.find_spec(_SHOWN_BY.get(name, name)) for name in names):
+        return
+    place = ROOT / f".venv-chaos-{'-'.join(names)}"
+    made = [sys.executable, "tools/venv.py", str(place), "-r", "requirements-test.txt", *site.packages]
+    if subprocess.run(made, cwd=ROOT).returncode:
+        sys.exit(f"site {site.module}: {', '.join(site.packages)} could not be installed, see above")
+    os.execv(place / "bin" / "python", ["python", "-m", "tests.chaos", *sys.argv[1:]])
+
+
 def main(argv: list[str] | None = None) -> int:
     options = arguments(argv)
-    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.chaos.settings"
+    if options.site == "list":
+        print("\n".join(f"{name:14} {site.about}" for name, site in SITES.items()))
+        return 0
+    if options.site not in SITES:
+        sys.exit(f"unknown site {options.site}; --site list names them")
+    site = SITES[options.site]
+    in_its_own_environment(site)
+    os.environ["DJANGO_SETTINGS_MODULE"] = site.settings
     import django
 
     django.setup()
     from tests.chaos import faults, report
     from tests.chaos.campaign import Campaign, Plan, Result
 
-    known = faults.load()
+    known = {kind: fault for kind, fault in faults.load().items() if fault.applies(site)}
     if options.faults == "list":
         print("\n".join(known))
+        for pattern, why in site.not_here.items():
+            print(f"not here: {pattern}: {why}")
         return 0
     kinds = tuple(kind.strip() for kind in options.faults.split(",") if kind.strip()) or tuple(known)
     if unknown := set(kinds) - set(known):
@@ -77,6 +107,7 @@ def main(argv: list[str] | None = None) -> int:
         per_second=options.rate,
         settings=settings,
         directory=options.keep,
+        site=site,
     )
     take_down_at_sigterm()
     results: list[Result] = []

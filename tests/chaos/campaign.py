@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.chaos import checker, faults
+from tests.chaos import checker, faults, tasks
 from tests.chaos.checker import Evidence, Verdict
 from tests.chaos.faults import Fault, Strike
 from tests.chaos.liveness import Liveness
-from tests.chaos.world import World
+from tests.chaos.sites import SITES, Site
+from tests.chaos.world import World, job_id
 
 #: Work goes on for so long after the last fault: a message is known to be lost when later ones overtake it.
 TAIL = 8.0
@@ -50,6 +51,7 @@ class Plan:
     per_second: float
     settings: dict[str, Any]
     directory: Path
+    site: Site = SITES["plain"]
 
 
 @dataclasses.dataclass
@@ -78,7 +80,7 @@ class Campaign:
 
     def run(self) -> Result:
         began = time.monotonic()
-        with World(self.seed, **self.plan.settings) as world:
+        with World(self.seed, self.plan.site, **self.plan.settings) as world:
             self._liveness = Liveness(world)
             self._populate(world)
             ready = time.monotonic()
@@ -105,9 +107,8 @@ class Campaign:
             return result
 
     def _populate(self, world: World) -> None:
-        world.add_worker("prefork", "work-a", concurrency=3)
-        world.add_worker("prefork-b", "work-b", concurrency=2)
-        world.add_worker("threads", "work-b", pool="threads", concurrency=4)
+        for name, host, pool, concurrency in self.plan.site.workers:
+            world.add_worker(name, host, pool=pool, concurrency=concurrency)
         # One third of the campaigns has a relay only, one a beat only, one both.
         if self.seed % 3 != 1:
             world.add_relay()
@@ -142,7 +143,7 @@ class Campaign:
         if not self._bag:
             known = faults.load()
             chosen = [known[kind] for kind in sorted(self.plan.kinds)]
-            self._bag = [fault for fault in chosen if fault.possible(world)]
+            self._bag = [fault for fault in chosen if fault.applies(world.site) and fault.possible(world)]
             self.rng.shuffle(self._bag)
         busy = {fault.part for fault in self._at_it.values()}
         for fault in self._bag:
@@ -199,7 +200,7 @@ class Campaign:
             if unfinished is not None and len(unfinished) != before:
                 before, moved_at = len(unfinished), time.monotonic()
             bodies = set().union(*(world.in_body(member) for member in world.by_role("worker")))
-            if unfinished != [] or world.depth() or bodies:
+            if unfinished != [] or world.broker.to_come() or bodies:
                 silent_since = time.monotonic()
 
     def _evidence(self, world: World) -> Evidence:
@@ -210,16 +211,17 @@ class Campaign:
         return Evidence(
             world.ledger.read().records,
             [(row[0], row[1], row[2]) for row in effects],
-            {str(job): (task, status, reason, attempt, error) for job, task, status, reason, attempt, error in jobs},
+            {job_id(job): (task, status, reason, attempt, error) for job, task, status, reason, attempt, error in jobs},
             LONGEST_DISPATCH,
         )
 
     def _measure_recoveries(self, world: World) -> None:
         """When the last of the jobs finished that a fault had met; only these times are the app's own word."""
         rows = world.query(
-            "SELECT id, extract(epoch FROM finished_at) FROM reliable_jobs_job WHERE task NOT LIKE '%%poison'"
+            f"SELECT id, {world.database.epoch('finished_at')} FROM reliable_jobs_job "
+            f"WHERE task <> '{tasks.poison.name}' AND finished_at IS NOT NULL"
         )
-        finished = {str(job): float(at) for job, at in rows or () if at is not None}
+        finished = {job_id(job): float(at) for job, at in rows or ()}
         for strike in self.strikes:
             ends = [finished[job] for job in strike.unfinished if job in finished]
             if strike.counted and ends:
@@ -227,17 +229,12 @@ class Campaign:
 
     def _keep(self, world: World, result: Result) -> Path:
         """What is needed to understand a violation, and to try it again."""
-        place = self.plan.directory / f"seed-{self.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        place = self.plan.directory / f"{world.site.module}-seed-{self.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
         place.mkdir(parents=True)
         shutil.copytree(world.directory, place / "processes", ignore=shutil.ignore_patterns("wishes"))
-        shutil.copy(world.rabbitmq.dir / "log", place / "rabbitmq.log")
-        shutil.copy(world.postgres.dir / "log", place / "postgresql.log")
+        for log in (world.broker.server.dir / "log", *world.database.logs()):
+            shutil.copy(log, place / f"{log.parent.name}.log")
         ids = sorted({violation.job for violation in result.verdict.violations if violation.job})
-        # One whose name is not an id is in no job.
-        rows = world.query("SELECT row_to_json(j) FROM reliable_jobs_job j WHERE id::text = ANY(%s)", ids)
-        events = world.query(
-            "SELECT row_to_json(e) FROM reliable_jobs_jobevent e WHERE job_id::text = ANY(%s) ORDER BY id", ids
-        )
         shown = {
             "seed": self.seed,
             "plan": dataclasses.asdict(self.plan),
@@ -245,8 +242,8 @@ class Campaign:
             "errors": self.errors,
             "hung": self._liveness.hung,
             "strikes": [strike.facts() for strike in self.strikes],
-            "jobs": [row[0] for row in rows or ()],
-            "events": [row[0] for row in events or ()],
+            "jobs": self._rows_of(world, "reliable_jobs_job", "id", ids),
+            "events": self._rows_of(world, "reliable_jobs_jobevent", "job_id", ids),
             "ledger": [
                 record
                 for record in world.ledger.records
@@ -255,6 +252,15 @@ class Campaign:
         }
         (place / "evidence.json").write_text(json.dumps(shown, indent=1, default=str))
         return place
+
+    @staticmethod
+    def _rows_of(world: World, table: str, column: str, ids: list[str]) -> list[dict[str, Any]]:
+        found = world.rows(f"SELECT * FROM {table}")
+        if found is None:
+            return []
+        names, rows = found
+        shown = [dict(zip(names, row, strict=True)) for row in rows]
+        return [row for row in shown if job_id(row[column]) in ids]
 
 
 def _jobs(record: dict[str, Any]) -> list[str]:

@@ -44,14 +44,18 @@ def world(**settings: float) -> Iterator[World]:
     """A world with the app's default settings, whose jobs this process enqueues."""
     from reliable_jobs.conf import Settings
     from tests.chaos import ledger
+    from tests.chaos.servers import QUEUE
     from tests.chaos.world import World
+    from tests.harness import Stack
 
     defaults = Settings()
     names = ("GRACE", "LEASE", "WORKER_SWEEP_INTERVAL", "PUBLISH_TIMEOUT")
     with World(0, **{**{name: getattr(defaults, name) for name in names}, **settings}) as made:
+        stack = Stack(made.database.server.url, made.broker.server.url, **made.settings)
+        stack.database_url, stack.queue = made.database.url, QUEUE
         os.environ[ledger.VARIABLE] = str(made.ledger.path)
         try:
-            with made.stack.active():
+            with stack.active():
                 yield made
         finally:
             del os.environ[ledger.VARIABLE]
@@ -72,7 +76,7 @@ def arguments(argv: list[str] | None, names: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.chaos.settings"
+    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.chaos.sites.plain"
     import django
 
     django.setup()

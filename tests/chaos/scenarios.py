@@ -67,7 +67,7 @@ def broker_wiped(options: argparse.Namespace) -> Iterator[Measure]:
         wait_until(lambda: place.depth() > options.jobs * 0.5, "the queue is filled")
         before = place.unfinished() or []
         began = time.monotonic()
-        place.rabbitmq.wipe()
+        place.broker.server.wipe()
         left = len(before)
 
         def done() -> bool:
@@ -180,9 +180,7 @@ print(json.dumps([enqueue() for _ in range(60)]))
 
 def _fresh_processes(place: World, number: int) -> tuple[list[float], list[float]]:
     """Seconds of the first enqueue in each of so many fresh processes, and of all later ones."""
-    broker, _ = place.networks["web"]
-    env = place.stack.environment(broker_url=broker.url(place.stack.broker_url))
-    env["DJANGO_SETTINGS_MODULE"] = "tests.chaos.settings"
+    env = place.environment("web")
     first, later = [], []
     for _ in range(number):
         done = subprocess.run([sys.executable, "-c", _ENQUEUE], env=env, capture_output=True, text=True, timeout=120)
@@ -213,7 +211,7 @@ def broken_broker(options: argparse.Namespace) -> Iterator[Measure]:
         for what, switch in (
             ("refuses", proxy.refuse),
             ("never answers", blackhole),
-            ("has its memory alarm", place.rabbitmq.set_memory_alarm),
+            ("has its memory alarm", place.broker.server.set_memory_alarm),
         ):
             switch(True)
             try:

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import random
+import subprocess
 import sys
+import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import amqp
-import psycopg
-
-from tests.chaos import instruments, ledger
-from tests.chaos.disk import small_disk
+from tests.chaos import instruments, ledger, servers
 from tests.chaos.members import Member
-from tests.harness import Stack, wait_until
-from tests.private_servers import CuttableProxy, PrivatePostgres, PrivateRabbitMQ
+from tests.chaos.sites import SITES, Site
+from tests.harness import ROOT, wait_until
+from tests.private_servers import CuttableProxy
 
 #: Each has a network of its own to either server.
 HOSTS = ("web", "work-a", "work-b", "keep")
-#: Connection parameters that a careful operator sets: without them a client waits for a dead server for hours.
-CAREFUL = "?connect_timeout=5&tcp_user_timeout=10000&keepalives_idle=5&keepalives_interval=2&keepalives_count=3"
-#: So that the database's log fits on a small disk.
-LITTLE_LOG = {"max_wal_size": "64MB", "min_wal_size": "32MB"}
 _CELERY = [sys.executable, "-m", "celery", "-A", "tests.celery_app"]
 _QUIET = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
 
@@ -38,12 +36,13 @@ class World:
         settings: entries of RELIABLE_JOBS.
     """
 
-    def __init__(self, seed: int, **settings: Any) -> None:
+    def __init__(self, seed: int, site: Site = SITES["plain"], **settings: Any) -> None:
         self.seed = seed
+        self.site = site
         self.settings = settings
         self._exit = contextlib.ExitStack()
         self.members: list[Member] = []
-        self._control: psycopg.Connection[Any] | None = None
+        self._control: Any = None
         self._lock = threading.Lock()
         self._wishes = 0
         #: As of the last look: see :meth:`unfinished`.
@@ -51,22 +50,21 @@ class World:
 
     def __enter__(self) -> World:
         try:
+            self.directory = Path(self._exit.enter_context(tempfile.TemporaryDirectory(prefix="rj-chaos-")))
             with ThreadPoolExecutor() as both:
-                self.disk = self._exit.enter_context(small_disk())
-                postgres = PrivatePostgres(max_connections=80, settings=LITTLE_LOG, parent=self.disk)
-                starting = both.submit(self._exit.enter_context, postgres)
-                self.rabbitmq = self._exit.enter_context(PrivateRabbitMQ())
-                self.postgres = starting.result()
-            self.stack = Stack(self.postgres.url, self.rabbitmq.url, **self.settings)
-            self._exit.callback(self.stack.destroy)
-            with self.stack.active():
-                self.stack.create()
-                self.stack.declare()
+                starting = both.submit(servers.broker, self.site.broker, self._exit)
+                self.database = servers.database(
+                    self.site.database, self._exit, self.directory, pooler=self.site.pooler
+                )
+                self.broker = starting.result()
             # A host's (broker, database).
-            self.networks = {host: (self._proxy(self.rabbitmq.port), self._proxy(self.postgres.port)) for host in HOSTS}
-            self.directory: Path = self.stack.directory
+            self.networks = {
+                host: tuple(self._proxy(port) for port in (self.broker.port, self.database.port) if port)
+                for host in HOSTS
+            }
             (self.directory / "wishes").mkdir()
             self.ledger = ledger.Reader(self.directory / "ledger")
+            self._migrate()
             self._exit.callback(self._end_members)
         except BaseException:
             self._exit.close()
@@ -76,33 +74,58 @@ class World:
     def __exit__(self, *exc_info: object) -> None:
         self._exit.close()
 
+    def _migrate(self) -> None:
+        argv = [sys.executable, "-m", "django", "migrate", "--verbosity", "0", "--no-input"]
+        done = subprocess.run(argv, env=self.environment(), cwd=ROOT, capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            raise RuntimeError(f"migrate failed\n{done.stdout}{done.stderr}")
+
+    def environment(self, host: str | None = None, **more: Any) -> dict[str, str]:
+        """Of a process on that host, or of one with a network that nobody breaks."""
+        ports = [proxy.port for proxy in self.networks[host]] if host else [self.broker.port, self.database.port]
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("TEST_", "COV_"))}
+        return {
+            **env,
+            "DJANGO_SETTINGS_MODULE": self.site.settings,
+            "BROKER_PORT": str(ports[0]),
+            "DATABASE_PORT": str(ports[1]) if ports[1:] and ports[1] else "",
+            "DATABASE_NAME": self.database.name,
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONWARNINGS": "ignore",
+            **{name: str(value) for name, value in more.items() if name.startswith("TEST_")},
+            "CHAOS_RELIABLE_JOBS": json.dumps(
+                {**self.settings, **{name: value for name, value in more.items() if not name.startswith("TEST_")}}
+            ),
+        }
+
     def _proxy(self, port: int) -> CuttableProxy:
         return self._exit.enter_context(CuttableProxy(port))
 
     # --- processes ----------------------------------------------------------------------------------------------------
 
-    def add(self, name: str, role: str, host: str, argv: Callable[[int], list[str]], **environment: Any) -> Member:
-        """Start a process that is started again whenever it ends. ``argv`` gets the number of the start."""
-        broker, database = self.networks[host]
-        env = self.stack.environment(
-            database_url=database.url(self.stack.database_url) + CAREFUL,
-            broker_url=broker.url(self.stack.broker_url),
+    def add(self, name: str, role: str, host: str, argv: Callable[[int], list[str]], **entries: Any) -> Member:
+        """Start a process that is started again whenever it ends. ``argv`` gets the number of the start.
+
+        Args:
+            entries: of RELIABLE_JOBS, besides those of the world.
+        """
+        env = self.environment(
+            host,
             **{ledger.VARIABLE: self.ledger.path, instruments.CLOCK: self.directory / f"{name}.clock"},
-            **environment,
+            **entries,
         )
-        env["DJANGO_SETTINGS_MODULE"] = "tests.chaos.settings"
         member = Member(name, role, host, argv, env, self.directory)
         self.members.append(member)
         return member
 
     def add_worker(self, name: str, host: str, *, pool: str = "prefork", concurrency: int = 3) -> Member:
-        argv = [*_CELERY, "worker", "-l", "INFO", "-P", pool, "-c", str(concurrency), "-Q", self.stack.queue, *_QUIET]
+        argv = [*_CELERY, "worker", "-l", "INFO", "-P", pool, "-c", str(concurrency), *_QUIET]
         return self.add(name, f"{pool} worker", host, lambda life: [*argv, "-n", f"{name}.{life}@chaos"])
 
     def add_producer(self, name: str, dispatch: str, per_second: float) -> Member:
         tail = [str(self.seed), str(per_second), str(self.directory)]
         argv = [sys.executable, "-m", "tests.chaos.producer"]
-        return self.add(name, "producer", "web", lambda life: [*argv, f"{name}.{life}", *tail], TEST_DISPATCH=dispatch)
+        return self.add(name, "producer", "web", lambda life: [*argv, f"{name}.{life}", *tail], DISPATCH=dispatch)
 
     def add_beat(self) -> Member:
         argv = [*_CELERY, "beat", "-l", "INFO", "--pidfile=", "-S", "django_celery_beat.schedulers:DatabaseScheduler"]
@@ -110,7 +133,7 @@ class World:
 
     def add_relay(self) -> Member:
         argv = [sys.executable, "-m", "django", "reliable_jobs_relay"]
-        return self.add("relay", "relay", "keep", lambda life: argv, TEST_DISPATCH="relay")
+        return self.add("relay", "relay", "keep", lambda life: argv, DISPATCH="relay")
 
     def by_role(self, *roles: str) -> list[Member]:
         return [member for member in self.members if any(role in member.role for role in roles)]
@@ -138,28 +161,38 @@ class World:
 
     def query(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]] | None:
         """Rows, straight from the server; None while it does not answer."""
+        found = self.rows(statement, *parameters)
+        return None if found is None else found[1]
+
+    def rows(self, statement: str, *parameters: Any) -> tuple[list[str], list[tuple[Any, ...]]] | None:
+        """Names of the columns, and the rows; None while the server does not answer."""
+        if self.site.database == "sqlite":
+            statement = statement.replace("%s", "?")
         with self._lock:
             for _ in range(2):
                 try:
                     if self._control is None:
-                        self._control = psycopg.connect(self.stack.database_url, autocommit=True, connect_timeout=3)
-                    cursor = self._control.execute(statement, parameters or None)  # type: ignore[arg-type]
-                    return cursor.fetchall() if cursor.description else []
-                except psycopg.OperationalError:
+                        self._control = self.database.connect()
+                    cursor = self._control.cursor()
+                    cursor.execute(statement, *([parameters] if parameters else []))
+                    names = [column[0] for column in cursor.description or ()]
+                    return names, [tuple(row) for row in cursor.fetchall()] if names else []
+                except self.database.errors:
                     if self._control is not None:
-                        self._control.close()
+                        with contextlib.suppress(Exception):
+                            self._control.close()
                     self._control = None
         return None
 
     def unfinished(self, *, due: bool = True) -> list[str] | None:
         """Ids of jobs that are to be done now, or at all; None while the database does not answer."""
-        condition = "AND due_at <= now()" if due else ""
+        condition = f"AND due_at <= {self.database.now}" if due else ""
         rows = self.query(
             f"SELECT id FROM reliable_jobs_job WHERE status IN ('waiting', 'running') {condition} LIMIT 5000"
         )
         if rows is None:
             return None
-        found = [str(row[0]) for row in rows]
+        found = [job_id(row[0]) for row in rows]
         if due:
             self.last_unfinished = found
         return found
@@ -170,15 +203,8 @@ class World:
         return rows[0][0] if rows else 0
 
     def depth(self) -> int:
-        """Messages that are ready; none where there is no queue, as after a wipe.
-
-        Raises:
-            OSError, amqp.AMQPError: the broker is away.
-        """
-        try:
-            return self.rabbitmq.depth(self.stack.queue)
-        except amqp.NotFound:
-            return 0
+        """Messages that are ready. Raises what a broker's client raises while it is away."""
+        return self.broker.depth()
 
     def in_body(self, member: Member) -> set[int]:
         """Its processes that are in the middle of a body, by the ledger."""
@@ -216,13 +242,13 @@ class World:
 
     def heal(self) -> None:
         """Nothing is broken any more."""
-        for broker, database in self.networks.values():
-            for proxy in (broker, database):
+        for proxies in self.networks.values():
+            for proxy in proxies:
                 proxy.latency = 0.0
                 proxy.refuse(False)
                 proxy.blackhole(False)
-        self.rabbitmq.start()
-        self.postgres.start()
+        self.broker.heal()
+        self.database.heal()
         for member in self.members:
             member.process.cont()
         self.tick()
@@ -235,3 +261,8 @@ class World:
             if fit or time.monotonic() > deadline:
                 return rng.choice(fit or members)
             time.sleep(0.02)
+
+
+def job_id(value: Any) -> str:
+    """As the ledger writes it, whatever a driver makes of the column."""
+    return str(uuid.UUID(str(value)))

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from tests.chaos.sites import Site
 from tests.chaos.world import World
 
 REGISTRY: dict[str, Fault] = {}
@@ -71,22 +72,32 @@ class Fault:
     kind: str
     part: str
     strike: Callable[[World, Strike], None]
-    #: Whether there is what it harms.
+    #: Whether there is what it harms, in this campaign.
     possible: Callable[[World], object]
+    #: Which servers the site must have, of "postgresql", "mariadb", "rabbitmq" …
+    needs: tuple[str, ...] = ()
+
+    def applies(self, site: Site) -> bool:
+        """Whether this site can have it at all."""
+        servers = {site.database, site.broker, *(pool for _, _, pool, _ in site.workers)}
+        servers |= {"pgbouncer"} if site.pooler else set()
+        servers |= {"database server"} if site.database != "sqlite" else set()
+        return servers.issuperset(self.needs) and site.reason_against(self.kind) is None
 
 
 def fault(
-    kind: str, part: str, possible: Callable[[World], object] = lambda world: True
+    kind: str, part: str, *needs: str, possible: Callable[[World], object] = lambda world: True
 ) -> Callable[[Callable[[World, Strike], None]], Callable[[World, Strike], None]]:
     """Register a fault.
 
     Args:
         part: of the world that it breaks; one fault at a time breaks each.
+        needs: servers and pools without which a site can't have it.
         possible: whether there is what it harms; not every campaign has a relay.
     """
 
     def register(function: Callable[[World, Strike], None]) -> Callable[[World, Strike], None]:
-        REGISTRY[kind] = Fault(kind, part, function, possible)
+        REGISTRY[kind] = Fault(kind, part, function, possible, needs)
         return function
 
     return register
@@ -94,6 +105,7 @@ def fault(
 
 def load() -> dict[str, Fault]:
     """All faults by kind."""
-    for module in ("processes", "broker", "database", "network", "bodies"):
+    servers = ("rabbitmq", "redis", "postgresql", "pgbouncer", "mariadb", "sqlite")
+    for module in ("processes", "messages", *servers, "network", "bodies"):
         importlib.import_module(f"{__name__}.{module}")
     return REGISTRY

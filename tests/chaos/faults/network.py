@@ -52,13 +52,13 @@ def _half_open(world: World, strike: Strike, server: str) -> None:
         proxy.cut_swallowed()
 
 
-for _server in ("broker", "database"):
+for _server, _needs in (("broker", ()), ("database", ("database server",))):
     for _words, _function in (
         ("cut", _cut),
         ("refused", _refuse),
         ("slow", _delay),
         ("half-open", _half_open),
     ):
-        fault(f"network to the {_server} {_words}", f"network to the {_server}")(
+        fault(f"network to the {_server} {_words}", f"network to the {_server}", *_needs)(
             lambda world, strike, act=_function, server=_server: act(world, strike, server)
         )

@@ -30,7 +30,7 @@ def worker_killed(world: World, strike: Strike) -> None:
     _kill_in_a_body(world, strike, "worker", lambda member: member.process.kill9())
 
 
-@fault("worker's parent killed", "workers")
+@fault("worker's parent killed", "workers", "prefork")
 def worker_parent_killed(world: World, strike: Strike) -> None:
     """Its children are left to find out."""
     _kill_in_a_body(world, strike, "prefork worker", lambda member: member.process.kill9_parent())
@@ -44,7 +44,7 @@ def _kill_in_a_body(world: World, strike: Strike, role: str, kill: Callable[[Mem
     strike.hit = bool(world.still_in_body(bodies))
 
 
-@fault("worker child killed", "workers")
+@fault("worker child killed", "workers", "prefork")
 def worker_child_killed(world: World, strike: Strike) -> None:
     member = world.choose(strike.rng, world.by_role("prefork worker"), world.in_body, PATIENCE)
     pids = world.in_body(member) or member.children()
@@ -100,7 +100,7 @@ def _kill_sweeper(world: World, strike: Strike, role: str) -> None:
 
 
 for _role in ("relay", "beat"):
-    fault(f"{_role} killed", "sweepers", lambda world, role=_role: world.by_role(role))(
+    fault(f"{_role} killed", "sweepers", possible=lambda world, role=_role: world.by_role(role))(
         lambda world, strike, role=_role: _kill_sweeper(world, strike, role)
     )
 

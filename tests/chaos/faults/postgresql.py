@@ -11,22 +11,22 @@ from tests.chaos.faults import Strike, fault
 from tests.chaos.world import World
 
 
-@fault("database crashed", "database")
+@fault("database crashed", "database", "postgresql")
 def database_crashed(world: World, strike: Strike) -> None:
     """Immediate mode: recovery from the log at the next start."""
     strike.now(world, "postgresql")
-    world.postgres.restart("immediate")
+    world.database.server.restart("immediate")
 
 
-@fault("database stopped", "database")
+@fault("database stopped", "database", "postgresql")
 def database_stopped(world: World, strike: Strike) -> None:
     strike.now(world, "postgresql")
-    world.postgres.stop("fast")
+    world.database.server.stop("fast")
     strike.last(0.0, 4.0)
-    world.postgres.start()
+    world.database.server.start()
 
 
-@fault("database sessions ended", "database")
+@fault("database sessions ended", "database", "postgresql")
 def sessions_ended(world: World, strike: Strike) -> None:
     """All of them, or those in the middle of a transaction."""
     condition = strike.rng.choice(("true", "xact_start IS NOT NULL"))
@@ -38,7 +38,7 @@ def sessions_ended(world: World, strike: Strike) -> None:
     strike.hit = bool(ended and ended[0][0])
 
 
-@fault("database connections used up", "database")
+@fault("database connections used up", "database", "postgresql")
 def connections_used_up(world: World, strike: Strike) -> None:
     """Nobody gets in any more; who is in loses his session too, so that all of them knock."""
     held: list[psycopg.Connection[object]] = []
@@ -48,14 +48,14 @@ def connections_used_up(world: World, strike: Strike) -> None:
         refused = 0
         while time.monotonic() < deadline:
             try:
-                held.append(psycopg.connect(world.postgres.url, autocommit=True, connect_timeout=3))
+                held.append(psycopg.connect(world.database.server.url, autocommit=True, connect_timeout=3))
             except psycopg.OperationalError:
                 refused += 1
                 if refused == 1 and held:
                     held[0].execute(
                         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                         "WHERE datname = %s AND application_name = '' AND xact_start IS NULL",
-                        [world.stack.database_name],
+                        [world.database.name],
                     )
                 time.sleep(0.02)
         strike.hit = refused > 0
@@ -64,20 +64,20 @@ def connections_used_up(world: World, strike: Strike) -> None:
             connection.close()
 
 
-@fault("database's disk full", "database", lambda world: world.disk)
+@fault("database's disk full", "database", "postgresql", possible=lambda world: world.database.disk)
 def disk_full(world: World, strike: Strike) -> None:
     """Statements fail (53100); where its log can't be written the server ends itself, and is started again."""
-    assert world.disk is not None
+    assert world.database.disk is not None
     strike.now(world, "postgresql")
-    with filled(world.disk):
+    with filled(world.database.disk):
         strike.last(1.0, 3.0)
-    world.postgres.start()
+    world.database.server.start()
 
 
-@fault("database reads only", "database")
+@fault("database reads only", "database", "postgresql")
 def reads_only(world: World, strike: Strike) -> None:
     """As a failover leaves it for a moment: old sessions are gone, new ones can't write."""
-    name = world.stack.database_name
+    name = world.database.name
     strike.now(world, "postgresql")
     world.query(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
     try:
