@@ -11,6 +11,9 @@ from tests.chaos.campaign import Result
 #: What must be zero, in this order.
 MUST_BE_ZERO = ("lost", "phantom", "duplicate", "without a final state", "healthy failed")
 
+#: Violations of a seed that are printed; all of them are in the evidence.
+MOST_TOLD = 20
+
 
 def as_json(results: list[Result]) -> dict[str, Any]:
     return {
@@ -64,7 +67,9 @@ def as_words(results: list[Result]) -> str:
     broken = collections.Counter(violation.promise for violation in violations)
     lines.append("promises: " + "  ".join(f"I{n} {_word(broken[f'I{n}'])}" for n in range(1, 10)))
     for result in results:
-        for trouble in [*map(str, result.verdict.violations), *(f"campaign: {error}" for error in result.errors)]:
+        told = list(map(str, result.verdict.violations[:MOST_TOLD]))
+        told += [f"… and {more} more"] if (more := len(result.verdict.violations) - MOST_TOLD) > 0 else []
+        for trouble in [*told, *(f"campaign: {error}" for error in result.errors)]:
             lines.append(f"seed {result.seed}: {trouble}")
         if result.kept:
             lines.append(f"seed {result.seed}: evidence in {result.kept}; again with --seed {result.seed}")

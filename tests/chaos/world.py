@@ -83,7 +83,9 @@ class World:
     def environment(self, host: str | None = None, **more: Any) -> dict[str, str]:
         """Of a process on that host, or of one with a network that nobody breaks."""
         ports = [proxy.port for proxy in self.networks[host]] if host else [self.broker.port, self.database.port]
-        env = {name: value for name, value in os.environ.items() if not name.startswith(("TEST_", "COV_"))}
+        # Celery's command takes BROKER_URL for its own; whoever runs this may have it set.
+        not_for_it = ("TEST_", "COV_", "BROKER_URL", "DATABASE_URL", "CELERY_")
+        env = {name: value for name, value in os.environ.items() if not name.startswith(not_for_it)}
         return {
             **env,
             "DJANGO_SETTINGS_MODULE": self.site.settings,
