@@ -10,7 +10,7 @@ help:
 	@echo 'make serve     the demo shop, its worker, beat and admin, to look at'
 	@echo 'make test      everything, for every Python at hand  [ENVS=py312-django60,lint] [ARGS="-k outbox"]'
 	@echo 'make soak      the minutes-long tests that make test leaves out'
-	@echo 'make chaos     random faults by a seed, and a verdict  [ARGS="--seeds 1-10 --seconds 120"]'
+	@echo 'make chaos     random faults by a seed, and a verdict  [ARGS="--site mariadb --seeds 1-5"; --site list]'
 	@echo 'make sites     whole projects as people have them, and a table  [ARGS="--only sqlite pgbouncer --keep"]'
 	@echo 'make mutants   switches each protection off in turn and requires a red test'
 	@echo 'make benchmark speed beside what it replaces, side by side  [ARGS="enqueue work --rounds 3"]'

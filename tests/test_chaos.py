@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
+import importlib.util
 import json
 import os
 import subprocess
@@ -12,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from tests.chaos import faults
 from tests.chaos.checker import MOST_POISON_STARTS, Evidence, Verdict, judge
+from tests.chaos.sites import SITES
 from tests.harness import ROOT
 from tests.private_servers import PrivatePostgres, PrivateRabbitMQ, ServerMissing
 
@@ -144,6 +148,22 @@ def test_an_order_whose_commit_nobody_saw_is_told_by_its_row() -> None:
     assert not judge(dataclasses.replace(SOUND, records=records)).violations
     undone = dataclasses.replace(SOUND, records=records, effects=[], jobs={})
     assert not judge(undone).violations
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_every_site_has_faults_and_only_those_of_its_servers(name: str) -> None:
+    site, known = SITES[name], faults.load()
+    kinds = {kind for kind, fault in known.items() if fault.applies(site)}
+    assert "worker killed with its children" in kinds
+    assert "messages doubled" in kinds
+    assert ("Redis: FLUSHDB" in kinds) == (site.broker == "redis")
+    assert ("memory alarm" in kinds) == (site.broker == "rabbitmq")
+    assert ("MariaDB crashed" in kinds) == (site.database == "mariadb")
+    assert ("PgBouncer killed" in kinds) == site.pooler
+    assert ("worker child killed" in kinds) == any(pool == "prefork" for _, _, pool, _ in site.workers)
+    assert importlib.util.find_spec(site.settings)
+    # A reason for a fault that nobody would do anyway is a stale one.
+    assert all(fnmatch.filter(known, pattern) for pattern in site.not_here)
 
 
 @pytest.mark.servers
