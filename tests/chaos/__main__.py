@@ -65,7 +65,10 @@ def in_its_own_environment(site: Site) -> None:
     made = [sys.executable, "tools/venv.py", str(place), "-r", "requirements-test.txt", *site.packages]
     if subprocess.run(made, cwd=ROOT).returncode:
         sys.exit(f"site {site.module}: {', '.join(site.packages)} could not be installed, see above")
-    os.execv(place / "bin" / "python", ["python", "-m", "tests.chaos", *sys.argv[1:]])
+    python = str(place / "bin" / "python")
+    if sys.executable == python:
+        sys.exit(f"site {site.module}: {', '.join(names)} can't be imported from {place}")
+    os.execv(python, [python, "-m", "tests.chaos", *sys.argv[1:]])  # by its path: Python finds its packages by that
 
 
 def main(argv: list[str] | None = None) -> int:
