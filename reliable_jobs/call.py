@@ -17,7 +17,7 @@ from django.db import transaction
 
 from reliable_jobs import outbox
 from reliable_jobs.bulk import Blocks
-from reliable_jobs.capture import Capture
+from reliable_jobs.capture import Capture, leave_unsubscribed
 from reliable_jobs.errors import EnqueueError, InvalidOption, UnserialisableArguments
 from reliable_jobs.keys import Request
 from reliable_jobs.message import Rendered, as_uuid
@@ -225,7 +225,9 @@ class Call(Sensitive, DjangoTask):
             shown = self._shown(args or (), kwargs or {})
             options.update(argsrepr=shown[0], kwargsrepr=shown[1])
             capture.sensitive = True
-        options.update(countdown=None, eta=None, expires=None, add_to_parent=False)
+        # Celery need not publish again what is only written down.
+        options.update(countdown=None, eta=None, expires=None, add_to_parent=False, retry=False)
+        leave_unsubscribed(self._get_app().backend)
         try:
             super().apply_async(args, kwargs, task_id, capture, link, link_error, shadow, **options)
         except EnqueueError:

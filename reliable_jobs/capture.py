@@ -2,19 +2,21 @@
 
 Celery itself renders: ``apply_async(producer=Capture())`` makes it do routing, headers, canvas and
 ``before_task_publish``, and hand the finished message to :meth:`Capture.publish` instead of a broker. ``producer=`` is
-a documented option of ``Task.apply_async``; what it asks of the object (``publish``, ``connection``) is pinned by
-tests/test_message.py.
+a documented option of ``Task.apply_async``. Celery's versions differ in what they use of the object, so it has all that
+a kombu producer without a broker can have; tests/test_message.py and tests/test_canvas.py pin it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import struct
 from collections.abc import Iterator
 from typing import Any
 
 from amqp.exceptions import FrameSyntaxError
 from amqp.serialization import dumps as amqp_dumps
+from celery.backends.asynchronous import AsyncBackendMixin
 from kombu import Exchange, Queue
 from kombu.compression import compress
 from kombu.exceptions import EncodeError, SerializerNotInstalled
@@ -35,7 +37,12 @@ _DELIVERY_MODES = {"transient": 1, "persistent": 2}
 
 
 class _NoConnection:
-    """Stands where send_task expects the producer's connection."""
+    """Stands where Celery expects the producer's connection. It reaches no broker, so no error is one of its own."""
+
+    connection_errors: tuple[type[Exception], ...] = ()
+    channel_errors: tuple[type[Exception], ...] = ()
+    recoverable_connection_errors: tuple[type[Exception], ...] = ()
+    recoverable_channel_errors: tuple[type[Exception], ...] = ()
 
     @contextlib.contextmanager
     def _reraise_as_library_errors(self) -> Iterator[None]:
@@ -47,6 +54,7 @@ class Capture:
 
     #: Read by Celery in eager mode to choose a serializer; None means "the configured one".
     serializer = None
+    channel = None
 
     def __init__(self) -> None:
         self.rendered: Rendered | None = None
@@ -56,6 +64,9 @@ class Capture:
         #: Whether admin pages must show the message's argsrepr instead of its arguments.
         self.sensitive = False
         self.connection = _NoConnection()
+
+    def revive(self, channel: Any) -> None:
+        """Celery 5.7 calls this between two attempts to publish a callback."""
 
     def publish(
         self,
@@ -140,6 +151,19 @@ class Capture:
             root_id=as_uuid(headers.get("root_id")),
             parent_id=as_uuid(headers.get("parent_id")),
         )
+
+
+def leave_unsubscribed(backend: Any) -> None:
+    """Make a result backend do nothing at the call of a job. Redis would subscribe to the result, and ``rpc://``
+    declare a reply queue, over the network and before the row is written. The job may never exist, and its row answers
+    first: who waits for the result subscribes then.
+    """
+    if isinstance(backend, AsyncBackendMixin) and "on_task_call" not in vars(backend):
+        vars(backend)["on_task_call"] = functools.partial(_on_task_call, backend.on_task_call)
+
+
+def _on_task_call(celerys: Any, producer: Any, task_id: str) -> Any:
+    return {} if isinstance(producer, Capture) else celerys(producer, task_id)
 
 
 def _check_name(task: Any, option: str, value: Any) -> None:

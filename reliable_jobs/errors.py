@@ -31,6 +31,10 @@ class AmbiguousTransaction(EnqueueError):
     """Transactions are open on more than one database; name the one that the job belongs to with ``using=``."""
 
 
+class NotCommitted(ReliableJobsError, RuntimeError):
+    """``get()`` of a job that was enqueued in the transaction which is still open: it could only wait for ever."""
+
+
 class InvalidOption(EnqueueError, TypeError):
     """An option of apply_async or an attribute of the task is misspelt, unknown, or can't be honoured."""
 

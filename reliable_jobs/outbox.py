@@ -97,8 +97,10 @@ def _write(app: Celery, request: Request, alias: str) -> uuid.UUID:
             return existing
     if immediate:
         _dispatch_on_commit(app, alias, [Unsent(request.job_id, request.rendered)])
-    elif settings.DISPATCH == "relay" and not request.later:
+        return request.job_id
+    if settings.DISPATCH == "relay" and not request.later:
         _wake_on_commit(alias)
+    _note(alias, [str(request.job_id)])
     return request.job_id
 
 
@@ -147,15 +149,30 @@ def enqueue_many(
                 for one in head
             ],
         )
-    elif not request.later:
-        _wake_on_commit(alias)
+    else:
+        if not request.later:
+            _wake_on_commit(alias)
+        _note(alias, ids)
     return ids
+
+
+def is_uncommitted(job_id: str) -> bool:
+    """Whether this thread has enqueued the job in a transaction that is open now, so that nobody else sees it yet."""
+    return any(
+        _in_users_transaction(connection) and any(job_id in hook.ids for hook in _pending.noted(connection.alias))
+        for connection in connections.all(initialized_only=True)
+    )
 
 
 def _dispatch_on_commit(app: Celery, alias: str, jobs: list[Unsent]) -> None:
     using = databases.principal(alias)
     hook = _DispatchOnCommit(app, alias, [outgoing(job, using) for job in jobs])
     transaction.on_commit(hook, using=alias)
+
+
+def _note(alias: str, ids: list[str]) -> None:
+    if _in_users_transaction(connections[alias]):
+        transaction.on_commit(_Noted(alias, ids), using=alias)
 
 
 def _wake_on_commit(alias: str) -> None:
@@ -207,19 +224,35 @@ class _Pending(threading.local):
 
     def __init__(self) -> None:
         self._by_alias: dict[str, weakref.WeakValueDictionary[int, _DispatchOnCommit]] = {}
+        self._noted: dict[str, weakref.WeakSet[_Noted]] = {}
 
     def of(self, alias: str) -> weakref.WeakValueDictionary[int, _DispatchOnCommit]:
         return self._by_alias.setdefault(alias, weakref.WeakValueDictionary())
+
+    def noted(self, alias: str) -> weakref.WeakSet[_Noted]:
+        return self._noted.setdefault(alias, weakref.WeakSet())
 
 
 _pending = _Pending()
 _order = itertools.count()
 
 
-class _DispatchOnCommit:
+class _Noted:
+    """An on_commit hook that knows which jobs its transaction enqueued; Django drops it when that ends."""
+
+    def __init__(self, alias: str, ids: list[str]) -> None:
+        self.ids = ids
+        _pending.noted(alias).add(self)
+
+    def __call__(self) -> None:
+        """The jobs are committed."""
+
+
+class _DispatchOnCommit(_Noted):
     """The on_commit hook of one enqueue. See the module's docstring for how they find each other."""
 
     def __init__(self, app: Celery, alias: str, messages: list[Outgoing]) -> None:
+        super().__init__(alias, [str(message.id) for message in messages])
         self.app = app
         self.messages = messages
         self.dispatched = False

@@ -7,15 +7,20 @@ FAILURE with STARTED. A settled row can't be contradicted.
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import Any
 
-from celery.result import AsyncResult
+from celery.backends.rpc import RPCBackend
+from celery.exceptions import TimeoutError
+from celery.result import AsyncResult, task_join_will_block
 from celery.states import READY_STATES
 from django.db import DatabaseError
 
 from reliable_jobs import databases, lifecycle
 from reliable_jobs.delivery import result_of
+from reliable_jobs.errors import NotCommitted
 from reliable_jobs.models import Job
+from reliable_jobs.outbox import is_uncommitted
 from reliable_jobs.receipts import foreign_id
 from reliable_jobs.status import CELERY_STATES, Reason
 
@@ -31,10 +36,7 @@ class JobResult(AsyncResult):
         if job is None:
             return super()._get_task_meta()
         state = CELERY_STATES[job.status]
-        try:
-            kept = dict(self.backend.get_task_meta(self.id))
-        except (AttributeError, NotImplementedError):  # no result backend
-            kept = {}
+        kept = self._kept()
         if not job.is_final:
             # The end of an earlier life: it was requeued since, or waits for a worker that has its code.
             gone = not kept or kept.get("status") in READY_STATES
@@ -52,10 +54,58 @@ class JobResult(AsyncResult):
             }
         )
 
-    def get(self, *args: Any, **kwargs: Any) -> Any:
-        """Celery's ``get()``, which asks the backend only; what the row knows already is taken from there."""
+    def _kept(self) -> dict[str, Any]:
+        """What the result backend knows; {} where there is none, or where it would read from a queue."""
+        if isinstance(self.backend, RPCBackend):
+            return {}
+        try:
+            return dict(self.backend.get_task_meta(self.id))
+        except (AttributeError, NotImplementedError):
+            return {}
+
+    def get(
+        self, timeout: float | None = None, propagate: bool = True, interval: float = 0.5, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Celery's ``get()``, which asks the backend only; what the row knows already is taken from there.
+
+        Raises:
+            NotCommitted: the job was enqueued in a transaction that is still open here.
+            celery.exceptions.TimeoutError: no result after ``timeout`` seconds.
+        """
+        if not self.ignored:
+            self._get_task_meta()
+            if self._cache is None:
+                self._refuse_uncommitted()
+                if isinstance(self.backend, RPCBackend) and not task_join_will_block():
+                    timeout = self._wait_for_row(timeout, interval)
+        return super().get(timeout, propagate, interval, *args, **kwargs)
+
+    wait = get
+
+    @property
+    def supports_native_join(self) -> bool:
+        """False: a group that waits for its jobs asks each of them, and so the rows."""
+        return False
+
+    def _refuse_uncommitted(self) -> None:
+        for node in (self, *self._parents()):
+            for result in getattr(node, "results", None) or (node,):
+                if is_uncommitted(result.id):
+                    raise NotCommitted(
+                        f"Job {result.id} was enqueued in the transaction that is open here. No worker sees it before "
+                        "the commit, so get() would wait for ever. Call get() after the transaction; or enqueue with "
+                        "transactional=False."
+                    )
+
+    def _wait_for_row(self, timeout: float | None, interval: float) -> float | None:
+        """With ``rpc://`` a result is a message to the caller's reply queue, which nobody has declared."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (job := self._job()) is not None and not job.is_final:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError("The operation timed out.")
+            time.sleep(interval)
         self._get_task_meta()
-        return super().get(*args, **kwargs)
+        return None if deadline is None else max(0.0, deadline - time.monotonic())
 
     def _job(self) -> Job | None:
         # Not the alias of an open transaction: that one may be on another database than the job.

@@ -8,21 +8,26 @@ import uuid
 from typing import Any
 
 import pytest
-from celery import shared_task
-from celery.exceptions import TaskRevokedError
-from celery.result import AsyncResult
+from celery import chain, chord, group, shared_task
+from celery.backends.rpc import RPCBackend
+from celery.exceptions import TaskRevokedError, TimeoutError
+from celery.result import AsyncResult, allow_join_result
+from django.db import transaction
 from django.utils import timezone
 from django_celery_results.models import TaskResult
 
-from reliable_jobs import ReliableTask
+from reliable_jobs import ReliableTask, results
+from reliable_jobs.errors import NotCommitted
 from reliable_jobs.models import Job
 from reliable_jobs.results import JobResult
 from reliable_jobs.status import Reason
 from tests import inprocess
+from tests.celery_app import app
 from tests.inprocess import InProcess
 from tests.testapp import tasks
 
 jobs = inprocess.jobs
+rows = inprocess.rows
 second_database = inprocess.second_database
 
 
@@ -170,3 +175,132 @@ def test_a_job_of_another_database_is_found_and_revoked(jobs: InProcess, second_
     waiting = tasks.effect.apply_async(("y",), using="second", countdown=60)
     fresh(waiting).revoke()
     assert Job.objects.using("second").get(pk=waiting.id).status == "cancelled"
+
+
+# --- backends whose results come as messages (A4) ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def rpc(monkeypatch: pytest.MonkeyPatch) -> RPCBackend:
+    backend = RPCBackend(app)
+    monkeypatch.setattr(type(app), "backend", property(lambda self: backend))
+    return backend
+
+
+@pytest.mark.promise("I9")
+def test_a4_with_rpc_a_call_asks_nothing_of_the_broker_and_the_row_answers(
+    jobs: InProcess, rpc: RPCBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RPCBackend, "get_task_meta", None)
+    result = structure.apply_async(countdown=60)
+    assert result.state == "PENDING"
+    with pytest.raises(TimeoutError):
+        result.get(timeout=0.2, interval=0.05)
+    failed = tasks.fails.delay("x")
+    jobs.finish()
+    assert structure.AsyncResult(result.id).get(timeout=1)["n"] == [1, None]
+    assert result.get(timeout=1)["n"] == [1, None]
+    with pytest.raises(Exception, match="no x"):
+        failed.wait(timeout=1)
+
+
+def test_a4_with_rpc_get_waits_for_the_row(jobs: InProcess, rpc: RPCBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = tasks.effect.delay("x")
+    monkeypatch.setattr(results.time, "sleep", lambda seconds: jobs.work())
+    assert result.get(timeout=5) == "x"
+    Job.objects.all().delete()
+    assert result.get(timeout=1) == "x"
+
+
+@pytest.mark.promise("I9")
+def test_a4_a_backend_that_subscribes_is_not_asked_to_for_a_job_but_for_a_plain_task(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the Redis backend does, over the network and for each call."""
+    asked: list[str] = []
+
+    class Subscribing(RPCBackend):
+        def on_task_call(self, producer: Any, task_id: str) -> None:
+            asked.append(task_id)
+
+    backend = Subscribing(app)
+    monkeypatch.setattr(type(app), "backend", property(lambda self: backend))
+    tasks.effect.delay("x")
+    tasks.effect.bulk_delay([("y",)])
+    tasks.effect.apply_async(("z",), queue="elsewhere")
+    assert asked == []
+    plain = app.send_task("test_results.of_nobody")
+    assert asked == [plain.id]
+
+
+def test_celerys_backends_that_ask_something_at_a_call_are_the_asynchronous_ones() -> None:
+    """capture.leave_unsubscribed() knows them by that."""
+    from celery.backends.asynchronous import AsyncBackendMixin
+    from celery.backends.base import Backend
+
+    pytest.importorskip("redis")
+    from celery.backends.redis import RedisBackend
+
+    for backend in (RPCBackend, RedisBackend):
+        assert issubclass(backend, AsyncBackendMixin)
+        assert backend.on_task_call is not Backend.on_task_call
+
+
+# --- waiting for what can't happen (E10) ------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("I9")
+@pytest.mark.parametrize(
+    "enqueue",
+    [
+        lambda: tasks.effect.delay("x"),
+        lambda: tasks.effect.apply_async(("x",), countdown=60),
+        lambda: tasks.effect.AsyncResult(tasks.effect.bulk_delay([("x",)])[0]),
+        lambda: group(tasks.effect.s("x"), tasks.effect.s("y")).apply_async(),
+        lambda: chain(tasks.effect.s("x"), tasks.effect.s()).apply_async(),
+        lambda: chord([tasks.effect.s("x"), tasks.effect.s("y")], tasks.add.s([])).apply_async(),
+    ],
+    ids=["delay", "countdown", "bulk", "group", "chain", "chord"],
+)
+def test_e10_get_in_the_transaction_that_enqueued_raises_at_once(jobs: InProcess, enqueue: Any) -> None:
+    with transaction.atomic():
+        with transaction.atomic():
+            result = enqueue()
+        with pytest.raises(NotCommitted, match="after the transaction"):
+            result.get(timeout=60)
+        if isinstance(result, JobResult) and result.parent is None:
+            with pytest.raises(NotCommitted):
+                fresh(result).get(timeout=60)
+
+
+def test_e10_get_after_the_commit_and_of_other_transactions_waits_as_ever(jobs: InProcess) -> None:
+    with transaction.atomic():
+        result = tasks.effect.apply_async(("x",), countdown=60)
+        seen: list[Any] = []
+
+        def look() -> None:
+            with pytest.raises(TimeoutError):
+                result.get(timeout=0.1, interval=0.05)
+            seen.append(result.state)
+
+        transaction.on_commit(look)
+    assert seen == ["PENDING"]
+    with transaction.atomic(), pytest.raises(TimeoutError):
+        result.get(timeout=0.1, interval=0.05)
+
+
+@shared_task(base=ReliableTask, name="test_results.waits_for_child", bind=True)
+def waits_for_child(self: Any) -> Any:
+    with allow_join_result():
+        return tasks.effect.delay("child").get(timeout=60)
+
+
+def test_e10_an_atomic_function_that_waits_for_its_child_fails_at_once(jobs: InProcess) -> None:
+    job = jobs.run(waits_for_child)
+    assert (job.status, "NotCommitted" in job.error) == ("failed", True), job.error
+    assert jobs.effects("child") == 0
+
+
+def test_e10_the_test_case_holds_a_transaction_that_is_not_the_callers(rows: InProcess) -> None:
+    with pytest.raises(TimeoutError):
+        tasks.effect.delay("x").get(timeout=0.1, interval=0.05)
