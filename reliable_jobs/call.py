@@ -7,7 +7,7 @@ import datetime
 import itertools
 import uuid
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from celery.contrib.django.task import DjangoTask
@@ -15,15 +15,15 @@ from celery.result import AsyncResult
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from django.db import transaction
 
-from reliable_jobs import outbox
-from reliable_jobs.bulk import Blocks
+from reliable_jobs import stages
 from reliable_jobs.capture import Capture, leave_unsubscribed
 from reliable_jobs.errors import EnqueueError, InvalidOption, UnserialisableArguments
-from reliable_jobs.keys import Request
-from reliable_jobs.message import Rendered, as_uuid
-from reliable_jobs.results import JobResult
+from reliable_jobs.message import Rendered, as_key, as_uuid
 from reliable_jobs.sensitive import Sensitive
 from reliable_jobs.template import Template, is_safe, template_of
+
+if TYPE_CHECKING:
+    from reliable_jobs.keys import Request
 
 
 class Call(Sensitive, DjangoTask):
@@ -42,7 +42,7 @@ class Call(Sensitive, DjangoTask):
         countdown: float | None = None,
         eta: datetime.datetime | str | None = None,
         expires: float | datetime.datetime | str | None = None,
-        key: str | None = None,
+        key: str | int | uuid.UUID | None = None,
         key_forever: bool = False,
         using: str | None = None,
         transactional: bool = True,
@@ -57,7 +57,8 @@ class Call(Sensitive, DjangoTask):
             countdown: seconds from now before which the job does not start.
             eta: the same as a time; a naive one is UTC, as in Celery.
             expires: seconds, or a time, after which the job must not start any more.
-            key: idempotency key, unique per task: the same key is the same job while that one is unfinished.
+            key: idempotency key, unique per task: the same key is the same job while that one is unfinished. A number
+                or a UUID is the same key as its text.
             key_forever: the key stays taken after the job has settled, until its row is pruned.
             using: the database alias to write to; by default the one whose transaction is open.
             transactional: False writes on a connection of its own, so that the job stays though the caller rolls back.
@@ -73,12 +74,16 @@ class Call(Sensitive, DjangoTask):
             options.update({name: value for name, value in eager.items() if value is not None})
             return super().apply_async(args, kwargs, task_id, None, link, link_error, shadow, **options)
         job_id = self._job_id(task_id)
-        if key is not None and (not isinstance(key, str) or not 0 < len(key) <= 255 or "\0" in key):
-            raise InvalidOption(f"{self.name}: key={key!r} must be a string of 1 to 255 characters without NUL.")
+        text = as_key(key)
+        if key is not None and text is None:
+            raise InvalidOption(
+                f"{self.name}: key={key!r} must be a string of 1 to 255 characters without NUL, a whole number or a "
+                "UUID."
+            )
         rendered = self._render(args, kwargs, job_id, link, link_error, shadow, options)
         request = self._request(job_id, rendered, countdown=countdown, eta=eta, expires=expires)
-        request = dataclasses.replace(request, key=key, key_forever=key_forever, id_given=task_id is not None)
-        written = outbox.enqueue(app, request, using=using, transactional=transactional)
+        request = dataclasses.replace(request, key=text, key_forever=key_forever, id_given=task_id is not None)
+        written = stages.outbox.enqueue(app, request, using=using, transactional=transactional)
         result = self.AsyncResult(str(written))
         result.ignored = bool(options.get("ignore_result", self.ignore_result))
         parent = app.current_worker_task
@@ -121,7 +126,7 @@ class Call(Sensitive, DjangoTask):
         first = next(pairs, None)
         if first is None:
             return []
-        using = options.pop("using", None) or outbox.write_alias()
+        using = options.pop("using", None) or stages.outbox.write_alias()
         times = {name: options.pop(name, None) for name in ("countdown", "eta", "expires")}
         pairs = itertools.chain([first], pairs)
 
@@ -133,8 +138,8 @@ class Call(Sensitive, DjangoTask):
             template = Template.make(self, *first, **options) if safe else None
             if template is None:
                 return [singly(*pair) for pair in pairs]
-            blocks = Blocks(template, self._check_arguments, pairs)
-            ids = outbox.enqueue_many(
+            blocks = stages.bulk.Blocks(template, self._check_arguments, pairs)
+            ids = stages.outbox.enqueue_many(
                 app, self._request(uuid.uuid4(), template.rendered, **times), template, blocks, using
             )
             for number, pair in blocks.odd():
@@ -164,7 +169,7 @@ class Call(Sensitive, DjangoTask):
     ) -> Request:
         if expires is None:
             expires = getattr(self, "expires", None)
-        return Request(
+        return stages.keys.Request(
             job_id=job_id,
             rendered=rendered,
             countdown=self._seconds("countdown", countdown),
@@ -263,7 +268,9 @@ class Call(Sensitive, DjangoTask):
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[Any]:
         """The result of a job of this task: its row answers first, then the result backend."""
-        return JobResult(task_id, backend=self.backend, app=self._get_app(), task_name=self.name, **kwargs)
+        return stages.results.JobResult(
+            task_id, backend=self.backend, app=self._get_app(), task_name=self.name, **kwargs
+        )
 
     def _check_arguments(self, args: Any, kwargs: Any) -> None:
         """As Celery does at the call, unless the task has ``typing = False``. Raises TypeError."""

@@ -16,14 +16,14 @@ from celery.canvas import Signature, _chain, maybe_signature
 from celery.exceptions import Ignore, Retry
 from django.db import transaction
 
-from reliable_jobs import lifecycle, outbox
+from reliable_jobs import stages
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import InvalidOption, RetryNotAllowed, RunTakenAway
-from reliable_jobs.outcome import Again, Run
 from reliable_jobs.retry import Limits
 
 if TYPE_CHECKING:
     from reliable_jobs.message import Rendered
+    from reliable_jobs.outcome import Run
 
 
 class RunControl(Task):
@@ -40,7 +40,7 @@ class RunControl(Task):
         """
         run = self._run_in_progress()
         if run is None:
-            with transaction.atomic(using=outbox.write_alias()):
+            with transaction.atomic(using=stages.outbox.write_alias()):
                 yield
             return
         with transaction.atomic(using=run.claim.using):
@@ -49,11 +49,11 @@ class RunControl(Task):
             yield
             if run.claim.token is not None and not self.atomic:
                 # The heartbeat could not, while the row was locked here: the lease may be over, and the lock goes now.
-                lifecycle.extend_lease(run.claim, settings.LEASE)
+                stages.lifecycle.extend_lease(run.claim, settings.LEASE)
 
     @staticmethod
     def _holds(run: Run) -> bool:
-        return run.claim.token is None or lifecycle.hold_by_token(run.claim)
+        return run.claim.token is None or stages.lifecycle.hold_by_token(run.claim)
 
     @property
     def idempotency_key(self) -> str:
@@ -120,7 +120,7 @@ class RunControl(Task):
         if args is not None or kwargs is not None or options:
             content = self._render_again(args, kwargs, options)
         cause = exc if exc is not None else sys.exc_info()[1]
-        run.again = Again(delay=max(0.0, delay), at=at, content=content, expires=expires, cause=cause)
+        run.again = stages.outcome.Again(delay=max(0.0, delay), at=at, content=content, expires=expires, cause=cause)
         signal = Retry(exc=exc, when=at or countdown)
         if throw:
             raise signal
@@ -169,7 +169,7 @@ class RunControl(Task):
         run = self._run_in_progress()
         if run is None:
             raise RetryNotAllowed(f"{self.name}: snooze() works only inside a worker's run of the task.")
-        run.again = Again(delay=self._seconds("countdown", countdown) or 0.0, counts=False)
+        run.again = stages.outcome.Again(delay=self._seconds("countdown", countdown) or 0.0, counts=False)
         return Ignore(f"snoozed for {countdown:g} s")
 
     def on_replace(self, sig: Signature) -> Any:
@@ -203,5 +203,5 @@ class RunControl(Task):
             expires = run.claim.now + datetime.timedelta(seconds=expires)
         countdown = self._seconds("countdown", head.options.get("countdown"))
         at = None if countdown else self._time("eta", head.options.get("eta"))
-        run.again = Again(delay=countdown or 0.0, at=at, counts=False, content=content, expires=expires)
+        run.again = stages.outcome.Again(delay=countdown or 0.0, at=at, counts=False, content=content, expires=expires)
         raise Ignore("Replaced by new task")

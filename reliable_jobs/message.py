@@ -96,6 +96,18 @@ def as_uuid(value: Any) -> uuid.UUID | None:
         return None
 
 
+def as_key(value: Any) -> str | None:
+    """An idempotency key as the row holds it: text, a whole number or a UUID (both are primary keys) as text; None for
+    what is no key: another type, or a text that is empty, longer than 255 characters or holds NUL."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(int(value))
+    elif isinstance(value, uuid.UUID):
+        value = str(value)
+    if not isinstance(value, str) or not 0 < len(value) <= 255 or "\0" in value:
+        return None
+    return str.__str__(value)  # of an Enum's member: its value
+
+
 def outgoing(job: Job | Unsent, using: str) -> Outgoing:
     """The broker message for a row: what Celery rendered, plus the pointer (rev, alias, number of the send).
 

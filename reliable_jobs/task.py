@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from celery.utils.functional import head_from_fun
 from django.db import transaction
 
-from reliable_jobs import delivery, outbox
+from reliable_jobs import stages
 from reliable_jobs.call import Call
 from reliable_jobs.conf import settings
 from reliable_jobs.control import RunControl
@@ -68,11 +68,11 @@ class ReliableTask(RunControl, Call):
         if request.is_eager:
             if not self.atomic:
                 return self.run(*args, **kwargs)
-            with transaction.atomic(using=outbox.write_alias()):
+            with transaction.atomic(using=stages.outbox.write_alias()):
                 return self.run(*args, **kwargs)
         if request.get("reliable_bundle") is not None:
             return request.reliable_bundle.body(self, args, kwargs)
-        return delivery.deliver(self, args, kwargs)
+        return stages.delivery.deliver(self, args, kwargs)
 
     @property
     def __trace__(self) -> Any:
@@ -83,7 +83,7 @@ class ReliableTask(RunControl, Call):
     @__trace__.setter
     def __trace__(self, tracer: Any) -> None:
         self._tracer = tracer
-        self._answering_tracer = delivery.that_answers(self, tracer) if tracer is not None else None
+        self._answering_tracer = stages.delivery.that_answers(self, tracer) if tracer is not None else None
 
     def misfit(self, args: Any, kwargs: Any) -> str | None:
         """Why these arguments don't fit the code at hand; None when they do, or the task has ``typing = False``."""

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 import inspect
+import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery.result import AsyncResult
 from django.db import IntegrityError, transaction
 
-from reliable_jobs import keys
-from reliable_jobs.delivery import result_of
+from reliable_jobs import stages
 from reliable_jobs.errors import InvalidOption, KeyBusy
-from reliable_jobs.models import Job
+from reliable_jobs.message import as_key
 from reliable_jobs.status import Status
 from reliable_jobs.task import ReliableTask
+
+if TYPE_CHECKING:
+    from reliable_jobs.models import Job
 
 #: Seconds until a message looks again whose key belongs to a job that has not ended.
 BUSY_DELAY = 2.0
@@ -42,8 +45,8 @@ class IdempotentTask(ReliableTask):
 
     abstract = True
 
-    def natural_key(self, *args: Any, **kwargs: Any) -> str:
-        """What the work is about, 1 to 255 characters, unique within the task. Gets the task's arguments."""
+    def natural_key(self, *args: Any, **kwargs: Any) -> str | int | uuid.UUID:
+        """What the work is about, as text 1 to 255 characters, unique within the task. Gets the task's arguments."""
         raise NotImplementedError(f"{self.name}: define natural_key() with the task's arguments.")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -63,16 +66,18 @@ class IdempotentTask(ReliableTask):
             InvalidOption: another ``key`` was given.
         """
         key = self._checked_key(args or (), kwargs or {})
-        if options.setdefault("key", key) != key:
+        if as_key(options.setdefault("key", key)) != key:
             raise InvalidOption(f"{self.name}: key={options['key']!r} is not the natural key {key!r}; leave it out.")
         options.setdefault("key_forever", True)
         return super().apply_async(args, kwargs, *positional, **options)
 
     def _checked_key(self, args: Any, kwargs: Any) -> str:
-        key = self.natural_key(*args, **kwargs)
-        if not isinstance(key, str) or not 0 < len(key) <= 255:
+        given = self.natural_key(*args, **kwargs)
+        key = as_key(given)
+        if key is None:
             raise InvalidOption(
-                f"{self.name}: natural_key() returned {key!r}; it must be a string of 1 to 255 characters."
+                f"{self.name}: natural_key() returned {given!r}; it must be a string of 1 to 255 characters without "
+                "NUL, a whole number or a UUID."
             )
         return key
 
@@ -91,7 +96,7 @@ class IdempotentTask(ReliableTask):
         if holder is None:
             return body()
         if holder.status == Status.SUCCEEDED:
-            return result_of(holder)
+            return stages.delivery.result_of(holder)
         raise self.snooze(BUSY_DELAY)
 
 
@@ -119,10 +124,10 @@ def _take_key(job: Job, key: str, using: str) -> Job | None:
     Raises:
         KeyBusy: another open transaction has it, and has not ended in some seconds.
     """
-    rows = Job.objects.using(using)
+    rows = stages.models.Job.objects.using(using)
     for _ in range(_KEY_ROUNDS):
         try:
-            with transaction.atomic(using=using), keys.bounded_wait(using, job.task, key):
+            with transaction.atomic(using=using), stages.keys.bounded_wait(using, job.task, key):
                 rows.filter(pk=job.pk).update(key=key, live_key=key, key_forever=True)
             return None
         except IntegrityError:

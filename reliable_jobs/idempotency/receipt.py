@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -10,16 +11,14 @@ from django.db import transaction
 from django.db.models.functions import Now
 from kombu.serialization import dumps, loads
 
-from reliable_jobs import outbox
-from reliable_jobs.delivery import result_of
-from reliable_jobs.message import ENVELOPE_VERSION
-from reliable_jobs.models import Job
+from reliable_jobs import stages
+from reliable_jobs.message import ENVELOPE_VERSION, as_key
 from reliable_jobs.status import Status
 
 T = TypeVar("T")
 
 
-def once(key: str, work: Callable[[], T], *, scope: str, using: str | None = None) -> T:
+def once(key: str | int | uuid.UUID, work: Callable[[], T], *, scope: str, using: str | None = None) -> T:
     """Call ``work`` once per key, in one transaction with the receipt, and return its result; a further call returns
     the stored result and does nothing. It needs no reliable task, and no task at all::
 
@@ -31,26 +30,30 @@ def once(key: str, work: Callable[[], T], *, scope: str, using: str | None = Non
     for it. Inside an open transaction the receipt commits, or is undone, with that.
 
     Args:
-        key: what the work is about, 1 to 255 characters.
+        key: what the work is about, as text 1 to 255 characters; a number is the same key as its text.
         work: called without arguments; must return what JSON takes.
         scope: what kind of work it is, up to 250 characters: the same key under another scope is other work.
         using: the database alias; by default that of the open transaction.
 
     Raises:
-        ValueError: key or scope is empty or too long.
+        ValueError: key or scope is empty, too long or of another type.
         TypeError: the result can't be stored as JSON; the work was undone.
     """
-    if not 0 < len(key) <= 255 or not 0 < len(scope) <= 250:
-        raise ValueError(f"once(): the key takes 1 to 255 characters and the scope 1 to 250, not {key!r}, {scope!r}.")
-    alias = using or outbox.write_alias()
-    rows = Job.objects.using(alias)
+    text = as_key(key)
+    if text is None or not 0 < len(scope) <= 250 or "\0" in scope:
+        raise ValueError(
+            f"once(): the key takes a text of 1 to 255 characters, a whole number or a UUID, and the scope 1 to 250 "
+            f"characters, not {key!r}, {scope!r}."
+        )
+    alias = using or stages.outbox.write_alias()
+    rows = stages.models.Job.objects.using(alias)
     name = f"once:{scope}"
     with transaction.atomic(using=alias):
         receipt, created = rows.get_or_create(
             task=name,
-            live_key=key,
+            live_key=text,
             defaults={
-                "key": key,
+                "key": text,
                 "key_forever": True,
                 "status": Status.SUCCEEDED,
                 "queue": "",
@@ -72,16 +75,16 @@ def once(key: str, work: Callable[[], T], *, scope: str, using: str | None = Non
             },
         )
         if not created:
-            done: T = result_of(receipt)
+            done: T = stages.delivery.result_of(receipt)
             return done
         value = work()
         try:
-            content_type, encoding, text = dumps(value, "json")
+            content_type, encoding, data = dumps(value, "json")
         except Exception as error:
             raise TypeError(
                 f"once({key!r}): the result ({type(value).__name__}) can't be stored as JSON ({error}). Return plain "
                 "data or an id. What the work did in the database was undone."
             ) from error
-        rows.filter(pk=receipt.pk).update(result=text)
-        stored: T = loads(text, content_type, encoding, accept=[content_type])
+        rows.filter(pk=receipt.pk).update(result=data)
+        stored: T = loads(data, content_type, encoding, accept=[content_type])
         return stored
