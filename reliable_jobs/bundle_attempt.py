@@ -201,7 +201,7 @@ class Attempt:
         value, succeeded = None, False
         try:
             with transaction.atomic(using=self.using) if self.singly else nullcontext():
-                value = task.run(*args, **kwargs)
+                value = task.value_of(args, kwargs)
                 text = outcome.encode_result(task, value)
                 if run.again is not None or self.connection.needs_rollback:
                     raise Ignore("it wishes to be run again, or to be rolled back")

@@ -18,6 +18,7 @@ from django.db import transaction
 from reliable_jobs import stages
 from reliable_jobs.capture import Capture, leave_unsubscribed
 from reliable_jobs.errors import EnqueueError, InvalidOption, UnserialisableArguments
+from reliable_jobs.function import why_not
 from reliable_jobs.message import Rendered, as_key, as_uuid
 from reliable_jobs.sensitive import Sensitive
 from reliable_jobs.template import Template, is_safe, template_of
@@ -68,6 +69,7 @@ class Call(Sensitive, DjangoTask):
             reliable_jobs.errors.EnqueueError: unserialisable or oversized arguments, a key or task id in use for
                 something else, transactions open on two databases. Nothing was written.
         """
+        self._refuse_generator()
         app = self._get_app()
         if app.conf.task_always_eager:
             eager = {"countdown": countdown, "eta": eta, "expires": expires}
@@ -122,6 +124,7 @@ class Call(Sensitive, DjangoTask):
                 f"{self.name}: bulk_delay takes no {' or '.join(sorted(refused))}; call apply_async for each such job."
             )
         app = self._get_app()
+        self._refuse_generator()
         pairs: Iterator[tuple[Any, Any]] = map(self._call, calls)
         first = next(pairs, None)
         if first is None:
@@ -271,6 +274,11 @@ class Call(Sensitive, DjangoTask):
         return stages.results.JobResult(
             task_id, backend=self.backend, app=self._get_app(), task_name=self.name, **kwargs
         )
+
+    def _refuse_generator(self) -> None:
+        why = why_not(self.run)
+        if why is not None:
+            raise InvalidOption(f"{self.name} {why}. Use a loop in the function, or return a list.")
 
     def _check_arguments(self, args: Any, kwargs: Any) -> None:
         """As Celery does at the call, unless the task has ``typing = False``. Raises TypeError."""

@@ -195,7 +195,7 @@ def _body(task: ReliableTask, run: Run, args: Any, kwargs: Any, savepoint: Abstr
     try:
         with savepoint:
             try:
-                value = task.run(*args, **kwargs)
+                value = task.value_of(args, kwargs)
             except Ignore as ignored:
                 # Ignore, snooze and replace end a body that went as it wished: what it wrote stays.
                 signal, reason = ignored, Reason.IGNORED

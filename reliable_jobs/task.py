@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from celery.utils.functional import head_from_fun
 from django.db import transaction
 
-from reliable_jobs import stages
+from reliable_jobs import function, stages
 from reliable_jobs.call import Call
 from reliable_jobs.conf import settings
 from reliable_jobs.control import RunControl
@@ -51,10 +49,7 @@ class ReliableTask(RunControl, Call):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # Celery checks the signature of decorated functions only.
-        run = vars(cls).get("run")
-        if inspect.isfunction(run) and "__header__" not in vars(cls):
-            cls.__header__ = staticmethod(head_from_fun(run, bound=True))
+        function.adopt(cls)
 
     # --- run ----------------------------------------------------------------------------------------------------------
 
@@ -67,12 +62,20 @@ class ReliableTask(RunControl, Call):
             return super().__call__(*args, **kwargs)
         if request.is_eager:
             if not self.atomic:
-                return self.run(*args, **kwargs)
+                return self.value_of(args, kwargs)
             with transaction.atomic(using=stages.outbox.write_alias()):
-                return self.run(*args, **kwargs)
+                return self.value_of(args, kwargs)
         if request.get("reliable_bundle") is not None:
             return request.reliable_bundle.body(self, args, kwargs)
         return stages.delivery.deliver(self, args, kwargs)
+
+    def value_of(self, args: Any, kwargs: Any) -> Any:
+        """Run the task function and return its value. An ``async def`` is waited for.
+
+        Raises:
+            TypeError: it is a generator function, of which nothing has run.
+        """
+        return function.value_of(self.name, self.run(*args, **kwargs))
 
     @property
     def __trace__(self) -> Any:

@@ -472,3 +472,14 @@ def test_the_check_imports_task_modules_as_a_worker_does_without_running_checks_
     assert len(runs) == 1
     assert "tests.testapp.tasks.effect" in app.tasks
     assert "CELERY_SKIP_CHECKS" not in os.environ
+
+
+def test_b5_a_generator_function_is_an_error(project: Configure) -> None:
+    def generates() -> Iterator[int]:
+        yield 1
+
+    app = project()
+    add(app, "fine")
+    assert "E060" not in found()
+    app.task(base=ReliableTask, name="shop.generates", shared=False)(generates)
+    assert "shop.generates" in found()["E060"].msg

@@ -308,8 +308,15 @@ def test_once_keeps_nothing_of_work_that_raised_or_of_a_transaction_that_rolled_
 
 
 @pytest.mark.django_db
+def test_c5_once_takes_a_number_or_uuid() -> None:
+    for key in (17, uuid.UUID(int=17)):
+        assert once(key, booking("a", 1), scope="invoice") == 1
+        assert once(str(key), booking("b", 2), scope="invoice") == 1
+
+
+@pytest.mark.django_db
 def test_once_refuses_keys_that_do_not_fit() -> None:
-    for key, scope in (("", "s"), ("k" * 256, "s"), ("k", ""), ("k", "s" * 251)):
+    for key, scope in (("", "s"), (True, "s"), (1.5, "s"), ("k" * 256, "s"), ("k", ""), ("k", "s" * 251)):
         with pytest.raises(ValueError, match="1 to 255"):
             once(key, booking("a"), scope=scope)
 

@@ -511,11 +511,22 @@ def test_a_key_whose_transaction_rolled_back_is_free(jobs: InProcess) -> None:
     assert kept() == sent(jobs) == {result.id}
 
 
-@pytest.mark.parametrize("key", ["", "x" * 256, 5, b"k", uuid.UUID(int=1)], ids=repr)
+@pytest.mark.parametrize("key", ["", "x" * 256, 5.0, True, b"k", 10**300], ids=repr)
 def test_a_key_must_be_a_text_that_fits(jobs: InProcess, key: Any) -> None:
     with pytest.raises(InvalidOption, match="1 to 255 characters"):
         tasks.effect.apply_async(("x",), key=key)
     assert kept() == set()
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [(5, "5"), (enum.IntEnum("N", {"FIVE": 5}).FIVE, "5"), (uuid.UUID(int=1), str(uuid.UUID(int=1)))],
+    ids=repr,
+)
+def test_c5_a_number_or_uuid_is_the_key_that_its_text_is(jobs: InProcess, key: Any, text: str) -> None:
+    first = tasks.effect.apply_async(("x",), key=key)
+    assert tasks.effect.apply_async(("x",), key=text).id == first.id
+    assert Job.objects.get().key == text
 
 
 def test_a_key_with_a_nul_character_is_refused_and_not_by_the_database(jobs: InProcess) -> None:

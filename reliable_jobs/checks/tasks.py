@@ -17,6 +17,7 @@ from reliable_jobs import bundle
 from reliable_jobs.checks.celery_settings import TAG
 from reliable_jobs.checks.loading import configured_app, load_tasks, reliable_tasks
 from reliable_jobs.conf import settings
+from reliable_jobs.function import why_not
 from reliable_jobs.task import ReliableTask
 
 #: What a task class may set, where a slip of the pen changes what happens to a job and nothing says so. Names that are
@@ -54,6 +55,7 @@ def check_tasks(**kwargs: Any) -> list[CheckMessage]:
         *_pickled(tasks),
         *_delivery(tasks),
         *_unlimited(app, tasks),
+        *_generators(tasks),
         *_classes(tasks),
         *_windows(tasks),
         *_bundles(tasks),
@@ -107,6 +109,16 @@ def _unlimited(app: Celery, tasks: list[Any]) -> Iterator[CheckMessage]:
             hint="Set time_limit (and a lower soft_time_limit) on the task, or task_time_limit for all, and give the "
             "network call a timeout.",
             id="reliable_jobs.W034",
+        )
+
+
+def _generators(tasks: list[Any]) -> Iterator[CheckMessage]:
+    names = [task.name for task in tasks if why_not(task.run) is not None]
+    if names:
+        yield Error(
+            f"The task function is a generator (it has a yield), so calls are refused: {_list(names)}.",
+            hint="Use a loop in the function, or return a list. An async def is fine.",
+            id="reliable_jobs.E060",
         )
 
 

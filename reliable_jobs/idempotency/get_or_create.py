@@ -39,9 +39,9 @@ class GetOrCreateTask(ReliableTask):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "lookup" in vars(cls):
+        if cls.lookup is not GetOrCreateTask.lookup and cls.run is GetOrCreateTask.run:
             # The task's signature is that of lookup(): run() takes anything and could not tell a wrong call.
-            cls.__header__ = staticmethod(head_from_fun(vars(cls)["lookup"], bound=True))
+            cls.__header__ = staticmethod(head_from_fun(cls.lookup, bound=True))
 
     def lookup(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """What identifies the row: field names and values. Gets the task's arguments."""

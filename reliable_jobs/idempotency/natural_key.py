@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from celery import Task
 from celery.result import AsyncResult
 from django.db import IntegrityError, transaction
 
@@ -56,8 +57,9 @@ class IdempotentTask(ReliableTask):
                 f"{cls.__name__}: an IdempotentTask can't have atomic = False; its key is taken in the transaction of "
                 "its effects. Use apply_async(key=…), or once() around the part that writes."
             )
-        if "run" in vars(cls):
-            cls.run = _guarded(vars(cls)["run"])
+        run = inspect.getattr_static(cls, "run")
+        if cls.run is not Task.run and not hasattr(run, "_reliable_guard"):
+            cls.run = _guarded(run)
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *positional: Any, **options: Any) -> AsyncResult[Any]:
         """As :meth:`ReliableTask.apply_async`, under the natural key.
@@ -109,6 +111,7 @@ def _guarded(run: Any) -> Any:
         own = args if isinstance(run, staticmethod) else (self, *args)
         return self._once(lambda: function(*own, **kwargs), args, kwargs)
 
+    vars(guarded)["_reliable_guard"] = True
     if isinstance(run, staticmethod):
         signature = inspect.signature(function)
         first = inspect.Parameter("_task", inspect.Parameter.POSITIONAL_ONLY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -298,3 +299,17 @@ def small_but_slow(name: str, log: str) -> None:
     Effect.objects.create(name=name)
     log_outside(log, name)
     time.sleep(0.4)
+
+
+@shared_task(base=ReliableTask)
+async def effect_async(name: str, fail: bool = False) -> str:
+    await asyncio.sleep(0.05)
+    await Effect.objects.acreate(name=name)
+    if fail:
+        raise ValueError(name)
+    return name
+
+
+@shared_task(base=ReliableTask, soft_time_limit=1)
+async def sleeps_async() -> None:
+    await asyncio.sleep(60)

@@ -1,0 +1,130 @@
+"""What kind of function a task runs: an ordinary one, an ``async def``, or a generator that would never run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from asgiref.sync import async_to_sync
+from celery import Task
+from celery._state import _task_stack, get_current_task
+from celery.utils.functional import head_from_fun
+from kombu.utils.compat import detect_environment
+
+
+def adopt(cls: Any) -> None:
+    """Prepare a task class whose ``run`` is its own or comes from a mixin: arguments are checked against that function,
+    and an ``async def`` becomes one that waits for its end."""
+    owner = _owner(cls, "run")
+    run = vars(owner)["run"]
+    function, bound = (run.__func__, False) if isinstance(run, staticmethod) else (run, True)
+    if owner is Task or not inspect.isfunction(function) or not function.__name__.isidentifier():
+        return
+    order = cls.__mro__
+    if order.index(owner) < order.index(_owner(cls, "__header__")):
+        # Celery makes the check for decorated functions only.
+        cls.__header__ = staticmethod(head_from_fun(function, bound=bound))
+    if _is_async(function):
+        waits = _that_waits(function)
+        cls.run = waits if bound else staticmethod(waits)
+
+
+def _owner(cls: type, name: str) -> type:
+    return next((one for one in cls.__mro__ if name in vars(one)), object)
+
+
+def _is_async(function: Any) -> bool:
+    """A wrapper (pydantic's, a decorator) is not itself a coroutine function, but returns what one returns."""
+    while function is not None:
+        if getattr(function, "_reliable_waits", False):
+            return False
+        if inspect.iscoroutinefunction(function):
+            return True
+        function = getattr(function, "__wrapped__", None)
+    return False
+
+
+def _that_waits(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def waits(*args: Any, **kwargs: Any) -> Any:
+        value = function(*args, **kwargs)
+        return value if not inspect.isawaitable(value) or _in_event_loop() else finished(value)
+
+    vars(waits)["_reliable_waits"] = True
+    return waits
+
+
+def _in_event_loop() -> bool:
+    """Whether async code calls the task directly; it awaits what it gets."""
+    with contextlib.suppress(RuntimeError):
+        return asyncio.get_running_loop() is not None
+    return False
+
+
+def finished(awaitable: Awaitable[Any]) -> Any:
+    """Wait for the end of an ``async def``, and return its value or raise its error.
+
+    It runs in an event loop in a thread of its own; the current task and its request are the same there. What it awaits
+    of Django's async ORM runs in this thread, so in the transaction that is open here.
+
+    Raises:
+        RuntimeError: under gevent or eventlet, whose greenlets share one event loop.
+    """
+    environment = detect_environment()
+    if environment != "default":
+        if inspect.iscoroutine(awaitable):
+            awaitable.close()
+        raise RuntimeError(
+            f"async def can't run under {environment}. Use the prefork, threads or solo pool for this task's queue, or "
+            "write it as an ordinary function."
+        )
+    running: list[Any] = []
+    task = get_current_task()
+    request = task.request if task is not None else None
+
+    async def run() -> Any:
+        running.extend((asyncio.get_running_loop(), asyncio.current_task()))
+        if task is None:
+            return await awaitable
+        _task_stack.push(task)
+        task.request_stack.push(request)
+        try:
+            return await awaitable
+        finally:
+            task.request_stack.pop()
+            _task_stack.pop()
+
+    try:
+        return async_to_sync(run, force_new_loop=True)()
+    except BaseException:
+        if running and not running[1].done():
+            # A soft time limit arrives in this thread; it ends the coroutine too.
+            with contextlib.suppress(RuntimeError):
+                running[0].call_soon_threadsafe(running[1].cancel)
+        raise
+
+
+def why_not(run: Any) -> str | None:
+    """Why a function can't be a task's, or None. Calling a generator function runs nothing of it."""
+    if inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run):
+        return "is a generator function (it has a yield), so a worker's call would run nothing of it"
+    return None
+
+
+def value_of(name: str, returned: Any) -> Any:
+    """The value that a call of a task's function came to.
+
+    Raises:
+        TypeError: it was a generator function, which a decorator had hidden.
+    """
+    if inspect.iscoroutine(returned):
+        return finished(returned)
+    if inspect.isgenerator(returned) or inspect.isasyncgen(returned):
+        raise TypeError(
+            f"{name} returned a generator, so nothing of it has run. Use a loop in the function, or return a list."
+        )
+    return returned
