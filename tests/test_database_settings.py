@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 from django.db import connection
 
 from tests.databases import by_hand
-from tests.harness import Stack
+from tests.harness import Stack, lines
 from tests.testapp import tasks
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
@@ -30,3 +35,63 @@ def test_a1_databases_as_startproject_writes_it_runs_every_job(stack: Stack) -> 
         job = stack.ends(result)
         assert (job.crashes, job.attempt, job.interruptions) == (0, 0, 0)
     assert sum(stack.effects(f"a1 {number}") for number in range(6)) == 6
+
+
+@pytest.fixture
+def pgbouncer(stack: Stack) -> Iterator[Any]:
+    """In transaction mode, before two sessions of the server."""
+    from tests.conftest import _or_skip
+    from tests.private_servers import PgBouncer
+
+    port = urlsplit(stack.database_url).port or 5432
+    with _or_skip(lambda: PgBouncer(port, settings={"default_pool_size": "2"})) as server:
+        server.database = urlsplit(stack.database_url)._replace(netloc=f"postgres@127.0.0.1:{server.port}").geturl()
+        yield server
+
+
+@contextlib.contextmanager
+def occupied(pgbouncer: Any, session: int) -> Iterator[None]:
+    """All other transactions meet the other one of the two sessions."""
+    with psycopg.connect(pgbouncer.database) as client:
+        if client.execute("SELECT pg_backend_pid()").fetchone() == (session,):
+            yield
+            return
+        with psycopg.connect(pgbouncer.database) as second:
+            assert second.execute("SELECT pg_backend_pid()").fetchone() == (session,)
+            client.rollback()
+            yield
+
+
+@pytest.mark.promise("I3", "I4")
+def test_a14_behind_pgbouncer_a_run_that_meets_another_session_runs_once(stack: Stack, pgbouncer: Any) -> None:
+    """Two processes had left different prepared statements in two sessions: a run found its claim there, and not its
+    settlement, which came after the task function."""
+    with psycopg.connect(pgbouncer.database) as client, psycopg.connect(pgbouncer.database) as other_client:
+        one, other = (each.execute("SELECT pg_backend_pid()").fetchone()[0] for each in (client, other_client))
+    with stack.own_queue() as queue_of_first, stack.own_queue() as queue_of_second:
+        for queue in (queue_of_first, queue_of_second):
+            stack.worker(queue=queue, database_url=pgbouncer.database)
+        for occupied_one, task, queue, args in (
+            (other, tasks.effect, queue_of_first, ["a14"]),
+            (one, tasks.fan_out, queue_of_second, [0]),
+            (one, tasks.effect, queue_of_first, ["a14"]),
+        ):
+            with occupied(pgbouncer, occupied_one):
+                for _ in range(4):
+                    job = stack.ends(task.apply_async(args, queue=queue), sweeping=True)
+                    assert (job.interruptions, job.crashes, job.attempt) == (0, 0, 0), job.error
+    assert stack.effects("a14") == 8
+
+
+@pytest.mark.promise("I2", "I3")
+def test_a14_behind_pgbouncer_retries_and_sweeps_work(stack: Stack, pgbouncer: Any, tmp_path: Path) -> None:
+    outside, gate = tmp_path / "outside", tmp_path / "gate"
+    gate.touch()
+    results = [tasks.gated.delay(f"a14 {number}", str(outside), str(gate)) for number in range(30)]
+    results += [tasks.fails_first.delay("a14 retried", number % 3) for number in range(15)]
+    stack.worker(concurrency=3, database_url=pgbouncer.database, WORKER_SWEEP_INTERVAL=0.2)
+    for result in results:
+        assert (stack.ends(result).interruptions, stack.job(result).crashes) == (0, 0)
+    ran = [line.rsplit(" ", 1)[0] for line in lines(outside)]
+    assert sorted(ran) == sorted(f"a14 {number}" for number in range(30))
+    assert stack.effects("a14 retried") == 15
