@@ -13,6 +13,7 @@ a connection for every task), and databases with a pool of connections.
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 from celery import signals
@@ -52,9 +53,32 @@ def keep_connections(worker: Any) -> bool:
     return active
 
 
+#: In a child: its parent's pools. A pool that is deleted tries to stop its threads, which are not here.
+_left_to_the_parent: list[Any] = []
+
+
+def leave_pools_to_the_parent() -> None:
+    """From now on, forget the connection pools of ``OPTIONS["pool"]`` in each child that this process forks.
+
+    Celery's fixup closes them there, and with them the parent's sessions, which the sweeper uses.
+    """
+    os.register_at_fork(after_in_child=_forget_pools)
+
+
+def _forget_pools() -> None:
+    # Private: where Django keeps its pools, by alias. Pinned by tests/test_kept.py.
+    for connection in connections.all(initialized_only=True):
+        if connection.alias in getattr(connection, "_connection_pools", ()):
+            connection.connection = None  # returned to its pool it would wait for a thread that is not here
+    for connection in connections.all(initialized_only=True):
+        pools = getattr(connection, "_connection_pools", {})
+        _left_to_the_parent.extend(pools.values())
+        pools.clear()
+
+
 def _set_ages() -> None:
     for configured in connections.settings.values():
-        if configured["CONN_MAX_AGE"] == 0:
+        if configured.get("CONN_MAX_AGE") == 0:
             configured["CONN_MAX_AGE"] = settings.WORKER_CONN_MAX_AGE
         # A body may use any of them; the one that its claim has tried is not tried again: see delivery.py.
         configured["CONN_HEALTH_CHECKS"] = True

@@ -176,6 +176,7 @@ def _on_worker_init(sender: Any = None, **kwargs: Any) -> None:
     app: Celery = sender.app
     app.steps["consumer"].add(ParkingStep)
     connection_created.connect(_prepare_session, dispatch_uid="reliable_jobs.session")
+    kept.leave_pools_to_the_parent()
 
 
 def _on_worker_set_up(instance: Any = None, **kwargs: Any) -> None:

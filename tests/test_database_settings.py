@@ -95,3 +95,21 @@ def test_a14_behind_pgbouncer_retries_and_sweeps_work(stack: Stack, pgbouncer: A
     ran = [line.rsplit(" ", 1)[0] for line in lines(outside)]
     assert sorted(ran) == sorted(f"a14 {number}" for number in range(30))
     assert stack.effects("a14 retried") == 15
+
+
+@pytest.mark.promise("I2")
+def test_a15_a_new_child_leaves_the_parents_pool_of_connections_alone(stack: Stack) -> None:
+    pytest.importorskip("psycopg_pool")
+    pool = {"min_size": 1, "max_size": 4}
+    worker = stack.worker(
+        concurrency=2,
+        options=["--max-tasks-per-child", "2"],
+        WORKER_SWEEP_INTERVAL=0.1,
+        **overriding(OPTIONS={"pool": pool}),
+    )
+    results = [tasks.fails_first.delay("a15", 1) for _ in range(12)]
+    for result in results:
+        assert stack.ends(result).crashes == 0
+    assert stack.effects("a15") == 12
+    for trouble in ("server closed the connection", "consuming input failed", "Traceback", "couldn't stop thread"):
+        assert trouble not in worker.log

@@ -116,6 +116,21 @@ def test_a_database_with_a_pool_keeps_celerys_way(project: Celery, monkeypatch: 
     assert not kept.keep_connections(worker(project, prefork.TaskPool))
 
 
+def test_a15_a_forked_child_forgets_its_parents_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    from django.db.backends.postgresql.base import DatabaseWrapper
+
+    pool, pooled = object(), types.SimpleNamespace(alias="pooled", connection=object())
+    pools: dict[str, object] = {"pooled": pool}
+    monkeypatch.setattr(DatabaseWrapper, "_connection_pools", pools)  # where Django keeps them
+    pooled._connection_pools = pools
+    plain = types.SimpleNamespace(alias="default", connection="kept")
+    both = types.SimpleNamespace(all=lambda initialized_only: [plain, pooled])
+    monkeypatch.setattr(kept, "connections", both)
+    monkeypatch.setattr(kept, "_left_to_the_parent", [])
+    kept._forget_pools()
+    assert (pools, pooled.connection, plain.connection, kept._left_to_the_parent) == ({}, None, "kept", [pool])
+
+
 def sessions(stack: Stack) -> dict[int, Any]:
     """Backends of workers' children by pid; this process's own one is left out."""
     with connection.cursor() as cursor:
