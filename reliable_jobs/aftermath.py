@@ -14,12 +14,13 @@ from django.db import connections, transaction
 
 from reliable_jobs import failures, lifecycle, outcome
 from reliable_jobs.conf import settings
-from reliable_jobs.errors import CrashLimitExceeded
+from reliable_jobs.errors import BrokenTransaction, CrashLimitExceeded
 from reliable_jobs.lifecycle import Claim, Refusal
 from reliable_jobs.outcome import Interrupted, Outcome, worker_name
-from reliable_jobs.status import EventKind, Reason
+from reliable_jobs.status import EventKind, Reason, Status
 
 if TYPE_CHECKING:
+    from reliable_jobs.models import Job
     from reliable_jobs.task import ReliableTask
 
 logger = logging.getLogger("reliable_jobs.execution")
@@ -32,18 +33,16 @@ LEFT_OPEN = (
 
 def after_broken_transaction(task: ReliableTask, claim: Claim, ended: Outcome | None, error: BaseException) -> Outcome:
     """An error out of COMMIT, of a hook behind it, or of the settlement: the row is read, nothing is guessed."""
-    claimed_epoch = claim.job.epoch + (1 if claim.token else 0)
 
     def look_and_write() -> Outcome:
         row = lifecycle.find(claim.job.pk, claim.using)
         if row is None:
             raise Ignore(f"job {claim.job.pk}: {Refusal.MISSING.value}")
-        if ended is not None and row.epoch > claimed_epoch and row.worker == worker_name(task) and row.token is None:
+        if ended is not None and _is_own_settlement(task, claim, ended, row):
             logger.warning("Job %s: an error after its commit (%r); its settlement stands.", claim.job.pk, error)
             return ended
-        for_good = isinstance(error, DatabaseError) and not failures.is_transient(error, claim.using)
-        if for_good and ended is not None and isinstance(ended.error, Exception):
-            written = ended  # the body had failed and taken its transaction along: its own error says more
+        if ended is not None and ended.raised is not None and _explains_more(ended.raised, error, claim.using):
+            written = ended
         else:
             written = blame(task, claim, error)
         with transaction.atomic(using=claim.using):
@@ -52,6 +51,32 @@ def after_broken_transaction(task: ReliableTask, claim: Claim, ended: Outcome | 
         return written
 
     return until_written(claim, look_and_write)
+
+
+def _is_own_settlement(task: ReliableTask, claim: Claim, ended: Outcome, row: Job) -> bool:
+    """Whether the row was settled for good by this very run. A rescue and a cancel raise the epoch too, and leave this
+    worker's name on the row."""
+    claimed_epoch = claim.job.epoch + (1 if claim.token else 0)
+    return (
+        row.is_final
+        and row.status == ended.status
+        and row.epoch == claimed_epoch + 1
+        and row.worker == worker_name(task)
+        and row.token is None
+    )
+
+
+def _explains_more(raised: BaseException, error: BaseException, using: str) -> bool:
+    """Whether the task function's own exception is to be recorded, and not the error that broke the transaction later.
+
+    Not if an outage made the function raise it, nor if the process is being ended.
+    """
+    if not isinstance(error, Exception):
+        return False
+    if isinstance(raised, BrokenTransaction):
+        return True
+    for_good = isinstance(error, DatabaseError) and not failures.is_transient(error, using)
+    return for_good or not failures.stems_from_outage(raised, using)
 
 
 def is_out_of_time(task: ReliableTask, error: BaseException) -> bool:
@@ -89,13 +114,30 @@ def condemn(task: ReliableTask, claim: Claim) -> Outcome | Refusal:
         with transaction.atomic(using=claim.using):
             return lifecycle.fail(claim, worker_name(task), reason, str(error), "", kind=EventKind.CRASH)
 
-    return Outcome(lambda claim: True, error=error) if until_written(claim, settle) else Refusal.LOCKED
+    ended = Outcome(lambda claim: True, error=error, status=Status.FAILED)
+    return ended if until_settled(task, claim, ended, settle) else Refusal.LOCKED
 
 
 def give_back(task: ReliableTask, claim: Claim, error: BaseException) -> NoReturn:
     """A committed claim whose body never began: kept, its lease would count it as a crash."""
     until_written(claim, lambda: lifecycle.run_again(claim, worker_name(task), Reason.INTERRUPTED, error=str(error)))
     raise Ignore(f"job {claim.job.pk} given back: {error}") from error
+
+
+def until_settled(task: ReliableTask, claim: Claim, ended: Outcome, write: Callable[[], bool]) -> bool:
+    """Settle a committed claim, as :func:`until_written`. If the answer to a COMMIT was lost, a second try may find its
+    fence broken by this run itself."""
+    tries = 0
+
+    def settle() -> bool:
+        nonlocal tries
+        tries += 1
+        if write():
+            return True
+        row = lifecycle.find(claim.job.pk, claim.using) if tries > 1 else None
+        return row is not None and _is_own_settlement(task, claim, ended, row)
+
+    return until_written(claim, settle)
 
 
 def until_written(claim: Claim, write: Callable[[], _T]) -> _T:

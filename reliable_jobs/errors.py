@@ -48,7 +48,8 @@ class RunTakenAway(ReliableJobsError, RuntimeError):
 
 
 class BodyExited(ReliableJobsError, RuntimeError):
-    """The body called sys.exit(); the worker process was kept alive and the job counts as failed."""
+    """The task function called sys.exit(), or raised another BaseException; the worker process was kept alive and the
+    job counts as failed."""
 
 
 class BodyOutOfMemory(ReliableJobsError, RuntimeError):
@@ -56,7 +57,8 @@ class BodyOutOfMemory(ReliableJobsError, RuntimeError):
 
 
 class BrokenTransaction(ReliableJobsError, RuntimeError):
-    """The body ended the transaction it was given (a raw COMMIT or ROLLBACK, DDL on MySQL, ``atomic(durable=True)``).
+    """The task function ended the transaction it was given (a raw COMMIT or ROLLBACK, DDL on MySQL,
+    ``atomic(durable=True)``), or closed its connection.
 
     Set ``atomic = False`` on the task and open its own transactions with ``self.fenced()``.
     """

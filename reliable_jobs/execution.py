@@ -30,7 +30,7 @@ from reliable_jobs.errors import BrokenTransaction, RunTakenAway
 from reliable_jobs.lifecycle import Claim, Refusal
 from reliable_jobs.outcome import Outcome, Run, worker_name
 from reliable_jobs.savepoint import BodySavepoint, ConstraintViolated
-from reliable_jobs.status import Reason
+from reliable_jobs.status import Reason, Status
 
 if TYPE_CHECKING:
     from reliable_jobs.task import ReliableTask
@@ -153,7 +153,7 @@ def _run_leased(task: ReliableTask, claim: Claim, args: Any, kwargs: Any) -> Out
             with transaction.atomic(using=claim.using):
                 return ended.settle(claim)
 
-        won = aftermath.until_written(claim, write)
+        won = aftermath.until_settled(task, claim, ended, write)
     finally:
         stop.set()
         beat.join(timeout=settings.LEASE)
@@ -206,6 +206,8 @@ def _body(task: ReliableTask, run: Run, args: Any, kwargs: Any, savepoint: Abstr
     finally:
         run.open = False
         request.reliable_run = None
+    if connections[claim.using].closed_in_transaction:
+        return outcome.closed_its_connection(task)
     if run.again is not None:
         return outcome.again(task, run.again, signal or outcome.asked(run.again))
     follow = followups.take(task, value) if signal is None else None
@@ -217,4 +219,4 @@ def _body(task: ReliableTask, run: Run, args: Any, kwargs: Any, savepoint: Abstr
             follow()
         return True
 
-    return Outcome(settle, value=value, error=signal, alone=follow is None)
+    return Outcome(settle, value=value, error=signal, alone=follow is None, status=Status.SUCCEEDED)

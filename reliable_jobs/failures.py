@@ -35,6 +35,8 @@ def is_transient(error: BaseException, using: str) -> bool:
     """
     if not isinstance(error, (OperationalError, InterfaceError, DatabaseError)):
         return False
+    if is_idle_timeout(error):
+        return False  # it would meet the limit again
     state = sqlstate(error)
     if state is not None:
         return state in _TRANSIENT_STATES or state.startswith(_TRANSIENT_CLASSES)
@@ -47,10 +49,30 @@ def is_transient(error: BaseException, using: str) -> bool:
     return isinstance(error, (OperationalError, InterfaceError))
 
 
+def stems_from_outage(error: BaseException, using: str) -> bool:
+    """Whether an error that the database is to blame for is this exception, its cause, or what was being handled."""
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is None or id(one) in seen:
+            continue
+        if is_transient(one, using):
+            return True
+        seen.add(id(one))
+        left += [one.__cause__, one.__context__, getattr(one, "exc", None)]  # the last: of Celery's Retry
+    return False
+
+
 def prevents_start(error: BaseException) -> bool:
     """Whether a claim that failed so says something of the database (away, full, read-only after a failover,
     not migrated yet) and nothing of the job. Then the message is held: no body has begun."""
     return isinstance(error, Error) and not isinstance(error, (DataError, IntegrityError))
+
+
+def is_idle_timeout(error: BaseException) -> bool:
+    """The server ended a transaction in which nothing happened for too long. psycopg2 knows this by its text only."""
+    return sqlstate(error) == "25P03" or (isinstance(error, Error) and "idle-in-transaction timeout" in str(error))
 
 
 def is_lock_conflict(error: BaseException) -> bool:
@@ -80,6 +102,12 @@ def _advice(error: BaseException) -> str:
         return (
             "The body ended the transaction it was given (a raw COMMIT or ROLLBACK?). Set atomic = False and use "
             "self.fenced() for its own transactions."
+        )
+    if is_idle_timeout(error):
+        return (
+            "The task function left its transaction idle for longer than idle_in_transaction_session_timeout allows. "
+            "Do what takes long before the first query, raise the limit for this role, or set atomic = False on the "
+            "task."
         )
     if isinstance(error, RuntimeError) and "durable" in str(error):
         return "An atomic body already runs in a transaction. Set atomic = False and use self.fenced()."

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject, Retry
 from django.db import Error as DatabaseError
+from django.db import connections
 from kombu.serialization import dumps
 
 from reliable_jobs import failures, lifecycle
@@ -24,6 +25,7 @@ from reliable_jobs.conf import settings
 from reliable_jobs.errors import (
     BodyExited,
     BodyOutOfMemory,
+    BrokenTransaction,
     InterruptionLimitExceeded,
     JobExpired,
     JobParked,
@@ -32,7 +34,7 @@ from reliable_jobs.errors import (
 from reliable_jobs.lifecycle import Claim
 from reliable_jobs.message import Rendered
 from reliable_jobs.retry import handback_delay, interruption_delay
-from reliable_jobs.status import EventKind, Reason
+from reliable_jobs.status import EventKind, Reason, Status
 
 if TYPE_CHECKING:
     from reliable_jobs.task import ReliableTask
@@ -74,6 +76,10 @@ class Outcome:
     error: BaseException | None = None
     #: Whether the one conditional UPDATE is all that ``settle`` writes.
     alone: bool = False
+    #: What the row then shows.
+    status: str = Status.WAITING
+    #: The task function's own exception. What it wrote is undone, whatever becomes of the transaction.
+    raised: BaseException | None = None
 
 
 class Interrupted(Exception):
@@ -111,12 +117,20 @@ def encode_result(task: ReliableTask, value: Any) -> str | None:
 
 
 def from_exception(task: ReliableTask, run: Run, error: BaseException) -> Outcome:
-    """The body raised, and its savepoint is undone.
+    """The task function raised, and its savepoint is undone.
 
     Raises:
         Interrupted: the database is to blame.
         BaseException: what ends the process is passed on.
     """
+    if connections[run.claim.using].closed_in_transaction and not ends_process(error):
+        return closed_its_connection(task, error)
+    ended = _from_exception(task, run, error)
+    ended.raised = error
+    return ended
+
+
+def _from_exception(task: ReliableTask, run: Run, error: BaseException) -> Outcome:
     if isinstance(error, Retry):
         cause = run.again.cause if run.again is not None else error.exc
         if isinstance(cause, DatabaseError) and failures.is_transient(cause, run.claim.using):
@@ -126,24 +140,10 @@ def from_exception(task: ReliableTask, run: Run, error: BaseException) -> Outcom
         if error.requeue:
             return again(task, Again(delay=1.0, counts=False, cause=error), Ignore(f"requeued by its task: {error}"))
         return failure(task, error, Reason.REJECTED)
-    if isinstance(error, MemoryError):
-        # Passed on, it would end the whole worker (celery #10462).
-        replacement: Exception = BodyOutOfMemory(
-            "The body ran out of memory (MemoryError); the worker process lives on."
-        )
-        replacement.__cause__ = error
-        return failure(task, replacement)
-    if isinstance(error, SystemExit) and not ends_process(error):
-        replacement = BodyExited(f"The body called sys.exit({error.code!r}); raise an exception instead to fail a job.")
-        replacement.__cause__ = error
-        return failure(task, replacement)
-    if isinstance(error, asyncio.CancelledError):
-        # No Exception, so it would end the child process, and nobody would say why.
-        replacement = BodyExited("The body ended with asyncio.CancelledError; catch it where the await is cancelled.")
-        replacement.__cause__ = error
-        return failure(task, replacement)
-    if not isinstance(error, Exception):
+    if ends_process(error):
         raise error
+    if not isinstance(error, Exception) or isinstance(error, MemoryError):
+        return failure(task, _as_failure(error))
     if isinstance(error, DatabaseError) and failures.is_transient(error, run.claim.using):
         raise Interrupted(str(error)) from error
     if run.again is not None and run.again.counts:
@@ -154,11 +154,44 @@ def from_exception(task: ReliableTask, run: Run, error: BaseException) -> Outcom
     return failure(task, error)
 
 
+def _as_failure(error: BaseException) -> Exception:
+    """An ordinary exception in place of one that would end the child process, or (MemoryError, celery #10462) the whole
+    worker."""
+    failed: Exception
+    if isinstance(error, MemoryError):
+        failed = BodyOutOfMemory("The body ran out of memory (MemoryError); the worker process lives on.")
+    elif isinstance(error, SystemExit):
+        failed = BodyExited(f"The body called sys.exit({error.code!r}); raise an exception instead to fail a job.")
+    elif isinstance(error, asyncio.CancelledError):
+        failed = BodyExited("The body ended with asyncio.CancelledError; catch it where the await is cancelled.")
+    else:
+        failed = BodyExited(f"The task function raised {failures.describe(error)} (a BaseException; use an Exception).")
+    failed.__cause__ = error
+    return failed
+
+
+def closed_its_connection(task: ReliableTask, error: BaseException | None = None) -> Outcome:
+    """The task function closed the connection on which its own transaction was open."""
+    broken = BrokenTransaction(
+        "The task function closed the database connection of its transaction (connection.close(), "
+        "close_old_connections(), or Django's request_finished signal); what it wrote is undone. Remove that call, or "
+        "set atomic = False on the task."
+    )
+    broken.__cause__ = error
+    ended = failure(task, broken)
+    ended.raised = broken
+    return ended
+
+
 def ends_process(error: BaseException) -> bool:
-    """Whether an error out of a body is no failure of its job: the process is told to stop."""
+    """Whether an error out of a task function is no failure of its job: the process or its greenlet has to stop."""
     if isinstance(error, SystemExit):
         return _is_shutdown(error)
-    return not isinstance(error, (Exception, asyncio.CancelledError))
+    if isinstance(error, Exception):
+        return False
+    # The timeouts and kills of greenlet pools are BaseExceptions of their libraries.
+    of_library = any(cls.__module__.split(".")[0] in ("gevent", "eventlet", "greenlet") for cls in type(error).__mro__)
+    return of_library or isinstance(error, KeyboardInterrupt)
 
 
 def _is_shutdown(error: SystemExit) -> bool:
@@ -177,7 +210,9 @@ def _delay_of(error: Retry, task: ReliableTask) -> float:
 def failure(task: ReliableTask, error: Exception, reason: str = Reason.ERROR) -> Outcome:
     """Given up after the body's own error."""
     text, trace, told = _told(task, error)
-    return Outcome(lambda claim: lifecycle.fail(claim, worker_name(task), reason, text, trace), error=told)
+    return Outcome(
+        lambda claim: lifecycle.fail(claim, worker_name(task), reason, text, trace), error=told, status=Status.FAILED
+    )
 
 
 def again(task: ReliableTask, wish: Again, signal: BaseException) -> Outcome:
@@ -225,7 +260,9 @@ def _told(task: ReliableTask, error: BaseException) -> tuple[str, str, BaseExcep
 
 def expired(task: ReliableTask, claim: Claim) -> Outcome:
     text = f"Job {claim.job.pk} expired at {claim.job.expires_at} before it could start."
-    return Outcome(lambda claim: lifecycle.expire(claim, worker_name(task)), error=JobExpired(text))
+    return Outcome(
+        lambda claim: lifecycle.expire(claim, worker_name(task)), error=JobExpired(text), status=Status.EXPIRED
+    )
 
 
 def misfit(task: ReliableTask, claim: Claim, why: str) -> Outcome:
@@ -237,6 +274,7 @@ def misfit(task: ReliableTask, claim: Claim, why: str) -> Outcome:
         return Outcome(
             lambda claim: lifecycle.fail(claim, worker_name(task), Reason.PARKED, text, "", kind=EventKind.PARKED),
             error=JobParked(text),
+            status=Status.FAILED,
         )
     elapsed = settings.DEPLOY_GRACE - (job.deadline_at - claim.now).total_seconds() if job.deadline_at else 0.0
     return Outcome(
@@ -266,6 +304,7 @@ def interruption(
                 claim, worker_name(task), Reason.INTERRUPTED, why, trace, kind=EventKind.INTERRUPTION
             ),
             error=signal or InterruptionLimitExceeded(why),
+            status=Status.FAILED,
         )
     delay = interruption_delay(count - 1)
     return Outcome(

@@ -323,8 +323,8 @@ MUTANTS = [
         "sys-exit",
         "I6",
         "outcome.py",
-        "if isinstance(error, SystemExit) and not ends_process(error):",
-        "if False:",
+        "    if ends_process(error):\n        raise error",
+        "    if isinstance(error, SystemExit):\n        raise error",
         (f"{I6}::test_sys_exit_in_a_thread_pool_fails_the_job_and_not_the_worker",),
     ),
     Mutant(
