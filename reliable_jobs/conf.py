@@ -59,7 +59,7 @@ class Settings:
     WORKER_CONN_MAX_AGE: float = 600.0
     #: Rows that one sweep takes of each kind.
     SWEEP_LIMIT: int = 2000
-    #: Recovery messages outstanding per queue while nothing of that queue settles.
+    #: Messages of a queue that are out beside the first ones while nothing of that queue settles.
     RECOVERY_LIMIT: int = 200
     #: Days that settled rows are kept, by status; None keeps them for ever.
     RETENTION: Mapping[str, float | None] = dataclasses.field(default_factory=_default_retention)

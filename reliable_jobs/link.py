@@ -70,6 +70,20 @@ class Receipt:
                 self.returned.update(dict.fromkeys(job_ids, self.returned.pop(bundle_id)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Depth:
+    """Of a queue. Messages that a consumer has prefetched are not counted as ready."""
+
+    ready: int
+    consumers: int
+
+    @property
+    def abandoned(self) -> bool:
+        """Messages wait and nobody consumes them. (An empty queue without a consumer has lost its messages: more must
+        be sent, not least because some sites start their workers when they see one.)"""
+        return self.ready > 0 and self.consumers == 0
+
+
 class BrokerTimeout(Exception):
     """The broker did not answer within the time budget."""
 
@@ -244,6 +258,21 @@ class Link:
             self._write(bytearray(self._frames(nowhere, mandatory=False)), deadline)
             self._await_confirms(deadline, down_to=0)
         self.used = True
+
+    def depth(self, queue: str) -> Depth | None:
+        """What the broker says of a queue; None where it can't say: no such queue, no permission, not AMQP."""
+        if not self.amqp:
+            return None
+        channel = self.raw.channel()  # a refusal closes it
+        try:
+            answer = channel.queue_declare(queue, passive=True)
+        except self.connection.channel_errors:
+            return None
+        finally:
+            if channel.is_open:
+                channel.close()
+        self.used = True
+        return Depth(ready=answer.message_count, consumers=answer.consumer_count)
 
     def _await_confirms(self, deadline: float, down_to: int) -> None:
         while len(self.open_tags) > down_to:

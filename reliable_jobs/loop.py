@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from typing import TypeVar
 
 from celery import Celery
 from django.db import connections
 
 from reliable_jobs import sweeper
 
+_T = TypeVar("_T")
 logger = logging.getLogger("reliable_jobs.sweeper")
 
 
@@ -48,23 +50,30 @@ class SweepLoop:
             self._thread.join(timeout)
 
     def run(self) -> None:
+        more = self.interval is not None  # the first round at once: jobs may have waited for this process
         while not self._stop.is_set():
-            self._wake.wait(self.interval)
-            self._wake.clear()
-            if self._stop.is_set():
-                break
-            self.once()
+            if not more:
+                self._wake.wait(self.interval)
+                self._wake.clear()
+            if not self._stop.is_set():
+                more = self.once()
         connections.close_all()
 
-    def once(self) -> None:
+    def once(self) -> bool:
+        """One round. Says whether there is more to do at once."""
+        if self.before is not None:
+            self._try(self.before)
+        report = self._try(lambda: sweeper.sweep(self.app, actor=self.actor))
+        more = report is not None and report.more
+        if not (more or self.keep_connections):
+            connections.close_all()
+        return more
+
+    def _try(self, work: Callable[[], _T]) -> _T | None:
         try:
-            if self.before is not None:
-                self.before()
-            sweeper.sweep(self.app, actor=self.actor)
+            return work()
         except Exception as error:
             # A sweeper that dies would be noticed only when jobs are missing; it logs and goes on.
             logger.warning("Sweep by %s failed (%s: %s); trying again.", self.actor, type(error).__name__, error)
             connections.close_all()
-        else:
-            if not self.keep_connections:
-                connections.close_all()
+            return None

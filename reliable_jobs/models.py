@@ -66,6 +66,10 @@ class JobQuerySet(models.QuerySet["Job"]):
         """Waiting, published, and not settled by the time the sweeper was to look."""
         return self.filter(status=Status.WAITING, sends__gt=0, check_at__lte=Now())
 
+    def sent_again(self) -> JobQuerySet:
+        """Waiting, and published more than once."""
+        return self.filter(status=Status.WAITING, sends__gt=1)
+
     def lost_runs(self) -> JobQuerySet:
         """Claims whose lease is over. Whether the run is dead the row lock tells: see :meth:`lock`."""
         return self.filter(status=Status.RUNNING, lease_at__lte=Now())
@@ -163,6 +167,9 @@ class Job(models.Model):
                 fields=["queue", "check_at"],
                 name="reliable_job_overdue",
                 condition=Q(status=Status.WAITING, sends__gt=0),
+            ),
+            models.Index(
+                fields=["queue"], name="reliable_job_sent_again", condition=Q(status=Status.WAITING, sends__gt=1)
             ),
             models.Index(fields=["lease_at"], name="reliable_job_lease", condition=Q(status=Status.RUNNING)),
             # Settled rows are those with a finished_at. "status IN (…)" says the same, but with parameters in the

@@ -17,7 +17,7 @@ from celery import Celery, current_app
 
 from reliable_jobs import bundle
 from reliable_jobs.conf import settings
-from reliable_jobs.link import BrokerTimeout, Link, Receipt
+from reliable_jobs.link import BrokerTimeout, Depth, Link, Receipt
 from reliable_jobs.message import Outgoing
 from reliable_jobs.preparation import Preparation
 
@@ -151,6 +151,43 @@ class Publisher:
                 self._keep(link)
                 return True
         return False
+
+    def depths(self, queues: Sequence[str], timeout: float = 2.0) -> dict[str, Depth]:
+        """What the broker says of queues; those of which it could not say anything within the time are left out.
+
+        Args:
+            timeout: seconds for all of them, connecting included.
+        """
+        self._forked()
+        if self._open or not queues:
+            return {}
+        found: dict[str, Depth] = {}
+
+        def look() -> None:
+            for reuse in (True, False):
+                link = None
+                try:
+                    link = (self._idle_link() if reuse else None) or Link(self.app, timeout=timeout)
+                    for queue in queues:
+                        depth = link.depth(queue)
+                        if depth is not None:
+                            found[queue] = depth
+                except Exception as error:  # a kept connection may have died; a broker that is away says nothing
+                    logger.info("The broker could not be asked about its queues: %s", error)
+                    if link is not None:
+                        link.drop()
+                else:
+                    self._keep(link)
+                    return
+
+        # In a thread of its own, because nothing else bounds it: see Preparation.
+        thread = threading.Thread(target=look, name="reliable_jobs-depths", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no room for another thread
+            return {}
+        thread.join(timeout)
+        return dict(found)
 
     def close(self) -> None:
         """Close the idle connections."""

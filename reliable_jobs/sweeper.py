@@ -37,6 +37,8 @@ logger = logging.getLogger("reliable_jobs.sweeper")
 PUBLISH_TIMEOUT = 10.0
 #: Settlements looked at to see how far a queue has come.
 FRONTIER_SAMPLE = 200
+#: What one round may spend on asking the broker for its queues' depths, in seconds.
+DEPTHS_TIMEOUT = 5.0
 #: How long ago a settlement still says something about its queue, in seconds.
 FRONTIER_AGE = 30.0
 #: How much earlier than a settled job a row must have been due to count as overtaken, in seconds: prefetched messages
@@ -58,13 +60,18 @@ class Report:
     unconfirmed: int = 0
     rescued: int = 0
     found: int = 0
+    #: A kind met its limit: there is more to do at once.
+    more: bool = False
+
+    def _numbers(self) -> dict[str, int]:
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "more"}
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(self).items())
+        return ", ".join(f"{name} {value}" for name, value in self._numbers().items())
 
     @property
     def idle(self) -> bool:
-        return not any(dataclasses.asdict(self).values())
+        return not any(self._numbers().values())
 
 
 def sweep(app: Celery, *, actor: str = "sweeper", on_backlog: OnBacklog | None = None) -> Report:
@@ -83,7 +90,9 @@ def sweep(app: Celery, *, actor: str = "sweeper", on_backlog: OnBacklog | None =
         _publish_due(app, alias, report, on_backlog)
         _publish_overdue(app, alias, report)
         if _database_settled(alias):
-            report.rescued += lifecycle.rescue(alias, settings.SWEEP_LIMIT, actor=actor)
+            rescued = lifecycle.rescue(alias, settings.SWEEP_LIMIT, actor=actor)
+            report.rescued += rescued
+            report.more |= rescued >= settings.SWEEP_LIMIT
 
     try:
         databases.on_each(one, "The sweep")
@@ -150,6 +159,7 @@ def _publish_due(app: Celery, alias: str, report: Report, on_backlog: OnBacklog 
         if receipt.error is not None or receipt.nacked:
             return  # what went back is due again at once: not in this round
         left -= len(jobs)
+    report.more = True
 
 
 def _raise_sends(alias: str, jobs: Iterable[Job]) -> None:
@@ -208,7 +218,10 @@ def _publish_overdue(app: Celery, alias: str, report: Report) -> None:
     queues = list(Job.objects.using(alias).overdue().order_by().values_list("queue", flat=True).distinct())
     if not queues or not publisher(app).reachable():
         return
+    depths = publisher(app).depths(queues, timeout=DEPTHS_TIMEOUT)
     for queue in queues:
+        if queue in depths and depths[queue].abandoned:
+            continue  # the messages are there; what is missing is a worker
         with transaction.atomic(using=alias):
             jobs = _suspects(alias, queue)
             _raise_sends(alias, jobs)
@@ -218,14 +231,15 @@ def _publish_overdue(app: Celery, alias: str, report: Report) -> None:
         report.republished += len(receipt.confirmed)
         if receipt.error is not None:
             return
+        report.more |= len(receipt.confirmed) >= settings.PUBLISH_WINDOW
 
 
 def _suspects(alias: str, queue: str) -> list[Job]:
     """Overdue rows of a queue whose messages are probably lost.
 
     Where jobs of a priority move, overtaking decides: a first-send job of the same one that was due later has settled.
-    Where none has settled lately, doubling alone, topped up to a bounded number of recovery messages. A row that is not
-    selected costs no write.
+    Where none has settled lately, at most RECOVERY_LIMIT messages are out beside the first ones, until some of their
+    jobs have settled. A row that is not selected costs no write.
     """
     overdue = Job.objects.using(alias).overdue().filter(queue=queue).only(*SENT)
     overtaken, unseen = Q(pk=None), Q()
@@ -234,14 +248,17 @@ def _suspects(alias: str, queue: str) -> list[Job]:
         unseen &= Q(priority__isnull=False) if priority is None else Q(priority__isnull=True) | ~Q(priority=priority)
     found = list(overdue.filter(overtaken).order_by("check_at").lock()[: settings.PUBLISH_WINDOW])
     # Priorities of which nothing has settled lately are not overtaken by anybody: they must not wait for that.
-    outstanding = (
-        Job.objects.using(alias)
-        .filter(unseen, queue=queue, status=Status.WAITING, sends__gt=1, check_at__gt=Now())[: settings.RECOVERY_LIMIT]
-        .count()
+    again = Job.objects.using(alias).sent_again().filter(unseen, queue=queue)
+    limit = settings.RECOVERY_LIMIT - sum(
+        sends - 1 for sends in again.values_list("sends", flat=True)[: settings.RECOVERY_LIMIT]
     )
-    limit = settings.RECOVERY_LIMIT - outstanding
+    suspects = overdue.filter(unseen)
     if limit > 0:
-        found += overdue.filter(unseen).order_by("check_at").lock()[:limit]
+        found += suspects.order_by("check_at").lock()[:limit]
+    elif not again.filter(check_at__gt=Now()).exists():
+        # All of them may be lost as well. One is tried, the one with the longest pause before the next try; when it
+        # settles there is room for others.
+        found += suspects.order_by("-sends", "check_at").lock()[:1]
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
-from celery import Celery, signals
+from celery import Celery, bootsteps, signals
 from celery.concurrency import prefork, solo
 from celery.exceptions import InvalidTaskError
 from celery.worker import state as worker_state
@@ -156,7 +156,6 @@ def cancel_revoked(job_id: uuid.UUID, alias: str, terminated: bool) -> None:
 
 # --- processes --------------------------------------------------------------------------------------------------------
 
-_fallback: SweepLoop | None = None
 _revocations_seen: set[str] = set()
 
 
@@ -175,6 +174,7 @@ def _cancel_newly_revoked() -> None:
 def _on_worker_init(sender: Any = None, **kwargs: Any) -> None:
     app: Celery = sender.app
     app.steps["consumer"].add(ParkingStep)
+    app.steps["worker"].add(SweepStep)
     connection_created.connect(_prepare_session, dispatch_uid="reliable_jobs.session")
     kept.leave_pools_to_the_parent()
 
@@ -199,23 +199,22 @@ def _prepare_session(connection: Any, **kwargs: Any) -> None:
         )
 
 
-def _on_worker_ready(sender: Any = None, **kwargs: Any) -> None:
-    global _fallback
-    if settings.WORKER_SWEEP_INTERVAL and _fallback is None:
-        _fallback = SweepLoop(
-            sender.app,
-            actor=f"worker {sender.hostname}",
+class SweepStep(bootsteps.StartStopStep):
+    """The sweep loop beside a worker. A step, because Celery's signal worker_ready is not sent for a worker of
+    ``celery.contrib.testing``. After the pool, whose children must not inherit its connections."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def include_if(self, worker: Any) -> bool:
+        return bool(settings.WORKER_SWEEP_INTERVAL)
+
+    def create(self, worker: Any) -> SweepLoop:
+        return SweepLoop(
+            worker.app,
+            actor=f"worker {worker.hostname}",
             interval=settings.WORKER_SWEEP_INTERVAL,
             before=_cancel_newly_revoked,
         )
-        _fallback.start()
-
-
-def _on_worker_shutdown(**kwargs: Any) -> None:
-    global _fallback
-    if _fallback is not None:
-        _fallback.stop()
-        _fallback = None
 
 
 class _WithoutSweepTicks(logging.Filter):
@@ -236,8 +235,6 @@ def connect() -> None:
     """Connect the receivers; called once by the app config. They cost nothing in a process that is no worker."""
     signals.worker_init.connect(_on_worker_init, dispatch_uid="reliable_jobs.worker_init")
     signals.celeryd_after_setup.connect(_on_worker_set_up, dispatch_uid="reliable_jobs.celeryd_after_setup")
-    signals.worker_ready.connect(_on_worker_ready, dispatch_uid="reliable_jobs.worker_ready")
-    signals.worker_shutdown.connect(_on_worker_shutdown, dispatch_uid="reliable_jobs.worker_shutdown")
     signals.beat_init.connect(_on_beat_init, dispatch_uid="reliable_jobs.beat_init")
     signals.beat_embedded_init.connect(_on_beat_init, dispatch_uid="reliable_jobs.beat_embedded_init")
     signals.task_revoked.connect(_on_revoked, dispatch_uid="reliable_jobs.task_revoked")

@@ -588,8 +588,11 @@ def _in(**delta: float) -> datetime.datetime:
         ({"due_at": _in(hours=3), "sends": 0}, "Scheduled: not before 2026-01-31 16:00:00, in 3 h."),
         ({"due_at": _in(seconds=-5), "sends": 0}, "Not sent yet: the sweeper publishes it at its next round."),
         ({"due_at": _in(hours=-1), "sends": 0}, "does beat or a worker run, and does the broker answer?"),
-        ({"due_at": _in(seconds=-2), "sends": 1}, "Its message is in queue 'letters'"),
-        ({"due_at": _in(minutes=-9), "sends": 4}, "Sent 4 times to queue 'letters' without an answer"),
+        (
+            {"due_at": _in(seconds=-40), "sends": 1, "check_at": _in(seconds=-25)},
+            "Published 40 s ago to queue 'letters'. Whether a worker consumes it is unknown: the broker did not say.",
+        ),
+        ({"due_at": _in(minutes=-9), "sends": 4}, "to queue 'letters', 4 times in all. "),
         ({"reason": "asked", "due_at": _in(days=3), "sends": 0}, "the task asked to run later: due in 3 days"),
         ({"reason": "crash", "crashes": 2}, "2 of its starts never reported, with 3 it is given up"),
         ({"reason": "interrupted", "interruptions": 1, "error": "deadlock"}, "interrupted (1 of 10 times): deadlock"),

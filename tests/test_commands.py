@@ -29,6 +29,7 @@ from reliable_jobs import ReliableTask, sweeper
 from reliable_jobs.management import base
 from reliable_jobs.management.base import in_chunks
 from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.publisher import Publisher
 from reliable_jobs.testing import override_dispatch, run_jobs
 from tests.celery_app import app
 from tests.testapp.tasks import add, effect, fails
@@ -251,7 +252,9 @@ def test_which_jobs_must_be_said_in_one_way(arguments: tuple[str, ...]) -> None:
 # --- status -----------------------------------------------------------------------------------------------------------
 
 
-def test_status_counts_what_is_unfinished_due_and_overdue() -> None:
+def test_status_counts_what_is_unfinished_due_and_overdue(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Who consumes the queues is another matter: tests/test_recovery.py.
+    monkeypatch.setattr(Publisher, "depths", lambda self, queues, timeout: {})
     failed_jobs(1)
     for number in range(3):
         add.delay(number, 0)

@@ -73,6 +73,10 @@ QUESTIONS: dict[str, tuple[str, Callable[[], JobQuerySet]]] = {
         "reliable_job_overdue",
         lambda: Job.objects.overdue().filter(queue="celery").order_by("check_at")[:500],
     ),
+    "sent again of a queue": (
+        "reliable_job_sent_again",
+        lambda: Job.objects.sent_again().filter(queue="celery").values_list("sends", flat=True)[:200],
+    ),
     "lost runs": ("reliable_job_lease", lambda: Job.objects.lost_runs()[:500]),
     "how far a queue has come": (
         "reliable_job_settled",

@@ -18,7 +18,9 @@ from django.utils.safestring import SafeString
 from reliable_jobs.admin import content, story
 from reliable_jobs.admin.listing import BoundedPaginator, CreatedFilter, JobChangeList, ShowFilter, search
 from reliable_jobs.admin.views import OperationViews
+from reliable_jobs.link import Depth
 from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.publisher import publisher
 from reliable_jobs.status import Status
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 else:
     _ModelAdmin = admin.ModelAdmin
 
+#: What a job's page may spend on asking the broker, in seconds.
+BROKER_TIMEOUT = 0.5
 #: Events and children that a job's page shows.
 EVENTS_SHOWN = 100
 CHILDREN_SHOWN = 20
@@ -159,7 +163,7 @@ class JobAdmin(OperationViews):
             events = list(JobEvent.objects.using(using).filter(job_id=job.pk).order_by("-pk")[: EVENTS_SHOWN + 1])
             holder = story.holders([job.pk], using).get(job.pk)
             context.update(
-                story=story.tell(job, job.now, holder, events[0] if events else None),
+                story=story.tell(job, job.now, holder, events[0] if events else None, _depth(job)),
                 events=events[:EVENTS_SHOWN],
                 more_events=len(events) > EVENTS_SHOWN,
                 events_shown=EVENTS_SHOWN,
@@ -227,6 +231,13 @@ class JobAdmin(OperationViews):
 
     def _link(self, job: Job) -> SafeString:
         return format_html('<a href="{}">{}</a>', self._page("change", job.pk), str(job))
+
+
+def _depth(job: Job) -> Depth | None:
+    """What the broker says of the queue of a job whose message is out; None where it does not say so in time."""
+    if job.status != Status.WAITING or not job.sends:
+        return None
+    return publisher().depths([job.queue], timeout=BROKER_TIMEOUT).get(job.queue)
 
 
 def _crashes(job: Job) -> int:

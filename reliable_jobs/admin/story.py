@@ -12,7 +12,9 @@ from django.utils import timezone
 from django.utils.formats import date_format
 
 from reliable_jobs.conf import settings
+from reliable_jobs.link import Depth
 from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.retry import next_check
 from reliable_jobs.status import EventKind, Reason, Status
 
 ERROR_SHOWN = 200
@@ -56,20 +58,27 @@ def holders(ids: Sequence[uuid.UUID], using: str) -> dict[uuid.UUID, Holder]:
         return {job_id: Holder(pid, since, client) for job_id, pid, since, client in cursor.fetchall()}
 
 
-def tell(job: Job, now: datetime.datetime, holder: Holder | None = None, last: JobEvent | None = None) -> Story:
+def tell(
+    job: Job,
+    now: datetime.datetime,
+    holder: Holder | None = None,
+    last: JobEvent | None = None,
+    depth: Depth | None = None,
+) -> Story:
     """The story of a row.
 
     Args:
         now: the database's time.
         holder: see :func:`holders`.
         last: the latest event of the job.
+        depth: what the broker says of the job's queue, where it was asked and can say.
     """
     if job.status == Status.RUNNING:
         return _running(job, now, holder)
     if job.status == Status.WAITING:
         if holder is not None:
             return Story(f"Probably running: {_held(holder, now)}. It shows here when it ends.", "busy")
-        return _waiting(job, now, last)
+        return _waiting(job, now, last, depth)
     return _settled(job, now)
 
 
@@ -98,7 +107,7 @@ def _running(job: Job, now: datetime.datetime, holder: Holder | None) -> Story:
     return Story(text, "busy")
 
 
-def _waiting(job: Job, now: datetime.datetime, last: JobEvent | None) -> Story:
+def _waiting(job: Job, now: datetime.datetime, last: JobEvent | None, depth: Depth | None) -> Story:
     tone = "idle"
     if job.reason == Reason.PARKED:
         text = f"Waiting: no worker that it reached can run it ({_error(job)}). Offered again {_when(job.due_at, now)}"
@@ -130,7 +139,9 @@ def _waiting(job: Job, now: datetime.datetime, last: JobEvent | None) -> Story:
         text = f"Scheduled: not before {moment(job.due_at)}, in {span(job.due_at - now)}."
     else:
         text = f"Waiting since {moment(job.due_at)} ({span(now - job.due_at)})."
-    return Story(text + _sent(job, now, last) + _expiry(job), tone)
+    if job.sends and depth is not None and not depth.consumers:
+        tone = "bad"
+    return Story(text + _sent(job, now, last, depth) + _expiry(job), tone)
 
 
 def _due(job: Job, now: datetime.datetime) -> str:
@@ -141,7 +152,7 @@ def _when(at: datetime.datetime, now: datetime.datetime) -> str:
     return f"in {span(at - now)}" if at > now else "now"
 
 
-def _sent(job: Job, now: datetime.datetime, last: JobEvent | None) -> str:
+def _sent(job: Job, now: datetime.datetime, last: JobEvent | None, depth: Depth | None) -> str:
     """Where its message is."""
     if job.sends == 0:
         if job.due_at > now:
@@ -152,15 +163,23 @@ def _sent(job: Job, now: datetime.datetime, last: JobEvent | None) -> str:
         return text
     if last is not None and last.kind == EventKind.UNROUTABLE:
         return f" The broker returned its message: {last.detail}. Does queue {job.queue!r} exist?"
-    look = ""
+    look, ago = "", ""
     if job.check_at is not None:
         look = f" The sweeper looks again {_when(job.check_at, now)}."
-    if job.sends == 1:
-        return f" Its message is in queue {job.queue!r}: waiting for a worker, or running at this moment.{look}"
-    return (
-        f" Sent {job.sends} times to queue {job.queue!r} without an answer: does a worker consume that queue, and is "
-        f"it free?{look}"
-    )
+        pause = next_check(settings.GRACE, job.sends, settings.MAX_GRACE)
+        ago = f" {span(now - job.check_at + datetime.timedelta(seconds=pause))} ago"
+    times = "" if job.sends == 1 else f", {job.sends} times in all"
+    return f" Published{ago} to queue {job.queue!r}{times}. {consumed(job.queue, depth)}{look}"
+
+
+def consumed(queue: str, depth: Depth | None) -> str:
+    """Who consumes a queue, in a sentence."""
+    if depth is None:
+        return "Whether a worker consumes it is unknown: the broker did not say."
+    if not depth.consumers:
+        return f"No worker consumes it: start one with -Q {queue}."
+    workers = "1 worker consumes it" if depth.consumers == 1 else f"{depth.consumers} workers consume it"
+    return f"{workers}, and {depth.ready:,} message{'' if depth.ready == 1 else 's'} wait there."
 
 
 def _expiry(job: Job) -> str:

@@ -3,17 +3,26 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from django.core.management.base import CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db.models import Count, DurationField, ExpressionWrapper, F, Max
 from django.db.models.functions import Now
 
+from reliable_jobs.checks.loading import configured_app
+from reliable_jobs.link import Depth
 from reliable_jobs.management.base import JobCommand
 from reliable_jobs.models import Job
-from reliable_jobs.status import UNFINISHED
+from reliable_jobs.publisher import publisher
+from reliable_jobs.status import UNFINISHED, Status
+
+#: What the command may spend on asking the broker, in seconds.
+BROKER_TIMEOUT = 3.0
 
 
 class Command(JobCommand):
-    help = "Count the unfinished jobs by status, queue and task; say how old the oldest is and how many are overdue."
+    help = (
+        "Count the unfinished jobs by status, queue and task; say how old the oldest is, how many are overdue and who "
+        "consumes their queues. Exit status 1 when jobs wait in a queue that no worker consumes."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
@@ -22,6 +31,7 @@ class Command(JobCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         rows: list[dict[str, Any]] = []
         totals = {"unfinished": 0, "due": 0, "overdue": 0, "lost_runs": 0}
+        waiting: dict[str, int] = {}
 
         def one(alias: str) -> None:
             here, jobs = _counts(alias), Job.objects.using(alias)
@@ -29,14 +39,30 @@ class Command(JobCommand):
             totals["due"] += jobs.due().count()
             totals["overdue"] += jobs.overdue().count()
             totals["lost_runs"] += jobs.lost_runs().count()
+            for queue, count in _waiting_now(alias):
+                waiting[queue] = waiting.get(queue, 0) + count
             rows.extend(here)
 
         self.on_each(self.databases(options), one)
+        depths = publisher(configured_app()).depths(sorted(waiting), timeout=BROKER_TIMEOUT)
         oldest = max((row["oldest_seconds"] for row in rows), default=None)
         if options["json"]:
-            self.stdout.write(json.dumps({**totals, "oldest_seconds": oldest, "jobs": rows}))
-            self.complain()
-            return
+            queues = {queue: _as_json(count, depths.get(queue)) for queue, count in sorted(waiting.items())}
+            report = {**totals, "oldest_seconds": oldest, "queues": queues, "jobs": rows}
+            self.stdout.write(json.dumps(report))
+        else:
+            self._write(rows, totals, oldest)
+            for queue, count in sorted(waiting.items()):
+                self.stdout.write(f"Queue {queue}: {count} due, {_consumed(depths.get(queue))}.")
+        self.complain()
+        alone = [queue for queue in sorted(waiting) if queue in depths and not depths[queue].consumers]
+        if alone:
+            raise CommandError(
+                f"No worker consumes {', '.join(alone)}, and jobs wait there. Start one with -Q {','.join(alone)}.",
+                returncode=1,
+            )
+
+    def _write(self, rows: list[dict[str, Any]], totals: dict[str, int], oldest: float | None) -> None:
         for row in rows:
             self.stdout.write(
                 f"{row['count']:>8} {row['status']:<8} {row['task']}  (database {row['database']}, queue "
@@ -48,7 +74,6 @@ class Command(JobCommand):
             f"{totals['due']} due and not published, {totals['overdue']} published and overdue, {totals['lost_runs']} "
             "running without a sign of life."
         )
-        self.complain()
 
 
 def _counts(alias: str) -> list[dict[str, Any]]:
@@ -71,3 +96,23 @@ def _counts(alias: str) -> list[dict[str, Any]]:
         }
         for row in sorted(groups, key=lambda row: (row["status"], row["queue"], -row["count"]))
     ]
+
+
+def _waiting_now(alias: str) -> list[tuple[str, int]]:
+    """By queue, the jobs that wait and are due."""
+    rows = Job.objects.using(alias).filter(status=Status.WAITING, due_at__lte=Now()).order_by()
+    return list(rows.values("queue").annotate(count=Count("pk")).values_list("queue", "count"))
+
+
+def _consumed(depth: Depth | None) -> str:
+    if depth is None:
+        return "consumers unknown (the broker did not say)"
+    return f"{depth.consumers} consumer{'' if depth.consumers == 1 else 's'}, {depth.ready} message(s) ready"
+
+
+def _as_json(count: int, depth: Depth | None) -> dict[str, int | None]:
+    return {
+        "due": count,
+        "consumers": None if depth is None else depth.consumers,
+        "ready": None if depth is None else depth.ready,
+    }

@@ -68,6 +68,8 @@ class Command(JobCommand):
                 if not report.idle:
                     self.stdout.write(f"Swept: {report}.")
                     self.stdout.flush()
+                if report.more:
+                    continue
             wake = time.monotonic() + interval
             while not self.stopped and (left := wake - time.monotonic()) > 0:
                 time.sleep(min(TICK, left))
