@@ -7,22 +7,33 @@ are locked (skipping what others hold) by a query that says *settled*, and delet
 from __future__ import annotations
 
 import logging
+import uuid
+from collections.abc import Sequence
+from typing import Any
 
-from django.db import transaction
+from django.db import IntegrityError, connections, router, transaction
+from django.db.models import DO_NOTHING, PROTECT, RESTRICT, Exists, ManyToOneRel, OuterRef
 from django.db.models.functions import Now
 
 from reliable_jobs import databases
 from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle import seconds
-from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.models import Job, JobEvent, JobQuerySet
 
 logger = logging.getLogger("reliable_jobs.pruner")
 
 BATCH = 1000
+#: Protected jobs that the log counts.
+COUNTED = 10_000
+#: Jobs that such a row refers to are not deleted.
+_KEEPING = (PROTECT, RESTRICT, DO_NOTHING)
 
 
 def prune(*, limit: int = 100_000) -> int:
     """Delete settled jobs older than RETENTION, with their events. Returns how many jobs went.
+
+    Rows of the application's own models that refer to a job are treated as their ``on_delete`` says; jobs that it
+    protects are kept, and the log says how many.
 
     Args:
         limit: most jobs to delete per database in one call.
@@ -36,12 +47,17 @@ def prune(*, limit: int = 100_000) -> int:
         nonlocal total
         here = 0
         for status, days in settings.RETENTION.items():
-            while days is not None and here < limit:
-                deleted = prune_batch(alias, status, days)
+            if days is None:
+                continue
+            kept: set[uuid.UUID] = set()
+            more = True
+            while more and here < limit:
+                deleted, more = prune_batch(alias, status, days, kept)
                 here += deleted
                 total += deleted
-                if deleted < BATCH:
-                    break
+            if kept:
+                logger.warning("%d settled job(s) can't be pruned: rows of another table refer to them.", len(kept))
+        _say_what_is_protected(alias)
 
     try:
         databases.on_each(one, "The pruning")
@@ -51,14 +67,98 @@ def prune(*, limit: int = 100_000) -> int:
     return total
 
 
-def prune_batch(alias: str, status: str, days: float) -> int:
-    """Delete one batch of one status. Raises ``django.db.Error``."""
-    rows = Job.objects.using(alias).filter(status=status, finished_at__lt=Now() - seconds(days * 86400))
+def prune_batch(alias: str, status: str, days: float, kept: set[uuid.UUID]) -> tuple[int, bool]:
+    """Delete one batch of one status.
+
+    Args:
+        kept: jobs that could not be deleted; more are added.
+
+    Returns:
+        how many went, and whether there may be more.
+
+    Raises:
+        django.db.Error: not because of a reference.
+    """
+    rows = _old(alias, status, days)
+    for relation in _relations(alias):
+        if relation.on_delete in _KEEPING:
+            rows = rows.exclude(_referred_by(relation, alias))
+    rows = rows.exclude(pk__in=kept) if kept else rows
+    try:
+        ids = _delete(alias, rows, BATCH)
+    except IntegrityError:
+        # A reference that Django knows nothing of, or one that was written this moment: the others go one by one.
+        found = list(rows.values_list("pk", flat=True)[:BATCH])
+        ids = []
+        for pk in found:
+            try:
+                ids += _delete(alias, rows.filter(pk=pk), 1)
+            except IntegrityError:
+                kept.add(pk)
+        return len(ids), len(found) == BATCH
+    return len(ids), len(ids) == BATCH
+
+
+def _delete(alias: str, rows: JobQuerySet, size: int) -> list[uuid.UUID]:
     with transaction.atomic(using=alias):
-        ids = list(rows.lock().values_list("pk", flat=True)[:BATCH])
-        deletable = Job.objects.using(alias).filter(pk__in=ids, status=status)
-        deleted = deletable._raw_delete(
-            alias
-        )  # private, as is the only way round the cascade; see tests/test_pruner.py
+        ids = list(rows.lock().values_list("pk", flat=True)[:size])
+        referred = {pk for relation in _relations(alias) for pk in _referring(relation, alias, ids)}
+        if referred:
+            # Locked as they are, Django's own way is safe.
+            Job.objects.using(alias).filter(pk__in=referred).delete()
+        deletable = Job.objects.using(alias).filter(pk__in=[pk for pk in ids if pk not in referred])
+        # Private, as is the only way round the cascade; see tests/test_pruner.py.
+        deletable._raw_delete(alias)
         JobEvent.objects.using(alias).filter(job_id__in=ids)._raw_delete(alias)
-    return int(deleted or 0)
+        if connections[alias].vendor == "postgresql":
+            connections[alias].check_constraints()  # deferred ones would fail at COMMIT
+    return ids
+
+
+def _old(alias: str, status: str, days: float) -> JobQuerySet:
+    return Job.objects.using(alias).filter(status=status, finished_at__lt=Now() - seconds(days * 86400))
+
+
+# --- rows that refer to jobs ------------------------------------------------------------------------------------------
+
+
+def _relations(alias: str) -> list[Any]:
+    """Foreign keys to a job from the application's models of this database, many-to-many tables included."""
+    return [
+        relation
+        for relation in Job._meta.get_fields(include_hidden=True)
+        if isinstance(relation, ManyToOneRel)
+        and relation.related_model is not JobEvent
+        and router.allow_migrate_model(alias, relation.related_model)
+        and (relation.on_delete is not DO_NOTHING or getattr(relation.field, "db_constraint", True))
+    ]
+
+
+def _referring(relation: Any, alias: str, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+    rows = relation.related_model._base_manager.using(alias).filter(**{f"{relation.field.attname}__in": ids})
+    return set(rows.values_list(relation.field.attname, flat=True))
+
+
+def _referred_by(relation: Any, alias: str) -> Exists:
+    rows = relation.related_model._base_manager.using(alias)
+    return Exists(rows.filter(**{relation.field.attname: OuterRef("pk")}))
+
+
+def _say_what_is_protected(alias: str) -> None:
+    for relation in _relations(alias):
+        if relation.on_delete not in _KEEPING:
+            continue
+        count = sum(
+            _old(alias, status, days).filter(_referred_by(relation, alias))[:COUNTED].count()
+            for status, days in settings.RETENTION.items()
+            if days is not None
+        )
+        if count:
+            logger.info(
+                "%d settled job(s)%s are kept, because %s.%s refers to them with on_delete=%s.",
+                count,
+                " or more" if count >= COUNTED else "",
+                relation.related_model._meta.label,
+                relation.field.name,
+                relation.on_delete.__name__,
+            )

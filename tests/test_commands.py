@@ -68,6 +68,39 @@ def statuses() -> list[str]:
     return sorted(Job.objects.values_list("status", flat=True))
 
 
+# --- nothing there ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["requeue", "cancel"])
+@pytest.mark.parametrize(
+    "selection",
+    [
+        ["--all"],
+        ["--status", "waiting"],
+        ["--task", "no.such.task"],
+        ["--queue", "no-such-queue"],
+        ["--reason", "parked"],
+        ["--all", "--dry-run"],
+        ["--all", "--yes"],
+    ],
+    ids=" ".join,
+)
+def test_c7_with_no_job_to_act_on_a_command_says_so(verb: str, selection: list[str]) -> None:
+    assert call(verb, *selection) == "No such jobs.\n"
+
+
+def test_c7_a_status_that_no_job_has_is_an_empty_selection() -> None:
+    add.delay(1, 1)
+    for status in ("failed", "succeeded", "cancelled", "expired"):
+        assert call("requeue", "--status", status) == "No such jobs.\n"
+
+
+def test_c7_the_other_commands_have_nothing_to_say_of_an_empty_table() -> None:
+    assert call("check") == "This code can run all 0 unfinished job(s).\n"
+    assert call("prune") == "Pruned 0 job(s).\n"
+    assert "0 unfinished" in call("status")
+
+
 # --- reading in pieces ------------------------------------------------------------------------------------------------
 
 

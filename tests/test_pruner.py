@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from django.apps import apps
+from django.db import connection, models
 from django.db.models import QuerySet
 from django.test import override_settings
 from django.utils import timezone
@@ -134,3 +137,80 @@ def test_a_requeue_in_an_open_transaction_saves_its_row(stack: Stack) -> None:
     assert pruner.prune() == 0
     assert Job.objects.get().status == "waiting"
     assert JobEvent.objects.filter(kind="failure").exists()
+
+
+# --- rows of the application that refer to jobs -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def refer(transactional_db: None) -> Iterator[Callable[..., type[models.Model]]]:
+    """Makes a model with a foreign key to a job, for the time of a test."""
+    made: list[type[models.Model]] = []
+
+    def make_model(on_delete: Any, **options: Any) -> type[models.Model]:
+        body = {
+            "__module__": "tests.testapp.models",
+            "job": models.ForeignKey(Job, on_delete=on_delete, related_name="+", **options),
+            "Meta": type("Meta", (), {"app_label": "testapp"}),
+        }
+        model = type(f"Receipt{len(made)}", (models.Model,), body)
+        made.append(model)
+        with connection.schema_editor() as editor:
+            editor.create_model(model)
+        return model
+
+    yield make_model
+    for model in made:
+        with connection.schema_editor() as editor:
+            editor.delete_model(model)
+        del apps.all_models["testapp"][model._meta.model_name]
+    apps.clear_cache()
+
+
+@pytest.mark.parametrize("on_delete", [models.PROTECT, models.RESTRICT, models.DO_NOTHING])
+def test_c3_a_job_that_another_row_protects_is_kept_and_the_others_go(
+    refer: Callable[..., Any], on_delete: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", "reliable_jobs.pruner")
+    monkeypatch.setattr(pruner, "BATCH", 2)
+    receipt = refer(on_delete)
+    protected = {make("failed", 200).pk for _ in range(3)}
+    others = [make("failed", 100) for _ in range(3)]
+    for pk in protected:
+        receipt.objects.create(job_id=pk)
+    assert pruner.prune() == len(others)
+    assert left() == protected
+    assert "3 settled job(s) are kept, because testapp.Receipt0.job refers to them" in caplog.text
+
+
+def test_c3_a_cascade_takes_the_row_along_and_a_set_null_empties_it(refer: Callable[..., Any]) -> None:
+    gone, emptied = refer(models.CASCADE), refer(models.SET_NULL, null=True)
+    old, young = make("succeeded", 10), make("succeeded", 1)
+    for job in (old, young):
+        JobEvent.objects.create(job=job, kind="failure")
+        gone.objects.create(job_id=job.pk)
+        emptied.objects.create(job_id=job.pk)
+    assert pruner.prune() == 1
+    assert list(gone.objects.values_list("job_id", flat=True)) == [young.pk]
+    assert set(emptied.objects.values_list("job_id", flat=True)) == {None, young.pk}
+    assert JobEvent.objects.count() == 1
+
+
+def test_c3_a_reference_that_django_knows_nothing_of_keeps_its_job_only(
+    transactional_db: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruner, "BATCH", 2)
+    kept = {make("failed", 200).pk for _ in range(3)}
+    others = [make("failed", 100) for _ in range(3)]
+    kind = Job._meta.pk.db_type(connection)
+    quote = connection.ops.quote_name
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE TABLE elsewhere (job {kind} REFERENCES {quote(Job._meta.db_table)} (id))")
+        try:
+            for pk in kept:
+                cursor.execute("INSERT INTO elsewhere VALUES (%s)", [Job._meta.pk.get_db_prep_value(pk, connection)])
+            assert pruner.prune() == len(others)
+            assert left() == kept
+            assert "3 settled job(s) can't be pruned" in caplog.text
+        finally:
+            cursor.execute("DROP TABLE elsewhere")

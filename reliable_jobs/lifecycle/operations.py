@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, OperationalError, transaction
 from django.db.models import Case, F, Value, When
 from django.db.models.functions import Now
 
 from reliable_jobs.conf import settings
+from reliable_jobs.lifecycle.locks import impatient, is_lock_timeout
 from reliable_jobs.lifecycle.settle import fail, run_again
 from reliable_jobs.lifecycle.transition import ERROR_LIMIT, Claim, clean, find, record, seconds, transition
 from reliable_jobs.message import rerouted
@@ -31,6 +31,8 @@ class Report:
 
 
 _BATCH = 1000
+#: How long the requeue of a batch waits for open transactions that have used its jobs' keys, in milliseconds.
+KEY_WAIT_MS = 200
 
 
 def requeue(ids: Iterable[uuid.UUID], using: str, *, actor: str, queue: str | None = None) -> Report:
@@ -75,9 +77,11 @@ def _requeue_batch(ids: Sequence[uuid.UUID], using: str, actor: str, queue: str 
         if queue is not None:
             changes["queue"] = queue
         rows.filter(pk__in=plain).update(**changes)
-        taken = _take_keys_again(rows, keyed, changes)
+        taken, busy = _take_keys_again(rows, [job for job in locked if job.pk in keyed], changes)
         for job in locked:
-            if job.pk in keyed - taken:
+            if job.pk in busy:
+                report.skipped[job.pk] = f"key {job.key!r} in use by an open transaction; try again"
+            elif job.pk in keyed - taken:
                 report.skipped[job.pk] = f"key {job.key!r} belongs to a newer unfinished job"
         done = [*plain, *taken]
         if queue is not None:
@@ -96,18 +100,37 @@ def _requeue_batch(ids: Sequence[uuid.UUID], using: str, actor: str, queue: str 
         report.done.extend(done)
 
 
-def _take_keys_again(rows: Any, ids: set[uuid.UUID], changes: dict[str, Any]) -> set[uuid.UUID]:
-    """Requeue jobs whose keys had become free; returns those whose keys still are. All at once, where none has been
-    taken meanwhile; else one by one, to see which."""
-    with contextlib.suppress(IntegrityError), transaction.atomic(using=rows.db):
-        rows.filter(pk__in=ids).update(**changes, live_key=F("key"))
-        return ids
-    taken = set()
-    for pk in ids:
-        with contextlib.suppress(IntegrityError), transaction.atomic(using=rows.db):
-            rows.filter(pk=pk).update(**changes, live_key=F("key"))
-            taken.add(pk)
-    return taken
+def _take_keys_again(rows: Any, jobs: Sequence[Job], changes: dict[str, Any]) -> tuple[set[uuid.UUID], set[uuid.UUID]]:
+    """Requeue jobs whose keys had become free. All at once, where none has been taken meanwhile; else one by one, to
+    see which.
+
+    Returns:
+        those whose keys still were free, and those whose keys an open transaction has used.
+    """
+    ids = [job.pk for job in sorted(jobs, key=lambda job: (job.task, job.key or "", job.pk))]
+    if not ids:
+        return set(), set()
+    if _take_keys(rows, ids, changes, KEY_WAIT_MS) is None:
+        return set(ids), set()
+    wait = max(1, KEY_WAIT_MS // len(ids))
+    answers = {pk: _take_keys(rows, [pk], changes, wait) for pk in ids}
+    taken = {pk for pk, error in answers.items() if error is None}
+    return taken, {pk for pk, error in answers.items() if isinstance(error, OperationalError)}
+
+
+def _take_keys(rows: Any, ids: Sequence[uuid.UUID], changes: dict[str, Any], wait_ms: int) -> Exception | None:
+    """Requeue them; or say why not. An open transaction that has used one of the keys is not waited for: it may be a
+    run, and it may want a key that is taken here."""
+    try:
+        with transaction.atomic(using=rows.db), impatient(rows.db, wait_ms):
+            rows.filter(pk__in=ids).update(**changes, live_key=F("key"))
+    except IntegrityError as error:
+        return error
+    except OperationalError as error:
+        if not is_lock_timeout(error):
+            raise
+        return error
+    return None
 
 
 def cancel(ids: Iterable[uuid.UUID], using: str, *, actor: str, reason: str = Reason.NONE) -> Report:
