@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import re
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -32,23 +31,22 @@ from reliable_jobs.lifecycle import Claim
 from reliable_jobs.message import outgoing
 from reliable_jobs.outcome import Run, worker_name
 from reliable_jobs.savepoint import BodySavepoint, ConstraintViolated, check_deferred_constraints
+from reliable_jobs.sql_words import ends_transaction
 
 logger = logging.getLogger("reliable_jobs.bundle")
 
 #: Jobs between two looks at the depth of the stack.
 LOOK_EVERY = 8
 
-_COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
-_ENDS_TRANSACTION = re.compile(
-    r"(?:^|;)\s*(COMMIT|END|ABORT|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(WORK\s+|TRANSACTION\s+)?TO))\b", re.IGNORECASE
-)
-
 
 def _keep_transaction(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
     """An ``execute_wrapper``: a body that ended the transaction would commit its neighbours' effects unsettled. What
     only looks like that makes its job run alone, and no harm is done."""
-    text = sql if isinstance(sql, str) else sql.as_string(None)  # a Composable of psycopg's
-    if _ENDS_TRANSACTION.search(_COMMENT.sub(" ", text)):
+    if isinstance(sql, bytes):
+        text = sql.decode(errors="replace")
+    else:
+        text = sql if isinstance(sql, str) else sql.as_string(None)  # a Composable of psycopg's
+    if ends_transaction(text, context["connection"].vendor):
         raise TransactionManagementError("A body may not end the transaction that it shares with its bundle.")
     return execute(sql, params, many, context)
 

@@ -325,7 +325,15 @@ def test_pointers_keep_their_header_so_that_a_single_message_is_as_ever(jobs: In
 @pytest.mark.promise("I3")
 @pytest.mark.parametrize(
     "what",
-    ["composed", "sql: /* x */ COMMIT", "sql: -- x\n commit", "sql: SELECT 1; COMMIT", "sql: ROLLBACK"],
+    [
+        "composed",
+        "sql: /* x */ COMMIT",
+        "sql: -- x\n commit",
+        "sql: SELECT 1; COMMIT",
+        "sql: ROLLBACK",
+        "sql: SELECT '--'; COMMIT",
+        "sql: SELECT '/*'; COMMIT /* */",
+    ],
 )
 def test_one_that_tampers_with_the_transaction_costs_its_neighbours_nothing(jobs: InProcess, what: str) -> None:
     ids = enqueue((0,), (1, what), (2,))
