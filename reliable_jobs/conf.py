@@ -44,6 +44,9 @@ class Settings:
     MAX_CRASHES: int = 3
     #: Database failures in mid-body after which a job is failed instead of run again.
     MAX_INTERRUPTIONS: int = 10
+    #: Conflicts with other transactions (deadlock, serialisation failure) within an hour; further ones count as
+    #: interruptions.
+    MAX_CONFLICTS: int = 100
     #: How long a worker that lacks a task's code (or its new signature) hands the job back before parking it.
     DEPLOY_GRACE: float = 600.0
     #: Absolute limit of one non-atomic run whose task has no ``time_limit``; its lease is not extended past it.

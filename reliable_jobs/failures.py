@@ -75,9 +75,17 @@ def is_idle_timeout(error: BaseException) -> bool:
     return sqlstate(error) == "25P03" or (isinstance(error, Error) and "idle-in-transaction timeout" in str(error))
 
 
-def is_lock_conflict(error: BaseException) -> bool:
-    """A deadlock or serialisation failure: the whole transaction must start anew, a savepoint does not help."""
-    return sqlstate(error) in ("40001", "40P01") or (bool(error.args) and error.args[0] in (1205, 1213))
+def is_conflict(error: BaseException, using: str) -> bool:
+    """Whether healthy transactions came into each other's way (deadlock, serialisation failure, SQLite's lock), so that
+    the whole transaction must start anew."""
+    if not isinstance(error, Error):
+        return False
+    vendor = connections[using].vendor
+    if vendor == "mysql":
+        return bool(error.args) and error.args[0] in (1205, 1213)
+    if vendor == "sqlite":
+        return is_transient(error, using)
+    return sqlstate(error) in ("40001", "40P01")
 
 
 def describe(error: BaseException) -> str:

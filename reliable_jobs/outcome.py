@@ -33,7 +33,7 @@ from reliable_jobs.errors import (
 )
 from reliable_jobs.lifecycle import Claim
 from reliable_jobs.message import Rendered
-from reliable_jobs.retry import handback_delay, interruption_delay
+from reliable_jobs.retry import CONFLICT_WINDOW, conflict_delay, handback_delay, interruption_delay
 from reliable_jobs.status import EventKind, Reason, Status
 
 if TYPE_CHECKING:
@@ -294,9 +294,19 @@ def misfit(task: ReliableTask, claim: Claim, why: str) -> Outcome:
 def interruption(
     task: ReliableTask, claim: Claim, cause: BaseException, signal: BaseException | None = None
 ) -> Outcome:
-    """The database broke the run off, or the worker was told to stop at once: again, within a budget of its own."""
+    """The database broke the run off, or the worker was told to stop at once: again, within a budget of its own.
+
+    A conflict with another transaction has a larger budget, because under SERIALIZABLE healthy jobs meet many.
+    """
     count = claim.job.interruptions + 1
     text, trace, _ = _told(task, cause)
+    if signal is None and failures.is_conflict(cause, claim.using):
+        try:
+            conflicts = lifecycle.interruptions_since(claim.job.pk, claim.using, CONFLICT_WINDOW)
+        except DatabaseError:  # away just now; the end itself is written once it is back
+            conflicts = 0
+        if conflicts < settings.MAX_CONFLICTS:
+            return _interrupted(task, cause, text, trace, conflict_delay(conflicts), counts=False)
     if count > settings.MAX_INTERRUPTIONS:
         why = f"{count} runs were interrupted (MAX_INTERRUPTIONS={settings.MAX_INTERRUPTIONS}), the last by {text}"
         return Outcome(
@@ -306,7 +316,19 @@ def interruption(
             error=signal or InterruptionLimitExceeded(why),
             status=Status.FAILED,
         )
-    delay = interruption_delay(count - 1)
+    return _interrupted(task, cause, text, trace, interruption_delay(count - 1), signal=signal)
+
+
+def _interrupted(
+    task: ReliableTask,
+    cause: BaseException,
+    text: str,
+    trace: str,
+    delay: float,
+    *,
+    counts: bool = True,
+    signal: BaseException | None = None,
+) -> Outcome:
     return Outcome(
         lambda claim: lifecycle.run_again(
             claim,
@@ -316,7 +338,7 @@ def interruption(
             error=text,
             traceback=trace,
             kind=EventKind.INTERRUPTION,
-            interruption=1,
+            interruption=1 if counts else 0,
         ),
         error=signal or Retry(f"interrupted: {text}", cause if isinstance(cause, Exception) else None, delay),
     )

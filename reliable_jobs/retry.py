@@ -9,6 +9,8 @@ import random
 #: Hours of trying that the ready-made subclasses promise.
 TEN_HOURS = 10 * 3600
 DAY = 24 * 3600
+#: Seconds within which MAX_CONFLICTS is counted.
+CONFLICT_WINDOW = 3600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,12 @@ def crash_delay(crashes: int) -> float:
 def interruption_delay(interruptions: int) -> float:
     """Seconds before a run that the database broke off starts again. Deadlocks want a short, uneven pause."""
     return float(min(30.0, 0.1 * 2.0 ** min(interruptions, 10)) * random.uniform(0.5, 1.5))
+
+
+def conflict_delay(conflicts: int) -> float:
+    """Seconds before a run that conflicted with another transaction starts again. Anywhere in a range that doubles, so
+    that those which met once do not meet again."""
+    return 0.02 + random.uniform(0.0, min(30.0, 0.1 * 2.0 ** min(conflicts, 10)))
 
 
 def handback_delay(handbacks: int) -> float:

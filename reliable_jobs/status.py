@@ -61,7 +61,7 @@ class Reason(models.TextChoices):
     CRASH = "crash", "crashed"
     #: As crash, and the killer was Celery's hard time limit.
     TIME_LIMIT = "time limit", "hard time limit"
-    #: The database failed in mid-body (deadlock, serialisation failure, restart); bounded by MAX_INTERRUPTIONS.
+    #: The database failed in mid-body: bounded by MAX_INTERRUPTIONS; deadlocks and the like by MAX_CONFLICTS first.
     INTERRUPTED = "interrupted", "interrupted"
     #: No code here could run it: unknown task, arguments that do not fit, undecodable body.
     PARKED = "parked", "parked"

@@ -79,6 +79,6 @@ RELIABLE_JOBS: dict[str, object] = {}
 for _name in ("GRACE", "LEASE", "WORKER_SWEEP_INTERVAL", "HOLD", "PUBLISH_TIMEOUT", "DEPLOY_GRACE"):
     if f"TEST_{_name}" in os.environ:
         RELIABLE_JOBS[_name] = float(os.environ[f"TEST_{_name}"])
-for _name in ("MAX_CRASHES", "MAX_INTERRUPTIONS"):
+for _name in ("MAX_CRASHES", "MAX_INTERRUPTIONS", "MAX_CONFLICTS"):
     if f"TEST_{_name}" in os.environ:
         RELIABLE_JOBS[_name] = int(os.environ[f"TEST_{_name}"])

@@ -286,7 +286,8 @@ def test_a_deadlock_costs_no_attempt_though_the_task_retries_every_exception(
     stack: Stack, worker: Worker, outside: Path
 ) -> None:
     job = stack.ends(bad.deadlocks.delay("once", str(outside), 3), sweeping=True)
-    assert (job.attempt, job.interruptions, stack.effects("once")) == (0, 3, 1)
+    assert (job.attempt, job.interruptions, stack.effects("once")) == (0, 0, 1)
+    assert stack.kinds(job) == ["interruption"] * 3
 
 
 @pytest.mark.promise("I5")

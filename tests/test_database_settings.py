@@ -113,3 +113,14 @@ def test_a15_a_new_child_leaves_the_parents_pool_of_connections_alone(stack: Sta
     assert stack.effects("a15") == 12
     for trouble in ("server closed the connection", "consuming input failed", "Traceback", "couldn't stop thread"):
         assert trouble not in worker.log
+
+
+@pytest.mark.promise("I5", "I6")
+def test_a12_conflicts_under_serializable_fail_no_healthy_job(stack: Stack) -> None:
+    results = [tasks.numbers.delay("a12") for _ in range(40)]
+    serializable = overriding(OPTIONS={"isolation_level": 4})
+    stack.worker(pool="threads", concurrency=8, WORKER_SWEEP_INTERVAL=0.1, TEST_MAX_INTERRUPTIONS=1, **serializable)
+    jobs = [stack.ends(result) for result in results]
+    assert sum(stack.kinds(job).count("interruption") for job in jobs) > 8, "there were no conflicts"
+    assert {(job.interruptions, job.attempt, job.crashes) for job in jobs} == {(0, 0, 0)}
+    assert sorted(int(job.result) for job in jobs) == list(range(40))

@@ -14,6 +14,7 @@ from django.core.signals import request_finished
 from django.db import Error as DatabaseError
 from django.db import OperationalError, close_old_connections, connection, connections, transaction
 from django.db.models.functions import Now
+from django.test import override_settings
 
 from reliable_jobs import ReliableTask, lifecycle, outcome
 from reliable_jobs.lifecycle import seconds
@@ -329,3 +330,24 @@ def test_b8_what_tells_a_process_or_a_greenlet_to_stop_is_no_failure() -> None:
     stops = [KeyboardInterrupt(), WorkerShutdown(0), SystemExit(-241), gevent.Timeout(), gevent.GreenletExit()]
     assert all(outcome.ends_process(error) for error in stops)
     assert not any(outcome.ends_process(error) for error in [SystemExit(1), _Own(), GeneratorExit(), ValueError()])
+
+
+# --- A12: conflicts with other transactions ---------------------------------------------------------------------------
+
+
+def _conflicts() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$")
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I6")
+@pytest.mark.parametrize("task", [acts, acts_outside])
+@override_settings(RELIABLE_JOBS={"MAX_CONFLICTS": 3, "MAX_INTERRUPTIONS": 1})
+def test_a12_a_job_that_conflicts_at_every_run_ends_failed(jobs: InProcess, task: Any) -> None:
+    job = deliver(jobs, _conflicts, task)
+    assert (job.status, job.reason, job.interruptions, job.attempt) == ("waiting", "interrupted", 0, 0)
+    jobs.finish()
+    job = jobs.row(job)
+    assert (job.status, job.reason, job.attempt, job.crashes, len(RUNS)) == ("failed", "interrupted", 0, 0, 5)
+    assert "MAX_INTERRUPTIONS=1" in job.error

@@ -106,14 +106,14 @@ def test_a_lock_timeout_is_the_bodys_own_and_a_deadlock_is_not(stack: Stack) -> 
         cursor.execute("SET LOCAL lock_timeout = 50")
         Parent.objects.select_for_update().get(pk=row.pk)
     held.end()
-    assert not failures.is_lock_conflict(error.value)
+    assert not failures.is_conflict(error.value, "default")
     assert not failures.is_transient(error.value, "default")
-    assert failures.is_lock_conflict(caught("DO $$ BEGIN RAISE SQLSTATE '40P01'; END $$"))
+    assert failures.is_conflict(caught("DO $$ BEGIN RAISE SQLSTATE '40P01'; END $$"), "default")
 
 
-def test_an_integrity_error_is_no_lock_conflict() -> None:
-    assert not failures.is_lock_conflict(IntegrityError("x"))
-    assert not failures.is_lock_conflict(ValueError())
+def test_an_integrity_error_is_no_conflict() -> None:
+    assert not failures.is_conflict(IntegrityError("x"), "default")
+    assert not failures.is_conflict(ValueError(), "default")
 
 
 @pytest.mark.django_db

@@ -125,10 +125,9 @@ def _waiting(job: Job, now: datetime.datetime, last: JobEvent | None, depth: Dep
         text = f"Waiting for its {ordinal(job.attempt + 1)} attempt, {_due(job, now)}; last error: {_error(job)}."
         tone = "bad"
     elif job.reason == Reason.INTERRUPTED:
-        text = (
-            f"Waiting because its run was interrupted ({job.interruptions} of {settings.MAX_INTERRUPTIONS} times): "
-            f"{_error(job)}. Runs again {_due(job, now)}."
-        )
+        # None: it conflicted with other transactions.
+        times = f" ({job.interruptions} of {settings.MAX_INTERRUPTIONS} times)" if job.interruptions else ""
+        text = f"Waiting because its run was interrupted{times}: {_error(job)}. Runs again {_due(job, now)}."
         tone = "bad"
     elif job.reason == Reason.ASKED:
         text = f"Waiting because the task asked to run later: {_due(job, now)}."

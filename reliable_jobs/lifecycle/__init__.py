@@ -16,7 +16,17 @@ from reliable_jobs.lifecycle.claims import (
 )
 from reliable_jobs.lifecycle.operations import Report, cancel, hand_back, last_death, park, requeue, rescue
 from reliable_jobs.lifecycle.settle import expire, fail, run_again, succeed, succeed_many
-from reliable_jobs.lifecycle.transition import Claim, Refusal, clean, find, record, seconds, succeeded_by, waiting_of
+from reliable_jobs.lifecycle.transition import (
+    Claim,
+    Refusal,
+    clean,
+    find,
+    interruptions_since,
+    record,
+    seconds,
+    succeeded_by,
+    waiting_of,
+)
 
 __all__ = [
     "Claim",
@@ -33,6 +43,7 @@ __all__ = [
     "find",
     "hand_back",
     "hold_by_token",
+    "interruptions_since",
     "last_death",
     "park",
     "record",

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.db import transaction
+from django.db.models.functions import Now
 
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.statements import Moment, update
-from reliable_jobs.status import FINAL, TRANSITIONS, Status
+from reliable_jobs.status import FINAL, TRANSITIONS, EventKind, Status
 
 ERROR_LIMIT = 10_000
 TRACEBACK_LIMIT = 50_000
@@ -82,6 +83,12 @@ def succeeded_by(worker: str, claims: Sequence[Claim]) -> bool:
     rows = Job.objects.using(using).filter(pk__in=list(wanted), status=Status.SUCCEEDED, worker=worker).order_by("pk")
     with transaction.atomic(using=using):
         return dict(rows.lock(wait=True).values_list("pk", "epoch")) == wanted
+
+
+def interruptions_since(job_id: uuid.UUID, using: str, window: float) -> int:
+    """How many interrupted runs of a job were recorded within the last ``window`` seconds."""
+    events = JobEvent.objects.using(using).filter(job_id=job_id, kind=EventKind.INTERRUPTION)
+    return events.filter(at__gt=Now() - seconds(window)).count()
 
 
 def transition(job: Job, using: str, status: str, *, token_now: uuid.UUID | None = None, **changes: Any) -> bool:

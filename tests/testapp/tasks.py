@@ -73,6 +73,15 @@ def fails_first(self: Any, name: str, times: int, countdown: float = 0.0) -> str
 
 
 @shared_task(base=ReliableTask)
+def numbers(name: str) -> int:
+    """Writes what it has read: two at once conflict under SERIALIZABLE."""
+    number = Effect.objects.filter(name=name).count()
+    time.sleep(0.02)
+    Effect.objects.create(name=name, value=str(number))
+    return number
+
+
+@shared_task(base=ReliableTask)
 def kills_itself(log: str) -> None:
     log_outside(log, str(os.getpid()))
     os.kill(os.getpid(), signal.SIGKILL)
