@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from tests.harness import server_urls
 from tests.sites import environments, report
 from tests.sites.catalogue import FIVE, SITES
-from tests.sites.run import Row, run
+from tests.sites.run import MISSING, Row, run
 from tests.sites.servers import Servers
 from tests.sites.verdict import ENTRIES, Verdict, judge
 
@@ -39,6 +40,8 @@ def servers() -> Iterator[Servers]:
 def test_a_whole_project_loses_and_doubles_nothing(name: str, servers: Servers) -> None:
     (site,) = (site for site in SITES if site.name == name)
     row = run(site, servers)
+    if row.verdict == MISSING and os.environ.get("CI") != "true":
+        pytest.skip(row.evidence[0])
     assert row.clean, "\n".join([report.table([row]), *row.evidence])
 
 

@@ -10,6 +10,7 @@ from tests.sites import environments, report
 from tests.sites.catalogue import SITES
 from tests.sites.run import Row, run
 from tests.sites.servers import Servers
+from tools import debian
 from tools import servers as given
 
 
@@ -24,6 +25,8 @@ def main() -> int:
     if options.list:
         print("\n".join(f"{site.name:<28} {site.varies}" for site in chosen))
         return 0
+    if not debian.ensure():
+        print(debian.help_text(), file=sys.stderr)
     rows: list[Row] = []
     with given.ensured() as urls:
         try:
