@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tests.sites.site import POSTGRESQL, Site, databases, entry, postgresql
 
 SQLITE = """
@@ -72,6 +74,35 @@ REPLICA_FIRST = databases(
 )
 SECOND = "${name}_second"
 
+# PostgreSQL: "Applications using this level must be prepared to retry transactions due to serialization failures."
+RETRIED = """
+import functools
+
+from django.db import OperationalError
+
+
+def retried(view):
+    @functools.wraps(view)
+    def again(request, *args, **kwargs):
+        for _ in range(9):
+            try:
+                return view(request, *args, **kwargs)
+            except OperationalError as error:
+                if 'could not serialize' not in str(error):
+                    raise
+        return view(request, *args, **kwargs)
+
+    return again
+"""
+SERIALIZABLE: dict[str, Any] = {
+    "text": postgresql("'OPTIONS': {'isolation_level': IsolationLevel.SERIALIZABLE},", before=ISOLATION),
+    "files": {"shop/retried.py": RETRIED},
+    "replaced": (
+        ("shop/views.py", "from shop import tasks\n", "from shop import tasks\nfrom shop.retried import retried\n"),
+        ("shop/views.py", "@csrf_exempt\n", "@csrf_exempt\n@retried\n"),
+    ),
+}
+
 
 def mariadb(*lines: str) -> str:
     return MARIADB.replace("$options", "".join(f"        {line}\n" for line in lines))
@@ -103,13 +134,13 @@ DATABASES = [
     ),
     site(
         "serializable",
-        "isolation SERIALIZABLE",
-        postgresql("'OPTIONS': {'isolation_level': IsolationLevel.SERIALIZABLE},", before=ISOLATION),
+        "isolation SERIALIZABLE, requests are retried",
+        **SERIALIZABLE,
     ),
     site(
         "pgbouncer-serializable",
-        "PgBouncer in transaction mode, isolation SERIALIZABLE",
-        postgresql("'OPTIONS': {'isolation_level': IsolationLevel.SERIALIZABLE},", before=ISOLATION),
+        "PgBouncer in transaction mode, isolation SERIALIZABLE, requests are retried",
+        **SERIALIZABLE,
         database="pgbouncer",
     ),
     site("server-side-binding", "`server_side_binding` True", postgresql("'OPTIONS': {'server_side_binding': True},")),
