@@ -71,7 +71,7 @@ def environment(site: Site) -> Iterator[Path]:
     folder = FOLDER / "environments" / hashlib.sha256(repr((python, asked)).encode()).hexdigest()[:16]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{folder}.users", "w") as users:
-        with open(f"{folder}.lock", "w") as lock:
+        with open(f"{folder}.install", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             built = hashlib.sha256(wheel().read_bytes()).hexdigest()
             stamp = folder / "made-from"

@@ -19,4 +19,4 @@ BASE = Site(
 SITES: list[Site] = [BASE, *VERSIONS, *DATABASES, *TENANTS, *BROKERS, *POOLS]
 
 #: Those that differ most; `make test` runs them.
-FIVE = ["base", "sqlite"]
+FIVE = ["base", "oldest-threads", "sqlite", "mariadb", "redis-gevent"]
