@@ -204,6 +204,16 @@ def test_holding_longer_than_rabbitmq_allows_is_named(project: Configure, settin
     assert "W010" not in found()
 
 
+def test_a_broker_that_other_processes_do_not_see_is_named(project: Configure) -> None:
+    """Site "memory": beat published into its own memory, and 199 effects of 100 orders were missing."""
+    project(broker="memory://")
+    assert "W015" in found()
+    project(broker="memory://", task_always_eager=True)
+    assert "W015" not in found()
+    project(broker="amqp://localhost")
+    assert "W015" not in found()
+
+
 def test_workers_forced_to_root_are_named(project: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     project()
     monkeypatch.delenv("C_FORCE_ROOT", raising=False)

@@ -48,7 +48,7 @@ def check_celery(**kwargs: Any) -> list[CheckMessage]:
             )
         ]
     found: list[CheckMessage] = []
-    for check in (_serializers, _visibility_timeout, _startup_retry, _prefetch, _deduplication, _hold):
+    for check in (_serializers, _visibility_timeout, _startup_retry, _prefetch, _deduplication, _hold, _memory):
         found += check(app)
     return found
 
@@ -152,6 +152,21 @@ def _redis(app: Celery) -> list[CheckMessage]:
             hint="Use RabbitMQ with quorum queues; or on Redis set appendonly yes and maxmemory-policy noeviction, "
             "keep beat running, and silence this check.",
             id="reliable_jobs.W005",
+        )
+    ]
+
+
+def _memory(app: Celery) -> list[CheckMessage]:
+    """Named wherever checks run, not refused: test suites and development use it with eager tasks."""
+    if _transport(app) != "memory" or app.conf.task_always_eager:
+        return []
+    return [
+        Warning(
+            "The broker is memory://, which lives in one process. A worker receives nothing that a web process or beat "
+            "publishes; their sweepers count such a message as sent, so its job may wait for ever.",
+            hint="Use a broker that all processes reach, such as RabbitMQ or Redis. In tests, where all runs in one "
+            "process, silence this check.",
+            id="reliable_jobs.W015",
         )
     ]
 

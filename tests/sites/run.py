@@ -156,6 +156,9 @@ class _Run:
         except CommandFailed as error:
             text = refused = str(error)
         self.row.checks = sorted(set(_CHECK.findall(text)))
+        if self.site.refused in self.row.checks:
+            self.row.verdict = f"refused: {self.site.refused}"
+            return False
         if refused and not self._refused(text):
             raise CommandFailed(refused)
         return not refused

@@ -73,6 +73,6 @@ BROKERS = [
         "brokers",
         broker="memory",
         brokers="CELERY_BROKER_URL = 'memory://'\n",
-        faults=("kill",),
+        refused="reliable_jobs.W015",
     ),
 ]
