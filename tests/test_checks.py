@@ -69,7 +69,7 @@ def about(app: Celery, identifier: str) -> str:
 
 
 def test_the_settings_of_these_tests_have_no_errors_and_say_nothing_of_the_database(project: Configure) -> None:
-    project(task_time_limit=60)
+    project(task_time_limit=60, broker="amqp://localhost")
     beat_is_there = apps.is_installed("django_celery_beat")
     named = [identifier for identifier in found() if identifier.startswith(("E", "W00", "W01", "W02"))]
     assert named == [] if beat_is_there else named == ["W012"]

@@ -41,8 +41,8 @@ class Site:
     """The defaults are the base site. Texts are parts of its settings.py, where $name, $port … stand for its servers'.
 
     `faults` are names of the broker's methods, or "kill" for one worker child. `named` is the check that must name the
-    combination; `refused` the one that says, as an error or as a warning, that it is not supported. `connections` is how many database
-    connections the worker may have at most, as the documentation counts them.
+    combination; `refused` the one that says, as an error or as a warning, that it is not supported. `connections` is
+    how many database connections the worker may have at most, as docs/sites.md counts them.
     """
 
     name: str
