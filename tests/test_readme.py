@@ -287,7 +287,7 @@ def test_the_readmes_settings_exist_and_have_the_defaults_it_names() -> None:
 def test_the_settings_page_lists_every_system_check() -> None:
     source = "".join(path.read_text() for path in (ROOT / "reliable_jobs/checks").glob("*.py"))
     listed = [name.strip("`") for name, _ in table(SETTINGS, first="check")]
-    assert listed == sorted(set(re.findall(r"id=\"(reliable_jobs\.[EW]\d+)\"", source)))
+    assert listed == sorted(set(re.findall(r"id=\"(reliable_jobs\.[EIW]\d+)\"", source)))
 
 
 def test_the_state_graph_shows_every_transition_and_no_other() -> None:
