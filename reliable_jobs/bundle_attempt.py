@@ -167,7 +167,7 @@ class Attempt:
         job = claim.job
         try:
             message = outgoing(job, self.using)
-            args, kwargs, follow = content(job, message.headers, trusted=self._accepted)
+            args, kwargs, follow = content(job, message.headers)
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
         expired = job.expires_at is not None and job.expires_at <= claim.now
@@ -193,6 +193,15 @@ class Attempt:
         """
         if self._transaction is None:
             raise Ignore("called again, by a hook of its own task, after its bundle has ended")
+        try:
+            return self._body(task, args, kwargs)
+        except Ignore:
+            raise
+        except Exception as error:  # of our own code: no failure of the job, which runs alone
+            self._broken = True
+            raise Ignore(f"a bundle was broken off by {type(error).__name__}") from error
+
+    def _body(self, task: Any, args: Any, kwargs: Any) -> Any:
         claim: Claim = task.request.reliable_claim
         blocks = len(self.connection.atomic_blocks)
         run = task.request.reliable_run = Run(claim)

@@ -22,6 +22,7 @@ from django.db import connections
 from reliable_jobs import bundle, delivery, failures, kept, lifecycle, sweeper
 from reliable_jobs.bundle_attempt import Attempt
 from reliable_jobs.execution import NotStarted
+from reliable_jobs.holding import held
 from reliable_jobs.outbox import pointer_alias
 
 
@@ -46,10 +47,10 @@ def run(carrier: Any, name: str, using: str, pointers: list[list[Any]]) -> str:
     done, left = 0, revs if together else {}
     while left:
         attempt = Attempt(carrier, task, alias, left)
-        done += delivery.held(alias, f"A bundle of {name}", attempt.run)
+        done += held(alias, f"A bundle of {name}", attempt.run)
         if attempt.worth_singling:
             attempt = Attempt(carrier, task, alias, left, singly=True)
-            done += delivery.held(alias, f"A bundle of {name}", attempt.run)
+            done += held(alias, f"A bundle of {name}", attempt.run)
         left = attempt.not_begun
     if done < len(revs):
         _send_alone(carrier.app, alias, revs, delivery.REDELIVERY_PATIENCE if redelivered else 0.0)
@@ -65,7 +66,7 @@ def _send_alone(app: Any, alias: str, revs: Mapping[uuid.UUID, int], patience: f
     until = time.monotonic() + patience
     left = set(revs)
     while left:
-        left = delivery.held(alias, "Jobs of a bundle", functools.partial(_send_some, app, alias, left))
+        left = held(alias, "Jobs of a bundle", functools.partial(_send_some, app, alias, left))
         if time.monotonic() >= until:
             return  # they run elsewhere; if not, the sweeper will find them
         time.sleep(0.1)

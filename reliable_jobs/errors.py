@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from celery.exceptions import Ignore
+
 
 class ReliableJobsError(Exception):
     """Base of all errors raised by reliable_jobs itself."""
@@ -75,6 +77,19 @@ class CrashLimitExceeded(ReliableJobsError, RuntimeError):
 
 class InterruptionLimitExceeded(ReliableJobsError, RuntimeError):
     """The database failed during the job's body more often than MAX_INTERRUPTIONS allows."""
+
+
+class WorkerFailed(ReliableJobsError, RuntimeError):
+    """The worker's own code failed around this job's runs more often than MAX_INTERRUPTIONS allows; the job's history
+    holds the errors."""
+
+
+class CallNotReached(ReliableJobsError, RuntimeError):
+    """The task class's own ``__call__`` did not call ``super().__call__()``, so the job was not claimed."""
+
+
+class NotRecorded(ReliableJobsError, Ignore):
+    """A worker's child could not write an error on the job's row; the parent process keeps the message."""
 
 
 class JobExpired(ReliableJobsError, RuntimeError):

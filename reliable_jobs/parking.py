@@ -15,12 +15,14 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import bootsteps
+from celery.utils.time import timezone
 from celery.worker import state as worker_state
 from django.db import connections
 from django.db.models.functions import Now
+from kombu.asynchronous.timer import to_timestamp
 from kombu.utils import json as kombu_json
 
-from reliable_jobs import lifecycle
+from reliable_jobs import failures, lifecycle
 from reliable_jobs.message import ENVELOPE_VERSION, HEADER, as_uuid
 from reliable_jobs.models import Job
 from reliable_jobs.outbox import pointer_alias, write_alias
@@ -29,9 +31,13 @@ from reliable_jobs.retry import handback_delay
 
 logger = logging.getLogger("reliable_jobs.worker")
 
+#: How long the consumer waits for a message to be parked, in seconds.
+PATIENCE = 30.0
 
-def aside(work: Callable[[], None], what: str) -> threading.Thread:
-    """Do database work of the parent process in a thread of its own; errors are logged, never raised."""
+
+def aside(work: Callable[[], None], what: str) -> threading.Thread | None:
+    """Do database work of the parent process in a thread of its own; errors are logged, never raised. None where no
+    thread can be started."""
 
     def run() -> None:
         try:
@@ -42,7 +48,11 @@ def aside(work: Callable[[], None], what: str) -> threading.Thread:
             connections.close_all()
 
     thread = threading.Thread(target=run, name="reliable_jobs-aside", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:  # no room for another thread
+        logger.error("Could not record: %s (%s)", what, error)
+        return None
     return thread
 
 
@@ -67,9 +77,14 @@ def _outliving(consumer: Any, create: Callable[..., Any]) -> Callable[..., Any]:
         def on_task_received(message: Any) -> Any:
             try:
                 return handle(message)
-            except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
-                if isinstance(error, consumer.connection_errors) or message.acknowledged or _is_reserved(message):
-                    raise  # no longer a matter of reading
+            except (*consumer.connection_errors, *consumer.channel_errors):
+                raise
+            except Exception as error:  # Celery's, a strategy's, a receiver's or our own
+                request = _reserved(message)
+                if message.acknowledged or (request is not None and consumer.pool.uses_semaphore):
+                    raise  # no longer a matter of this message alone
+                if request is not None:
+                    worker_state.task_ready(request)
                 return consumer.on_invalid_task(None, message, error)
 
         return on_task_received
@@ -77,8 +92,8 @@ def _outliving(consumer: Any, create: Callable[..., Any]) -> Callable[..., Any]:
     return create_task_handler
 
 
-def _is_reserved(message: Any) -> bool:
-    return any(request.message is message for request in list(worker_state.reserved_requests))
+def _reserved(message: Any) -> Any:
+    return next((request for request in list(worker_state.reserved_requests) if request.message is message), None)
 
 
 def misshapen(request: Any) -> str | None:
@@ -105,9 +120,18 @@ def misshapen(request: Any) -> str | None:
             return f"{name} is no list of signatures"
     if follow.get("chord") and not isinstance(follow["chord"], dict):
         return "chord is no signature"
+    forged = {name for name in (*said, *follow) if name != HEADER and str(name).startswith("reliable_")}
+    forged |= (set(follow) & set(said)) - {"callbacks", "errbacks", "chain", "chord"}
+    if forged:
+        return f"{sorted(forged)} would replace what the worker itself says of the message"
     limits = said.get("timelimit")
     if limits and not (isinstance(limits, (list, tuple)) and len(limits) == 2 and all(map(_is_limit, limits))):
         return f"timelimit={limits!r} is no pair of seconds"
+    if request.eta is not None:
+        try:
+            to_timestamp(timezone.to_system(request.eta) if request.utc else request.eta, request.app.timezone)
+        except (OverflowError, ValueError) as error:
+            return f"eta={request.eta!r} is no time that a worker can wait for: {error}"
     retries = said.get("retries")
     if retries is not None and not isinstance(retries, int):
         return f"retries={retries!r} is no number"
@@ -122,17 +146,9 @@ def _parking_first(consumer: Any, name: str, original: Callable[..., Any]) -> Ca
     def handler(*args: Any) -> Any:
         message = args[0] if name == "on_decode_error" else args[1]
         error = args[-1] if name != "on_unknown_message" else "not a task message"
-        try:
-            thread_error = _park_in_thread(
-                message, f"{name.removeprefix('on_').replace('_', ' ')}: {error!r}", consumer
-            )
-        except Exception as trouble:
-            thread_error = trouble
-        if thread_error is not None:
+        if not kept(message, f"{name.removeprefix('on_').replace('_', ' ')}: {error!r}", consumer.hostname, error):
             # Neither acked nor rejected: it comes back when this connection ends, and nothing is lost.
-            logger.critical(
-                "A message that can't be run could not be parked (%s); it is held unacknowledged.", thread_error
-            )
+            logger.critical("A message that can't be run could not be parked; it is held unacknowledged.")
             return None
         try:
             return original(*args)
@@ -148,20 +164,28 @@ def _parking_first(consumer: Any, name: str, original: Callable[..., Any]) -> Ca
     return handler
 
 
-def _park_in_thread(message: Any, why: str, consumer: Any) -> Exception | None:
-    trouble: list[Exception] = []
+def kept(message: Any, why: str, worker: Any, error: Any = None) -> bool:
+    """Park a message; says whether that was done within PATIENCE seconds. Never raises.
+
+    Args:
+        error: its traceback goes into the history.
+    """
+    done: list[bool] = []
 
     def work() -> None:
-        try:
-            park_message(message, why, str(consumer.hostname))
-        except Exception as error:
-            trouble.append(error)
+        trace = failures.trace(error) if isinstance(error, Exception) else ""
+        park_message(message, why, str(worker), trace)
+        done.append(True)
 
-    aside(work, why).join(timeout=30)
-    return trouble[0] if trouble else None
+    thread = aside(work, why)
+    if thread is not None:
+        thread.join(PATIENCE)
+        if thread.is_alive():
+            logger.error("To park a message takes longer than %g s: %s", PATIENCE, why)
+    return bool(done)
 
 
-def park_message(message: Any, why: str, worker: str) -> None:
+def park_message(message: Any, why: str, worker: str, trace: str = "") -> None:
     """Keep a broker message that this worker can't run: one of ours is handed back until DEPLOY_GRACE is over, one from
     elsewhere becomes a failed row that a person can requeue.
 
@@ -174,7 +198,7 @@ def park_message(message: Any, why: str, worker: str) -> None:
         alias = pointer_alias(pointer)
         job_id = foreign_id(headers["id"])
         if lifecycle.find(job_id, alias) is not None:
-            lifecycle.hand_back(job_id, alias, worker=worker, why=why, delay=handback_delay(2))
+            lifecycle.hand_back(job_id, alias, worker=worker, why=why, delay=handback_delay(2), traceback=trace)
             return
     info = message.delivery_info or {}
     body = message.body
@@ -197,7 +221,7 @@ def park_message(message: Any, why: str, worker: str) -> None:
             default=repr,
         ),
     )
-    lifecycle.park(job, write_alias(), worker=worker, why=why)
+    lifecycle.park(job, write_alias(), worker=worker, why=why, traceback=trace)
 
 
 def _column(value: Any, limit: int) -> str:

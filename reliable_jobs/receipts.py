@@ -17,6 +17,8 @@ from reliable_jobs.models import Job
 if TYPE_CHECKING:
     from reliable_jobs.task import ReliableTask
 
+#: Where the request's delivery_info carries the message's content type, encoding and bytes.
+CONTENT = "reliable_content"
 _FOREIGN = uuid.UUID("6f3c7e52-9a0e-5b57-8c55-1f4ad4a3c0de")
 _HEADERS = (
     *("lang", "task", "id", "shadow", "group", "group_index", "retries", "timelimit", "root_id", "parent_id"),
@@ -35,10 +37,11 @@ def ensure(task: ReliableTask, job_id: uuid.UUID, using: str, request: Any = Non
         return
     request = request or task.request
     embed = {name: request.get(name) for name in ("callbacks", "errbacks", "chain", "chord")}
-    content_type, content_encoding, body = dumps((request.args, request.kwargs, embed), "json")
+    info = request.delivery_info or {}
+    content = info.get(CONTENT) or dumps((request.args, request.kwargs, embed), "json")
+    content_type, content_encoding, body = content
     headers = {name: request.get(name) for name in _HEADERS if request.get(name) is not None}
     headers.update(task=task.name, id=request.id)
-    info = request.delivery_info or {}
     priority = info.get("priority")
     envelope = {
         "v": ENVELOPE_VERSION,
@@ -55,7 +58,7 @@ def ensure(task: ReliableTask, job_id: uuid.UUID, using: str, request: Any = Non
         due_at=Now(),
         check_at=Now() + seconds(settings.GRACE),
         sends=1,
-        body=body.encode() if isinstance(body, str) else body,
+        body=body.encode() if isinstance(body, str) else bytes(body),
         content_type=content_type,
         content_encoding=content_encoding,
         envelope=kombu_json.dumps(envelope),

@@ -43,6 +43,8 @@ class BodySavepoint:
         self._connection: Any = connections[using]
         self._block = transaction.atomic(using=using)
         self._entered = False
+        #: The task function has begun.
+        self._begun = False
         #: The savepoint's, where statements are joined.
         self._name = ""
         #: Whether the settlement is to release it.
@@ -103,6 +105,7 @@ class BodySavepoint:
         """
         if not self._entered:
             self._enter()
+        self._begun = True
         try:
             yield
             # Single statements where the body has called set_rollback(True), or left a block of its own open.
@@ -110,11 +113,10 @@ class BodySavepoint:
             self._owed = bool(self._name) and in_order
             if not self._owed:
                 check_deferred_constraints(self._connection)
+                self._leave(None)
         except BaseException as error:
             self._leave(error)
             raise
-        if not self._owed:
-            self._leave(None)
 
     def settle(self, write: Callable[[], bool], *, alone: bool) -> bool:
         """Write the settlement, and with it what is owed. Returns what ``write`` answered.
@@ -128,6 +130,9 @@ class BodySavepoint:
             django.db.Error: as any write or COMMIT.
         """
         if not self._owed:
+            if self._begun and self._entered:
+                # To undo what was written in it failed; with a settlement it would be committed.
+                raise RuntimeError("the savepoint of the task function is still open")
             return write()
         self._owed = False
         outermost = len(self._connection.atomic_blocks) == 2 and self._connection.commit_on_exit

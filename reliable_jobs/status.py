@@ -49,6 +49,10 @@ CELERY_STATES: dict[str, str] = {
 }
 
 
+#: Attribute of a Celery ``Ignore``: the task event that closes the delivery for monitors such as Flower.
+CLOSES = "reliable_closes"
+
+
 class Reason(models.TextChoices):
     """Why a row is where it is, where the status alone does not say."""
 

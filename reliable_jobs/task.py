@@ -7,16 +7,17 @@ from typing import Any, ClassVar
 
 from django.db import transaction
 
-from reliable_jobs import function, stages
+from reliable_jobs import function, guards, stages
 from reliable_jobs.call import Call
 from reliable_jobs.conf import settings
 from reliable_jobs.control import RunControl
 from reliable_jobs.retry import DAY, TEN_HOURS
+from reliable_jobs.trail import TRAIL
 
 
 class ReliableTask(RunControl, Call):
-    """Base class: ``@shared_task(base=ReliableTask)``, ``@app.task(base=ReliableTask)``, or a subclass with ``run``.
-    For a whole app see :class:`~reliable_jobs.adopted.AdoptedTask`.
+    """Base class: ``@shared_task(base=ReliableTask)``, ``@app.task(base=ReliableTask)``, a subclass with ``run``, or
+    ``Celery(task_cls="reliable_jobs:ReliableTask")`` for a whole app.
 
     ``delay()`` and ``apply_async()`` write a job in the current transaction and return the usual ``AsyncResult``. All
     of Celery's task attributes keep their meaning; these are new:
@@ -24,8 +25,6 @@ class ReliableTask(RunControl, Call):
     Attributes:
         atomic: run the body in one transaction with the job's settlement, so that its database effects happen exactly
             once. Set it to False for bodies that wait for the network or report progress; then use :meth:`fenced`.
-        reruns: whether a run that died, or was broken off by its database, is begun again, ``MAX_CRASHES`` times at
-            most. False: such a job is failed.
         retry_window: seconds after the first start within which retries may begin. With it, Celery's default
             ``max_retries`` of 3 no longer applies; one that you set does.
         bundle: how many jobs of this task may travel in one message and share one transaction, at most 100; for small
@@ -35,10 +34,11 @@ class ReliableTask(RunControl, Call):
 
     acks_late = True
     reject_on_worker_lost = True
-    Request = "reliable_jobs.worker:ReliableRequest"
+    #: Celery 5.7's. A killed worker's message goes back to the broker, and the row counts; nothing is published anew.
+    retry_on_worker_lost = False
+    Request = "reliable_jobs.requests:ReliableRequest"
 
     atomic: bool = True
-    reruns: bool = True
     retry_window: float | None = None
     bundle: int = 1
     sensitive: bool | Iterable[str] = ()
@@ -53,13 +53,22 @@ class ReliableTask(RunControl, Call):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         function.adopt(cls)
+        guards.guard(cls)
 
     # --- run ----------------------------------------------------------------------------------------------------------
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """In a worker: one delivery of a job, run to its settlement. Called directly or eagerly: just the body, for an
         atomic task in a transaction when eager."""
         request = self.request
+        # Without a call: what fails in one would be told as the job's failure.
+        info = request.delivery_info
+        trail = info.get(TRAIL) if isinstance(info, dict) else None
+        if trail is not None and not trail.reached:
+            return stages.delivery.deliver(self, args, kwargs)
+        bundled, run = request.get("reliable_bundle"), request.get("reliable_run")
+        if bundled is not None and (run is None or not run.open):
+            return bundled.body(self, args, kwargs)
         if request.called_directly or self._run_in_progress() is not None:
             # The second: a body that calls its own task (recursion) while a worker runs it.
             return super().__call__(*args, **kwargs)
@@ -68,8 +77,6 @@ class ReliableTask(RunControl, Call):
                 return self.value_of(args, kwargs)
             with transaction.atomic(using=stages.outbox.write_alias()):
                 return self.value_of(args, kwargs)
-        if request.get("reliable_bundle") is not None:
-            return request.reliable_bundle.body(self, args, kwargs)
         return stages.delivery.deliver(self, args, kwargs)
 
     def value_of(self, args: Any, kwargs: Any) -> Any:
@@ -89,7 +96,7 @@ class ReliableTask(RunControl, Call):
     @__trace__.setter
     def __trace__(self, tracer: Any) -> None:
         self._tracer = tracer
-        self._answering_tracer = stages.delivery.that_answers(self, tracer) if tracer is not None else None
+        self._answering_tracer = stages.tracing.that_answers(self, tracer) if tracer is not None else None
 
     def misfit(self, args: Any, kwargs: Any) -> str | None:
         """Why these arguments don't fit the code at hand; None when they do, or the task has ``typing = False``."""

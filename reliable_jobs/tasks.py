@@ -46,8 +46,9 @@ class _BundleTask(Task):
 
     acks_late = True
     reject_on_worker_lost = True
+    retry_on_worker_lost = False
     ignore_result = True
-    Request = "reliable_jobs.worker:BundleRequest"
+    Request = "reliable_jobs.requests:BundleRequest"
     keeps_connections = True
 
 

@@ -14,20 +14,29 @@ from django.core.checks import CheckMessage, Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 
 from reliable_jobs import bundle
-from reliable_jobs.checks.adoption import check_adoption, foreign_requests
 from reliable_jobs.checks.celery_settings import TAG
 from reliable_jobs.checks.loading import configured_app, load_tasks, reliable_tasks
 from reliable_jobs.conf import settings
 from reliable_jobs.function import why_not
+from reliable_jobs.guards import GUARD
 from reliable_jobs.task import ReliableTask
 
 #: What a task class may set, where a slip of the pen changes what happens to a job and nothing says so. Names that are
 #: ordinary words (queue, name …) are left out: "queues" is somebody's own attribute.
 ATTRIBUTES = (
-    *("acks_late", "acks_on_failure_or_timeout", "atomic", "autoretry_for", "bundle", "compression"),
+    *("acks_late", "acks_on_failure", "acks_on_failure_or_timeout", "acks_on_timeout", "atomic", "autoretry_for"),
+    *("bundle", "compression"),
     *("default_retry_delay",),
     *("dont_autoretry_for", "expires", "ignore_result", "max_retries", "priority", "rate_limit"),
-    *("reject_on_worker_lost", "retry_backoff", "retry_backoff_max", "retry_jitter", "retry_kwargs", "retry_window"),
+    *(
+        "reject_on_worker_lost",
+        "retry_on_worker_lost",
+        "retry_backoff",
+        "retry_backoff_max",
+        "retry_jitter",
+        "retry_kwargs",
+        "retry_window",
+    ),
     *("routing_key", "sensitive", "serializer", "soft_time_limit", "store_eager_result"),
     *("store_errors_even_if_ignored", "time_limit", "track_started"),
 )
@@ -55,13 +64,12 @@ def check_tasks(**kwargs: Any) -> list[CheckMessage]:
     return [
         *_pickled(tasks),
         *_delivery(tasks),
+        *_lost(tasks),
         *_unlimited(app, tasks),
         *_generators(tasks),
         *_classes(tasks),
         *_windows(tasks),
         *_bundles(tasks),
-        *check_adoption(app),
-        *foreign_requests(tasks),
     ]
 
 
@@ -85,22 +93,32 @@ def _delivery(tasks: list[Any]) -> Iterator[CheckMessage]:
             hint="Leave acks_late as ReliableTask sets it.",
             id="reliable_jobs.W031",
         )
-    unrejected = [task.name for task in tasks if task.acks_late and not task.reject_on_worker_lost]
-    if unrejected:
-        yield Warning(
-            "reject_on_worker_lost is off, so the message of a killed child is acknowledged and its job runs again "
-            f"only when the sweeper misses it: {_list(unrejected)}.",
-            hint="Leave reject_on_worker_lost as ReliableTask sets it; crashes are bounded by MAX_CRASHES.",
-            id="reliable_jobs.W032",
-        )
-    rejected = [task.name for task in tasks if task.acks_late and not task.acks_on_failure_or_timeout]
+    rejected = [task.name for task in tasks if task.acks_late and not _acks_failures(task)]
     if rejected:
         yield Warning(
-            "acks_on_failure_or_timeout is off, so messages of failed jobs go to the queue's dead-letter exchange, "
-            f"though their rows are settled; run from there they do nothing: {_list(rejected)}.",
-            hint="Remove task_acks_on_failure_or_timeout = False; failed jobs are kept, and requeued, as rows.",
+            "acks_on_failure_or_timeout (acks_on_failure) is off, so messages of failed jobs go to the queue's "
+            f"dead-letter exchange, though their rows are settled; run from there they do nothing: {_list(rejected)}.",
+            hint="Remove task_acks_on_failure_or_timeout = False (task_acks_on_failure = False); failed jobs are kept, "
+            "and requeued, as rows.",
             id="reliable_jobs.W033",
         )
+
+
+def _lost(tasks: list[Any]) -> Iterator[CheckMessage]:
+    app = tasks[0].app if tasks else None
+    if app is not None and app.conf.get("task_retry_on_worker_lost"):
+        yield Warning(
+            "task_retry_on_worker_lost does not reach reliable tasks: the message of a killed worker's job goes back "
+            "to the broker, and starts that never report are bounded by RELIABLE_JOBS['MAX_CRASHES'].",
+            hint="Nothing needs to be done for reliable tasks. Silence this check if the setting is meant for others.",
+            id="reliable_jobs.W039",
+        )
+
+
+def _acks_failures(task: Any) -> bool:
+    """Celery 5.7 splits the setting in two. A hard time limit is none of its business: its message goes back."""
+    own = getattr(task, "acks_on_failure", None)
+    return bool(task.acks_on_failure_or_timeout if own is None else own)
 
 
 def _unlimited(app: Celery, tasks: list[Any]) -> Iterator[CheckMessage]:
@@ -135,7 +153,7 @@ def _classes(tasks: list[Any]) -> Iterator[CheckMessage]:
         if _call_stops_at(cls):
             yield Warning(
                 f"{cls.__module__}.{cls.__qualname__} overrides __call__ without calling super().__call__(): its jobs "
-                f"run without being claimed or settled, again and again: {_list(names)}.",
+                f"are not claimed, and fail: {_list(names)}.",
                 hint="Call super().__call__(*args, **kwargs), or move the code to before_start() or run().",
                 id="reliable_jobs.W030",
             )
@@ -202,6 +220,8 @@ def _own_classes(task: Any) -> list[type]:
 
 def _call_stops_at(cls: type) -> bool:
     call = vars(cls).get("__call__")
+    if getattr(call, GUARD, "own") != "own":
+        return False  # it stands in another class
     names = _names(call)
     return call is not None and bool(names) and not {"super", "__call__"} & names
 

@@ -10,11 +10,21 @@ from reliable_jobs.lifecycle.claims import (
     claim_atomic,
     claim_committed,
     claim_many,
+    claim_to_report,
     extend_lease,
     hold_by_token,
     step_back,
 )
-from reliable_jobs.lifecycle.operations import Report, cancel, hand_back, last_death, park, requeue, rescue
+from reliable_jobs.lifecycle.operations import (
+    Report,
+    cancel,
+    hand_back,
+    last_death,
+    park,
+    requeue,
+    requeue_ages,
+    rescue,
+)
 from reliable_jobs.lifecycle.settle import expire, fail, run_again, succeed, succeed_many
 from reliable_jobs.lifecycle.transition import (
     Claim,
@@ -36,6 +46,7 @@ __all__ = [
     "claim_atomic",
     "claim_committed",
     "claim_many",
+    "claim_to_report",
     "clean",
     "expire",
     "extend_lease",
@@ -48,6 +59,7 @@ __all__ = [
     "park",
     "record",
     "requeue",
+    "requeue_ages",
     "rescue",
     "run_again",
     "seconds",

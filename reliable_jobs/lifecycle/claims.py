@@ -45,6 +45,21 @@ def _lock_if_fit(job_id: uuid.UUID, rev: int, using: str) -> Claim | Refusal:
     return Claim(job, using, now)
 
 
+def claim_to_report(job_id: uuid.UUID, rev: int, using: str, worker: str) -> Claim | Refusal:
+    """Lock the row to report an error outside a run: a job that waits as its message says, or one that this worker's
+    own thread had claimed and left. Call it in a transaction.
+
+    Args:
+        worker: of the calling thread; no other has its name.
+    """
+    claim = _lock_if_fit(job_id, rev, using)
+    if claim is not Refusal.LOCKED:
+        return claim
+    mine = Job.objects.using(using).filter(pk=job_id, status=Status.RUNNING, worker=worker)
+    job = mine.annotate(now=Now()).defer("body").lock().first()
+    return claim if job is None else Claim(job, using, job.now, job.token)  # type: ignore[attr-defined]
+
+
 def claim_many(task: str, revs: Mapping[uuid.UUID, int], using: str) -> list[Claim]:
     """Lock, in a transaction of the caller's, those of a bundle's jobs that are plainly fit for a first run, in order.
 

@@ -8,13 +8,22 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from django.db import IntegrityError, OperationalError, transaction
-from django.db.models import Case, F, Value, When
+from django.db.models import Case, F, Max, Value, When
 from django.db.models.functions import Now
 
 from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle.locks import impatient, is_lock_timeout
 from reliable_jobs.lifecycle.settle import fail, run_again
-from reliable_jobs.lifecycle.transition import ERROR_LIMIT, Claim, clean, find, record, seconds, transition
+from reliable_jobs.lifecycle.transition import (
+    ERROR_LIMIT,
+    TRACEBACK_LIMIT,
+    Claim,
+    clean,
+    find,
+    record,
+    seconds,
+    transition,
+)
 from reliable_jobs.message import rerouted
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.retry import crash_delay
@@ -175,6 +184,13 @@ def _explain_skips(ids: Sequence[uuid.UUID], locked: set[uuid.UUID], using: str,
             report.skipped[pk] = "running"
 
 
+def requeue_ages(ids: Iterable[uuid.UUID], using: str) -> dict[uuid.UUID, float]:
+    """How long ago each job was last requeued by a person, in seconds; those that never were are left out."""
+    events = JobEvent.objects.using(using).filter(job_id__in=list(ids), kind=EventKind.REQUEUE)
+    found = events.order_by().values("job_id").annotate(last=Max("at"), now=Now())
+    return {row["job_id"]: (row["now"] - row["last"]).total_seconds() for row in found}
+
+
 def _record_many(
     ids: Sequence[uuid.UUID], using: str, kind: str, actor: str, detail: Callable[[uuid.UUID], str]
 ) -> None:
@@ -189,8 +205,11 @@ def rescue(using: str, limit: int, *, actor: str = "sweeper") -> int:
     with transaction.atomic(using=using):
         lost = list(Job.objects.using(using).lost_runs().defer("body", "envelope").lock()[:limit])
         rescued = 0
+        deaths = _deaths(lost, using)
         for job in lost:
-            why = f"run {job.token} on {job.worker or 'an unknown worker'} ended without a word (start {job.crashes})"
+            death = deaths.get(job.pk)
+            how = f"was ended: {death.detail}" if death else "ended without a word"
+            why = f"run {job.token} on {job.worker or 'an unknown worker'} {how} (start {job.crashes})"
             if transition(
                 job,
                 using,
@@ -201,11 +220,20 @@ def rescue(using: str, limit: int, *, actor: str = "sweeper") -> int:
                 sends=0,
                 check_at=None,
                 due_at=Moment(delay=crash_delay(job.crashes) if job.crashes > 1 else 0),
-                reason=Reason.CRASH,
+                reason=Reason.TIME_LIMIT if death and death.kind == EventKind.TIME_LIMIT else Reason.CRASH,
             ):
                 record(job.pk, using, EventKind.RESCUE, actor, why)
                 rescued += 1
     return rescued
+
+
+def _deaths(lost: Sequence[Job], using: str) -> dict[uuid.UUID, JobEvent]:
+    """What the parent processes saw of the ends of these runs: events since each run last showed a sign of life."""
+    since = {job.pk: job.lease_at - seconds(settings.LEASE + 1.0) for job in lost if job.lease_at is not None}
+    events = JobEvent.objects.using(using).filter(
+        job_id__in=list(since), kind__in=[EventKind.CRASH, EventKind.TIME_LIMIT]
+    )
+    return {event.job_id: event for event in events.order_by("pk") if event.at >= since[event.job_id]}
 
 
 def last_death(job_id: uuid.UUID, using: str) -> JobEvent | None:
@@ -218,7 +246,7 @@ def last_death(job_id: uuid.UUID, using: str) -> JobEvent | None:
     )
 
 
-def hand_back(job_id: uuid.UUID, using: str, *, worker: str, why: str, delay: float) -> str:
+def hand_back(job_id: uuid.UUID, using: str, *, worker: str, why: str, delay: float, traceback: str = "") -> str:
     """A worker without the job's code gives it back; after DEPLOY_GRACE it is parked. Returns the status written, or
     the one found when somebody else was faster."""
     with transaction.atomic(using=using):
@@ -228,7 +256,7 @@ def hand_back(job_id: uuid.UUID, using: str, *, worker: str, why: str, delay: fl
             return seen.status if seen else "missing"
         claim = Claim(job, using, job.now)  # type: ignore[attr-defined]
         if job.deadline_at is not None and job.deadline_at <= claim.now:
-            fail(claim, worker, Reason.PARKED, why, "", kind=EventKind.PARKED)
+            fail(claim, worker, Reason.PARKED, why, traceback, kind=EventKind.PARKED)
             return Status.FAILED
         run_again(
             claim,
@@ -236,21 +264,23 @@ def hand_back(job_id: uuid.UUID, using: str, *, worker: str, why: str, delay: fl
             Reason.PARKED,
             delay=delay,
             error=why,
+            traceback=traceback,
             kind=None if job.deadline_at else EventKind.PARKED,
             park_at=seconds(settings.DEPLOY_GRACE),
         )
         return Status.WAITING
 
 
-def park(job: Job, using: str, *, worker: str, why: str) -> bool:
+def park(job: Job, using: str, *, worker: str, why: str, traceback: str = "") -> bool:
     """Keep a message from elsewhere that nothing here can run, as a failed row that can be requeued."""
     job.status = Status.FAILED
     job.reason = Reason.PARKED
     job.error = clean(why, ERROR_LIMIT)
+    job.traceback = clean(traceback, TRACEBACK_LIMIT)
     job.worker = worker
     with transaction.atomic(using=using):
         Job.objects.using(using).bulk_create([job], ignore_conflicts=True)
         changed = Job.objects.using(using).filter(pk=job.pk, finished_at=None).update(finished_at=Now())
         if changed:
-            record(job.pk, using, EventKind.PARKED, worker, why)
+            record(job.pk, using, EventKind.PARKED, worker, why, traceback)
     return bool(changed)

@@ -22,7 +22,9 @@ from kombu.message import Message
 from reliable_jobs.message import outgoing
 from reliable_jobs.models import Job
 from reliable_jobs.status import Status
+from reliable_jobs.task import ReliableTask
 from reliable_jobs.testing.dispatch import in_order, override_dispatch
+from reliable_jobs.tracing import that_answers
 
 logger = logging.getLogger("reliable_jobs.testing")
 
@@ -200,6 +202,8 @@ def deliver(job: Job, alias: str, *, redelivered: bool = False) -> tuple[Any, An
         request["ignore_result"] = task.ignore_result
     with _local_backend(task), _as_if_committed():
         trace = build_tracer(task.name, task, app=app, hostname=WORKER)
+        if isinstance(task, ReliableTask):
+            trace = that_answers(task, trace, keep_frames=True)
         value, info, _, _ = trace(str(request["id"]), args, kwargs, request)
     return value, info
 
