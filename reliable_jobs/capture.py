@@ -17,6 +17,7 @@ from typing import Any
 from amqp.exceptions import FrameSyntaxError
 from amqp.serialization import dumps as amqp_dumps
 from celery.backends.asynchronous import AsyncBackendMixin
+from celery.exceptions import SoftTimeLimitExceeded
 from kombu import Exchange, Queue
 from kombu.compression import compress
 from kombu.exceptions import EncodeError, SerializerNotInstalled
@@ -187,6 +188,8 @@ def check_readable(task: Any, content_type: str, body: bytes) -> None:
         return
     try:
         kombu_json.loads(body)
+    except SoftTimeLimitExceeded:
+        raise
     except Exception as error:  # each type is read by code of its own
         raise UnserialisableArguments(
             f"{task}: an argument holds a dict with the key '__type__', which JSON messages keep for dates, decimals "

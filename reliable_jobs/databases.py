@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from celery.exceptions import SoftTimeLimitExceeded
 from django.db import connections, router
 
 from reliable_jobs.models import Job
@@ -106,6 +107,8 @@ def on_each(work: Callable[[str], Any], what: str) -> None:
     for alias in in_order():
         try:
             work(alias)
+        except SoftTimeLimitExceeded:
+            raise
         except Exception as error:
             logger.warning("%s of database %r failed (%s: %s).", what, alias, type(error).__name__, error)
             trouble = error
@@ -129,6 +132,8 @@ def ask(alias: str) -> Answer:
         answer = _ask(connections[alias])
     except AssertionError:  # Django's TestCase allows no queries to this database
         return Answer(alias, "this test may not use it")
+    except SoftTimeLimitExceeded:
+        raise
     except Exception as error:
         logger.info("Database %r can't be asked whether it holds jobs: %s", alias, error)
         answer, believed = Answer(alias), BELIEVED_UNREACHABLE

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from celery.exceptions import SoftTimeLimitExceeded
 from django.db.models import Model, QuerySet
 from kombu.serialization import dumps
 
@@ -29,6 +30,8 @@ def unserialisable(task: Any, body: Any, serializer: str | None, error: Exceptio
     for name, value in _named(args, kwargs):
         try:
             dumps(value, serializer=serializer)
+        except SoftTimeLimitExceeded:
+            raise
         except Exception as reason:  # a serialiser raises what it likes
             return UnserialisableArguments(
                 f"{task}: {name} ({type(value).__name__}) can't be serialised as {serializer or 'json'}: {reason}. "

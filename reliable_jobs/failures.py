@@ -6,6 +6,7 @@ import traceback as traceback_module
 from collections.abc import Iterator
 from typing import Any
 
+from celery.exceptions import SoftTimeLimitExceeded
 from django.db import DatabaseError, DataError, Error, IntegrityError, InterfaceError, OperationalError, connections
 from django.db.transaction import TransactionManagementError
 
@@ -92,6 +93,8 @@ def describe(error: BaseException) -> str:
     """``Type: message``, with advice where the error is a known trap of atomic bodies."""
     try:
         said = str(error)
+    except SoftTimeLimitExceeded:
+        raise
     except Exception as trouble:  # an exception whose __str__ fails must not hide that it was raised
         said = f"(its text can't be had: {trouble!r})"
     text = f"{type(error).__name__}: {said}" if said else type(error).__name__

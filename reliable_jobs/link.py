@@ -8,8 +8,8 @@ that did not raise counts, and the sweeper makes up for what they lose.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import logging
 import os
 import struct
 import time
@@ -17,12 +17,16 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from amqp.exceptions import ConnectionError as AmqpConnectionError
 from amqp.exceptions import FrameSyntaxError
 from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
 from kombu import Producer
 
 from reliable_jobs import wire
 from reliable_jobs.message import Outgoing
+
+logger = logging.getLogger("reliable_jobs.publisher")
 
 #: Bytes that are written at once.
 CHUNK = 64 * 1024
@@ -46,6 +50,8 @@ class Receipt:
     #: The message that could not be encoded for the wire, where that was why.
     unsendable: uuid.UUID | None = None
     attempts: int = 1
+    #: The connection ended while it published, and not because the broker was going down.
+    died: bool = False
 
     def worth_another_try(self, job_id: uuid.UUID) -> bool:
         """Whether a message is neither confirmed nor given up. The first return counts as a queue that was deleted
@@ -82,6 +88,14 @@ class Depth:
         """Messages wait and nobody consumes them. (An empty queue without a consumer has lost its messages: more must
         be sent, not least because some sites start their workers when they see one.)"""
         return self.ready > 0 and self.consumers == 0
+
+
+def _ends_connection(error: Exception) -> bool:
+    """Whether the connection is gone, by the broker's will or without a word; not where the broker is shut down (320)
+    or closed the channel alone."""
+    if isinstance(error, (BrokerTimeout, *_UNENCODABLE)):
+        return False
+    return isinstance(error, (OSError, AmqpConnectionError)) and getattr(error, "code", None) != 320
 
 
 class BrokerTimeout(Exception):
@@ -149,16 +163,24 @@ class Link:
         """Let go of the connection without a word to the broker: ``close()`` may wait for ever."""
         if self.pid != os.getpid():
             return
-        with contextlib.suppress(Exception):
+        try:
             self.connection.collect(socket_timeout=0.1)
+        except SoftTimeLimitExceeded:
+            raise  # the task function's
+        except Exception as error:  # whatever a broken connection raises
+            logger.debug("A broken connection could not be closed: %r", error)
 
     def close(self) -> None:
         """Say goodbye to a healthy broker, which would log a warning otherwise; its answer is waited for a second."""
         if self.pid == os.getpid():
-            with contextlib.suppress(Exception):
+            try:
                 if self.amqp:
                     self.raw.sock.settimeout(1.0)
                 self.connection.release()
+            except SoftTimeLimitExceeded:
+                raise
+            except Exception as error:
+                logger.debug("A connection could not be closed: %r", error)
 
     def declare(self, name: str) -> None:
         """Declare a queue once per connection, as Celery would. A queue that exists with other arguments will do."""
@@ -184,6 +206,8 @@ class Link:
         try:
             for message in messages:
                 self._declare_for(message, receipt)
+        except SoftTimeLimitExceeded:
+            raise
         except Exception as error:
             receipt.error = error
         self.used = True
@@ -198,8 +222,11 @@ class Link:
                 self._pipeline(messages, deadline)
             else:
                 self._one_by_one(messages, deadline, receipt)
+        except SoftTimeLimitExceeded:
+            raise  # the task function's, which publishes
         except Exception as error:
             receipt.error = error
+            receipt.died = self.amqp and _ends_connection(error)
         self.used = True
         return receipt
 

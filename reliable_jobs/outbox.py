@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
 from django.db import connections, router, transaction
 
 from reliable_jobs import databases, keys, rows, wake
@@ -176,7 +177,7 @@ def _note(alias: str, ids: list[str]) -> None:
 
 
 def _wake_on_commit(alias: str) -> None:
-    transaction.on_commit(functools.partial(wake.nudge, alias), using=alias, robust=True)
+    transaction.on_commit(functools.partial(wake.nudge, alias), using=alias)
 
 
 def _dispatches_now(app: Celery, alias: str) -> bool:
@@ -267,6 +268,8 @@ class _DispatchOnCommit(_Noted):
             hook.dispatched = True
         try:
             dispatch(self.app, [message for hook in left for message in hook.messages])
+        except SoftTimeLimitExceeded:
+            raise  # the task function's that commits here; the rows are safe
         except Exception:
             # A hook that raises would skip the hooks after it. The rows are safe: the sweeper looks at them.
             logger.exception("Dispatch on commit failed; the sweeper will publish %d job(s).", len(left))

@@ -42,9 +42,15 @@ class Preparation(threading.Thread):
         self.start()
         try:
             self._ended.wait(self._timeout)
-        finally:  # a soft time limit may end the wait too
+        except BaseException:  # a soft time limit ends the wait
             with self._answer:
-                self._given_up = not self._ended.is_set()
+                self._given_up = True
+                ended = self._ended.is_set()
+            if ended and self._link is not None:
+                self._link.drop()
+            raise
+        with self._answer:
+            self._given_up = not self._ended.is_set()
         if self._given_up:
             raise BrokerTimeout("not connected in time")
         if self._error is not None:

@@ -11,9 +11,11 @@ import logging
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 
 from celery import Celery, current_app
+from celery.exceptions import SoftTimeLimitExceeded
 
 from reliable_jobs import bundle
 from reliable_jobs.conf import settings
@@ -25,6 +27,8 @@ logger = logging.getLogger("reliable_jobs.publisher")
 
 #: Idle connections kept per process.
 MAX_IDLE = 10
+#: Connections that one publish may lose while it looks for the message that kills them.
+MOST_ATTEMPTS = 50
 
 
 class Publisher:
@@ -40,6 +44,8 @@ class Publisher:
         self._idle: list[Link] = []
         self._open = False
         self._probe: threading.Thread | None = None
+        #: When a probe may be started next, where one could not be (monotonic).
+        self._probe_at = 0.0
 
     def _forked(self) -> None:
         # kombu's after-fork hook does not cover a raw os.fork (gunicorn's preload, uWSGI).
@@ -50,6 +56,8 @@ class Publisher:
     def breaker_open(self) -> bool:
         """Whether the last publish failed and no probe has succeeded since."""
         self._forked()
+        if self._open:
+            self._start_probe()
         return self._open
 
     def publish(self, messages: Sequence[Outgoing], timeout: float | None = None) -> Receipt:
@@ -84,6 +92,8 @@ class Publisher:
         exhausted = so_far.attempts > 2 + len(so_far.returned) or time.monotonic() >= deadline
         if exhausted or isinstance(error, BrokerTimeout):
             return None
+        if so_far.died and so_far.attempts > 1:
+            return self._without_the_guilty(left, so_far, deadline)
         left = [message for message in left if message.id != so_far.unsendable]
         # A refused message (no such exchange, no permission, a wrong user_id) closes the channel and does not say which
         # one it was: one at a time finds out.
@@ -98,8 +108,41 @@ class Publisher:
             if singly and _is_refusal(receipt.error):
                 total.returned[batch[0].id] = f"unroutable: {receipt.error}"
             elif receipt.error is not None:
+                total.error, total.unsendable, total.died = receipt.error, receipt.unsendable, receipt.died
+                break
+        return total
+
+    def _without_the_guilty(self, left: list[Outgoing], so_far: Receipt, deadline: float) -> Receipt:
+        """A second connection has died with these messages, so one of them may be why: RabbitMQ closes the connection
+        over a frame that it can't read, and does not say which. Halves, and halves of those, find it; the others are
+        sent. One that kills two connections by itself is given up."""
+        total = Receipt(confirmed=so_far.confirmed, returned=so_far.given_up(), attempts=so_far.attempts)
+        batches: list[list[Outgoing]] = [left]
+        suspect: uuid.UUID | None = None
+        while batches:
+            if total.attempts > MOST_ATTEMPTS:
+                total.error = so_far.error
+                break
+            total.attempts += 1
+            batch = batches.pop()
+            receipt = self._attempt(batch, deadline, reuse=True)
+            total.confirmed |= receipt.confirmed
+            total.returned |= receipt.returned
+            total.nacked |= receipt.nacked
+            if receipt.error is None:
+                continue
+            if not receipt.died:
                 total.error, total.unsendable = receipt.error, receipt.unsendable
                 break
+            rest = [message for message in batch if message.id not in receipt.confirmed]
+            if len(rest) > 1:
+                half = len(rest) // 2
+                batches += [rest[half:], rest[:half]]
+            elif rest and suspect == rest[0].id:
+                total.returned[rest[0].id] = f"the broker closes the connection over it: {receipt.error!r}"
+            elif rest:
+                suspect = rest[0].id
+                batches.append(rest)
         return total
 
     def _attempt(self, messages: Sequence[Outgoing], deadline: float, reuse: bool) -> Receipt:
@@ -109,10 +152,18 @@ class Publisher:
         if link is None or not link.has_declared(messages):
             try:
                 link, receipt = Preparation(self.app, link, messages).result(deadline - time.monotonic())
+            except SoftTimeLimitExceeded:
+                raise
             except Exception as error:
                 return Receipt(error=error)
         if receipt.error is None:
-            receipt = link.publish(messages, deadline)
+            try:
+                receipt = link.publish(messages, deadline)
+            except BaseException:
+                # A time limit of the task function that publishes: the broker is not to blame, and what is still on
+                # its way on this connection would confirm the next messages.
+                link.drop()
+                raise
         if receipt.error is None and not receipt.returned:
             self._keep(link)
         else:
@@ -202,7 +253,7 @@ class Publisher:
             if self._open:
                 return
             self._open = True
-            self._probe = threading.Thread(target=self._probe_until_back, name="reliable_jobs-probe", daemon=True)
+            idle, self._idle = self._idle, []
         logger.warning(
             "Broker %s can't be reached or does not confirm (%s: %s). Jobs are safe in the database; the sweeper "
             "publishes them when it is back.",
@@ -210,11 +261,25 @@ class Publisher:
             type(error).__name__,
             error,
         )
-        with self._lock:
-            idle, self._idle = self._idle, []
         for link in idle:
             link.drop()
-        self._probe.start()
+        self._start_probe()
+
+    def _start_probe(self) -> None:
+        """Start the thread that closes the breaker, unless it lives. Where none can be started (a limit on threads),
+        whoever asks for the breaker next tries again, once a second."""
+        with self._lock:
+            now = time.monotonic()
+            if now < self._probe_at or (self._probe is not None and self._probe.is_alive()):
+                return
+            self._probe_at = now + 1.0
+            probe = threading.Thread(target=self._probe_until_back, name="reliable_jobs-probe", daemon=True)
+            try:
+                probe.start()
+            except RuntimeError as error:
+                logger.warning("No thread to look for the broker's return (%s); trying again.", error)
+            else:
+                self._probe, self._probe_at = probe, 0.0
 
     def _probe_until_back(self, sleep: Callable[[float], None] = time.sleep) -> None:
         pause = 0.5

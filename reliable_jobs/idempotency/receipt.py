@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from typing import TypeVar
 
+from celery.exceptions import SoftTimeLimitExceeded
 from django.db import transaction
 from django.db.models.functions import Now
 from kombu.serialization import dumps, loads
@@ -80,6 +81,8 @@ def once(key: str | int | uuid.UUID, work: Callable[[], T], *, scope: str, using
         value = work()
         try:
             content_type, encoding, data = dumps(value, "json")
+        except SoftTimeLimitExceeded:
+            raise
         except Exception as error:
             raise TypeError(
                 f"once({key!r}): the result ({type(value).__name__}) can't be stored as JSON ({error}). Return plain "
