@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Retry
 from django.db import Error as DatabaseError
 from django.db import connections, transaction
 
@@ -16,7 +16,7 @@ from reliable_jobs import failures, lifecycle, outcome
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import BrokenTransaction, CrashLimitExceeded
 from reliable_jobs.lifecycle import Claim, Refusal
-from reliable_jobs.outcome import Interrupted, Outcome, worker_name
+from reliable_jobs.outcome import Interrupted, Outcome, Run, worker_name
 from reliable_jobs.status import EventKind, Reason, Status
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ LEFT_OPEN = (
 )
 
 
-def after_broken_transaction(task: ReliableTask, claim: Claim, ended: Outcome | None, error: BaseException) -> Outcome:
+def after_broken_transaction(task: ReliableTask, run: Run, ended: Outcome | None, error: BaseException) -> Outcome:
     """An error out of COMMIT, of a hook behind it, or of the settlement: the row is read, nothing is guessed."""
+    claim = run.claim
 
     def look_and_write() -> Outcome:
         row = lifecycle.find(claim.job.pk, claim.using)
@@ -44,7 +45,7 @@ def after_broken_transaction(task: ReliableTask, claim: Claim, ended: Outcome | 
         if ended is not None and ended.raised is not None and _explains_more(ended.raised, error, claim.using):
             written = ended
         else:
-            written = blame(task, claim, error)
+            written = blame(task, run, error)
         with transaction.atomic(using=claim.using):
             if not written.settle(claim):
                 raise Ignore(f"job {claim.job.pk}: {Refusal.LOCKED.value}")
@@ -91,7 +92,14 @@ def is_out_of_time(task: ReliableTask, error: BaseException) -> bool:
     return bool(time.monotonic() - began >= float(limit) - 0.5)
 
 
-def blame(task: ReliableTask, claim: Claim, error: BaseException) -> Outcome:
+def blame(task: ReliableTask, run: Run, error: BaseException) -> Outcome:
+    """The ending of a run that raised past its savepoint: its task's failure, or an interruption."""
+    ended = _blame(task, run.claim, error)
+    interrupted = isinstance(ended.error, Retry) or not isinstance(ended.error, Exception)
+    return ended if interrupted else outcome.with_rollback_calls(run, ended)
+
+
+def _blame(task: ReliableTask, claim: Claim, error: BaseException) -> Outcome:
     if isinstance(error, Interrupted):
         return outcome.interruption(task, claim, error.__cause__ or error)
     if isinstance(error, DatabaseError) and failures.is_transient(error, claim.using):
@@ -104,7 +112,10 @@ def blame(task: ReliableTask, claim: Claim, error: BaseException) -> Outcome:
 def condemn(task: ReliableTask, claim: Claim) -> Outcome | Refusal:
     """Too many starts never reported: the job ends here, and Celery's failure hooks hear of it once."""
     death = lifecycle.last_death(claim.job.pk, claim.using)
-    why = f"{claim.job.crashes - 1} starts never reported (MAX_CRASHES={settings.MAX_CRASHES})"
+    if task.reruns:
+        why = f"{claim.job.crashes - 1} starts never reported (MAX_CRASHES={settings.MAX_CRASHES})"
+    else:
+        why = "its run never reported, and acks_late is off"
     if death is not None:
         why += f"; last seen: {death.detail}"
     reason = Reason.TIME_LIMIT if death is not None and death.kind == EventKind.TIME_LIMIT else Reason.CRASH

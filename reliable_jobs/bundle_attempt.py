@@ -167,7 +167,7 @@ class Attempt:
         job = claim.job
         try:
             message = outgoing(job, self.using)
-            args, kwargs, follow = content(job, message.headers)
+            args, kwargs, follow = content(job, message.headers, trusted=self._accepted)
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
         expired = job.expires_at is not None and job.expires_at <= claim.now

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.conf import settings as django_settings
@@ -64,6 +64,10 @@ class Settings:
     SWEEP_LIMIT: int = 2000
     #: Messages of a queue that are out beside the first ones while nothing of that queue settles.
     RECOVERY_LIMIT: int = 200
+    #: Names of tasks, with * and ?, that an app-wide adoption leaves plain Celery tasks.
+    PLAIN_TASKS: Sequence[str] = ()
+    #: Content types beside JSON, YAML and msgpack that admin and commands may decode to show arguments.
+    TRUSTED_CONTENT_TYPES: Sequence[str] = ()
     #: Days that settled rows are kept, by status; None keeps them for ever.
     RETENTION: Mapping[str, float | None] = dataclasses.field(default_factory=_default_retention)
 
@@ -74,6 +78,8 @@ class Settings:
             value = getattr(self, field.name)
             if field.type in ("int", "float"):
                 self._check_number(field.name, field.type, value)
+        for name in ("PLAIN_TASKS", "TRUSTED_CONTENT_TYPES"):
+            self._check_names(name, getattr(self, name))
         if not isinstance(self.RETENTION, Mapping):
             raise ImproperlyConfigured(
                 f"RELIABLE_JOBS['RETENTION'] is {self.RETENTION!r}; it must be a dict of days by status."
@@ -88,6 +94,11 @@ class Settings:
                 self._check_number(f"RETENTION[{status!r}]", "float", days)
         # A status left out of the dict keeps its default instead of being kept for ever by accident.
         object.__setattr__(self, "RETENTION", {**_default_retention(), **self.RETENTION})
+
+    @staticmethod
+    def _check_names(name: str, value: Any) -> None:
+        if not isinstance(value, (list, tuple, set, frozenset)) or not all(isinstance(item, str) for item in value):
+            raise ImproperlyConfigured(f"RELIABLE_JOBS[{name!r}] is {value!r}; it must be a list of strings.")
 
     @staticmethod
     def _check_number(name: str, kind: str, value: Any) -> None:

@@ -6,8 +6,9 @@ Mixed into ReliableTask. Everything here only notes a wish on the run; execution
 from __future__ import annotations
 
 import datetime
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,24 @@ class RunControl(Task):
     @staticmethod
     def _holds(run: Run) -> bool:
         return run.claim.token is None or stages.lifecycle.hold_by_token(run.claim)
+
+    def on_rollback(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Call a function if this run fails, for good or until another attempt. What an atomic task function writes
+        itself, a failure noted on a model for example, is undone with its error::
+
+            @shared_task(base=ReliableTask, bind=True)
+            def parse(self, upload_id):
+                self.on_rollback(Upload.objects.filter(pk=upload_id).update, state="failed")
+                ...
+
+        The call belongs to the transaction that records the run's end, for good or for another attempt: both are
+        committed, or neither. A call that raises is undone alone, and logged. A run that is killed or broken off calls
+        nothing; ``on_failure`` hears of a job that is given up for that. Outside a worker's run nothing is called:
+        there the caller's transaction decides.
+        """
+        run = self._run_in_progress()
+        if run is not None:
+            run.on_rollback.append(functools.partial(function, *args, **kwargs))
 
     @property
     def idempotency_key(self) -> str:

@@ -74,7 +74,7 @@ def run_carefully(
         raise
     if isinstance(claim, Refusal):
         return claim
-    if claim.job.crashes > settings.MAX_CRASHES:
+    if claim.job.crashes > (settings.MAX_CRASHES if task.reruns else 1):
         return aftermath.condemn(task, claim)
     if claim.job.crashes > 1:
         logger.warning("Job %s: %d start(s) never reported; running it with care.", claim.job.pk, claim.job.crashes - 1)
@@ -96,6 +96,7 @@ def _run_in_transaction(
     committed: Claim | None = None,
 ) -> Outcome | Refusal:
     claim: Claim | None = None
+    run: Run | None = None
     ended: Outcome | None = None
     depth = len(connections[using].atomic_blocks)
     try:
@@ -121,8 +122,8 @@ def _run_in_transaction(
         aftermath.reset_if_open(using, depth)
         if claim is not None and aftermath.is_out_of_time(task, error):
             raise  # no report: it counts as a crash, as the SIGKILL that follows would
-        if claim is not None:
-            return aftermath.after_broken_transaction(task, claim, ended, error)
+        if run is not None:
+            return aftermath.after_broken_transaction(task, run, ended, error)
         if not failures.prevents_start(error):
             raise
         if committed is not None:
@@ -144,7 +145,7 @@ def _run_leased(task: ReliableTask, claim: Claim, args: Any, kwargs: Any) -> Out
         except BaseException as error:
             if aftermath.is_out_of_time(task, error):
                 raise  # as in _run_in_transaction
-            ended = aftermath.blame(task, claim, error)
+            ended = aftermath.blame(task, run, error)
 
         if aftermath.reset_if_open(claim.using, depth) and not isinstance(ended.error, Exception):
             ended = outcome.failure(task, BrokenTransaction(aftermath.LEFT_OPEN))
@@ -207,7 +208,7 @@ def _body(task: ReliableTask, run: Run, args: Any, kwargs: Any, savepoint: Abstr
         run.open = False
         request.reliable_run = None
     if connections[claim.using].closed_in_transaction:
-        return outcome.closed_its_connection(task)
+        return outcome.with_rollback_calls(run, outcome.closed_its_connection(task))
     if run.again is not None:
         return outcome.again(task, run.again, signal or outcome.asked(run.again))
     follow = followups.take(task, value) if signal is None else None

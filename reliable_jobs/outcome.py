@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import datetime
+import logging
 import os
 import threading
 import uuid
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from django.db import Error as DatabaseError
-from django.db import connections
+from django.db import connections, transaction
 from kombu.serialization import dumps
 
 from reliable_jobs import failures, lifecycle
@@ -38,6 +39,8 @@ from reliable_jobs.status import EventKind, Reason, Status
 
 if TYPE_CHECKING:
     from reliable_jobs.task import ReliableTask
+
+logger = logging.getLogger("reliable_jobs.execution")
 
 #: Exit codes with which billiard ends a child on a signal: -(256 - signum).
 _SIGNAL_EXITS = range(-256, -190)
@@ -65,6 +68,8 @@ class Run:
     open: bool = True
     #: The heartbeat found that the job belongs to another run.
     lost: bool = False
+    #: What on_rollback() was given.
+    on_rollback: list[Callable[[], Any]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -126,16 +131,16 @@ def from_exception(task: ReliableTask, run: Run, error: BaseException) -> Outcom
         BaseException: what ends the process is passed on.
     """
     if connections[run.claim.using].closed_in_transaction and not ends_process(error):
-        return closed_its_connection(task, error)
+        return with_rollback_calls(run, closed_its_connection(task, error))
     ended = _from_exception(task, run, error)
     ended.raised = error
-    return ended
+    return with_rollback_calls(run, ended)
 
 
 def _from_exception(task: ReliableTask, run: Run, error: BaseException) -> Outcome:
     if isinstance(error, Retry):
         cause = run.again.cause if run.again is not None else error.exc
-        if isinstance(cause, DatabaseError) and failures.is_transient(cause, run.claim.using):
+        if task.reruns and isinstance(cause, DatabaseError) and failures.is_transient(cause, run.claim.using):
             raise Interrupted(str(cause)) from cause  # autoretry_for=(Exception,) would make it cost an attempt
         return again(task, run.again or Again(delay=_delay_of(error, task), cause=error.exc), error)
     if isinstance(error, Reject):
@@ -146,7 +151,7 @@ def _from_exception(task: ReliableTask, run: Run, error: BaseException) -> Outco
         raise error
     if not isinstance(error, Exception) or isinstance(error, MemoryError):
         return failure(task, _as_failure(error))
-    if isinstance(error, DatabaseError) and failures.is_transient(error, run.claim.using):
+    if task.reruns and isinstance(error, DatabaseError) and failures.is_transient(error, run.claim.using):
         raise Interrupted(str(error)) from error
     if run.again is not None and run.again.counts:
         # retry(throw=False), and then this: what is recorded is why the body ended.
@@ -183,6 +188,26 @@ def closed_its_connection(task: ReliableTask, error: BaseException | None = None
     ended = failure(task, broken)
     ended.raised = broken
     return ended
+
+
+def with_rollback_calls(run: Run, ended: Outcome) -> Outcome:
+    """The ending of a run whose writes are undone, and what on_rollback() was given, in the settlement's transaction.
+    One of these calls that raises is undone alone, and logged: it must not keep the run's end from being recorded."""
+    if not run.on_rollback:
+        return ended
+
+    def settle(claim: Claim) -> bool:
+        if not ended.settle(claim):
+            return False
+        for call in run.on_rollback:
+            try:
+                with transaction.atomic(using=claim.using):
+                    call()
+            except Exception:
+                logger.exception("Job %s: a call given to on_rollback() raised, and is undone.", claim.job.pk)
+        return True
+
+    return dataclasses.replace(ended, settle=settle, alone=False)
 
 
 def ends_process(error: BaseException) -> bool:
@@ -301,21 +326,23 @@ def interruption(
     A conflict with another transaction has a larger budget, because under SERIALIZABLE healthy jobs meet many.
     """
     count = claim.job.interruptions + 1
-    text, trace, _ = _told(task, cause)
-    if signal is None and failures.is_conflict(cause, claim.using):
+    text, trace, told = _told(task, cause)
+    if task.reruns and signal is None and failures.is_conflict(cause, claim.using):
         try:
             conflicts = lifecycle.interruptions_since(claim.job.pk, claim.using, CONFLICT_WINDOW)
         except DatabaseError:  # away just now; the end itself is written once it is back
             conflicts = 0
         if conflicts < settings.MAX_CONFLICTS:
             return _interrupted(task, cause, text, trace, conflict_delay(conflicts), counts=False)
-    if count > settings.MAX_INTERRUPTIONS:
+    if not task.reruns or count > settings.MAX_INTERRUPTIONS:
         why = f"{count} runs were interrupted (MAX_INTERRUPTIONS={settings.MAX_INTERRUPTIONS}), the last by {text}"
+        if not task.reruns:
+            why = f"The run was broken off and is not begun again, as acks_late is off: {text}"
         return Outcome(
             lambda claim: lifecycle.fail(
                 claim, worker_name(task), Reason.INTERRUPTED, why, trace, kind=EventKind.INTERRUPTION
             ),
-            error=signal or InterruptionLimitExceeded(why),
+            error=signal or (InterruptionLimitExceeded(why) if task.reruns else told),
             status=Status.FAILED,
         )
     return _interrupted(task, cause, text, trace, interruption_delay(count - 1), signal=signal)

@@ -16,8 +16,8 @@ from reliable_jobs.trail import TRAIL
 
 
 class ReliableTask(RunControl, Call):
-    """Base class: ``@shared_task(base=ReliableTask)``, ``@app.task(base=ReliableTask)``, a subclass with ``run``, or
-    ``Celery(task_cls="reliable_jobs:ReliableTask")`` for a whole app.
+    """Base class: ``@shared_task(base=ReliableTask)``, ``@app.task(base=ReliableTask)``, or a subclass with ``run``.
+    For a whole app see :class:`~reliable_jobs.adopted.AdoptedTask`.
 
     ``delay()`` and ``apply_async()`` write a job in the current transaction and return the usual ``AsyncResult``. All
     of Celery's task attributes keep their meaning; these are new:
@@ -25,6 +25,8 @@ class ReliableTask(RunControl, Call):
     Attributes:
         atomic: run the body in one transaction with the job's settlement, so that its database effects happen exactly
             once. Set it to False for bodies that wait for the network or report progress; then use :meth:`fenced`.
+        reruns: whether a run that died, or was broken off by its database, is begun again, ``MAX_CRASHES`` times at
+            most. False: such a job is failed.
         retry_window: seconds after the first start within which retries may begin. With it, Celery's default
             ``max_retries`` of 3 no longer applies; one that you set does.
         bundle: how many jobs of this task may travel in one message and share one transaction, at most 100; for small
@@ -39,6 +41,7 @@ class ReliableTask(RunControl, Call):
     Request = "reliable_jobs.requests:ReliableRequest"
 
     atomic: bool = True
+    reruns: bool = True
     retry_window: float | None = None
     bundle: int = 1
     sensitive: bool | Iterable[str] = ()

@@ -38,6 +38,7 @@ I4 = "tests/test_promise_4_one_live_run.py"
 I5 = "tests/test_promise_5_outages_cost_time.py"
 I6 = "tests/test_promise_6_bounded_loops.py"
 I7 = "tests/test_promise_7_no_silent_discard.py"
+ADOPTION = "tests/test_adoption.py"
 BAD = "tests/test_bad_messages.py"
 
 
@@ -213,6 +214,57 @@ MUTANTS = [
         "if False:",
         (f"{I6}::test_suspects_are_started_one_at_a_time_on_a_worker",),
     ),
+    # --- adoption of a whole app
+    Mutant(
+        "adopted-not-atomic",
+        "I2",
+        "adopted.py",
+        "    atomic = False\n    reruns = False",
+        "    reruns = False",
+        (f"{ADOPTION}::test_e1_an_adopted_task_commits_as_it_goes",),
+    ),
+    Mutant(
+        "adopted-begun-once-after-a-crash",
+        "I2",
+        "execution.py",
+        "if claim.job.crashes > (settings.MAX_CRASHES if task.reruns else 1):",
+        "if claim.job.crashes > settings.MAX_CRASHES:",
+        (f"{ADOPTION}::test_e1_an_adopted_app_keeps_the_document_whose_script_fails_or_is_killed",),
+    ),
+    Mutant(
+        "adopted-begun-once-after-a-database-error",
+        "I2",
+        "outcome.py",
+        "if task.reruns and isinstance(error, DatabaseError)",
+        "if isinstance(error, DatabaseError)",
+        (f"{ADOPTION}::test_e1_a_database_error_in_an_adopted_task_runs_it_again_only_if_it_may_run_twice",),
+    ),
+    Mutant(
+        "adopted-left-out",
+        "I2",
+        "adopted.py",
+        "if not _is_task(order) or why_plain(cls, order) is None:",
+        "if True:",
+        (f"{ADOPTION}::test_e4_named_tasks_are_left_out",),
+    ),
+    Mutant(
+        "codec-of-the-projects-own",
+        "I7",
+        "content.py",
+        "if kind not in PLAIN_DATA and kind not in settings.TRUSTED_CONTENT_TYPES and kind not in trusted:",
+        "if False:",
+        (
+            "tests/test_security.py::test_e12_a_codec_of_the_projects_own_is_decoded_by_no_page_or_command_unless_it_may_be",
+        ),
+    ),
+    Mutant(
+        "rollback-call-undone-alone",
+        "I3",
+        "outcome.py",
+        "                with transaction.atomic(using=claim.using):\n                    call()",
+        "                call()",
+        ("tests/test_on_rollback.py::test_e2_a_call_that_raises_is_undone_alone",),
+    ),
     # --- run and settle
     Mutant(
         "savepoint",
@@ -229,13 +281,13 @@ MUTANTS = [
         'before = ["SET CONSTRAINTS ALL IMMEDIATE", self._connection.ops.savepoint_commit_sql(self._name)]',
         "before = [self._connection.ops.savepoint_commit_sql(self._name)]",
         (f"{I3}::test_a_deferred_constraint_that_would_fail_at_commit_fails_the_body_instead",),
-        also=(("execution.py", "return aftermath.after_broken_transaction(task, claim, ended, error)", "raise"),),
+        also=(("execution.py", "return aftermath.after_broken_transaction(task, run, ended, error)", "raise"),),
     ),
     Mutant(
         "broken-commit-is-looked-into",
         "I2 I3",
         "execution.py",
-        "return aftermath.after_broken_transaction(task, claim, ended, error)",
+        "return aftermath.after_broken_transaction(task, run, ended, error)",
         "raise",
         (f"{I3}::test_a_body_that_commits_by_hand_is_told_what_to_do_and_does_not_count_as_done",),
     ),
@@ -275,7 +327,7 @@ MUTANTS = [
         "errors-told-apart",
         "I5",
         "outcome.py",
-        "if isinstance(error, DatabaseError) and failures.is_transient(error, run.claim.using):",
+        "if task.reruns and isinstance(error, DatabaseError) and failures.is_transient(error, run.claim.using):",
         "if False:",
         (f"{I5}::test_a_deadlock_between_two_bodies_costs_neither_an_attempt",),
     ),
@@ -299,7 +351,7 @@ MUTANTS = [
         "crash-bound",
         "I6",
         "execution.py",
-        "if claim.job.crashes > settings.MAX_CRASHES:",
+        "if claim.job.crashes > (settings.MAX_CRASHES if task.reruns else 1):",
         "if False:",
         (f"{I6}::test_a_job_that_kills_its_process_ends_failed_and_its_neighbours_finish_unblamed[prefork]",),
     ),
@@ -315,7 +367,7 @@ MUTANTS = [
         "interruption-bound",
         "I6",
         "outcome.py",
-        "if count > settings.MAX_INTERRUPTIONS:",
+        "if not task.reruns or count > settings.MAX_INTERRUPTIONS:",
         "if False:",
         (f"{I6}::test_a_job_that_takes_its_database_session_down_is_bounded",),
     ),

@@ -8,12 +8,16 @@ import contextlib
 import dataclasses
 import importlib
 import os
+import pty
 import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.parse
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +31,7 @@ import pytest
 from reliable_jobs import conf
 from reliable_jobs.status import TRANSITIONS, Status
 from tests.harness import server_urls, wait_until
+from tests.private_servers import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -66,6 +71,8 @@ class Project:
         #: What a reader has in settings.py beside what the README shows: his own servers.
         self.settings = settings
         self.running: list[tuple[str, subprocess.Popen[bytes], Path]] = []
+        #: What commands have written to standard error.
+        self.warned = ""
         kept = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self.environment = {**kept, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
@@ -86,7 +93,6 @@ class Project:
             name, _, appended = heading.removeprefix("# ").partition(", ")
             path = self.directory / name
             path.write_text((path.read_text() if appended else "") + content)
-        self.run(sys.executable, "manage.py", "makemigrations", "demoapp")
 
     def apply_diff(self) -> None:
         (diff,) = blocks(ADOPTION, "diff")
@@ -100,6 +106,7 @@ class Project:
             argv, cwd=self.directory, env={**self.environment, **environment}, capture_output=True, timeout=120
         )
         assert done.returncode == 0, f"{argv}:\n{done.stdout.decode()}\n{done.stderr.decode()}"
+        self.warned += done.stderr.decode()
         return done.stdout.decode()
 
     def shell(self, code: str) -> str:
@@ -113,6 +120,60 @@ class Project:
             return ""
         assert program == "python", f"the README has a command that nobody here can type: {command}"
         return self.run(sys.executable, *arguments)
+
+    def answer(self, command: str, *answers: str) -> None:
+        """Type a command that asks questions, and the answers."""
+        _, *arguments = shlex.split(command)
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=self.directory,
+            env={**self.environment, "PYTHONWARNINGS": "ignore"},
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # without a terminal of its own, it asks standard input for the password
+            bufsize=0,
+        )
+        said = b""
+        try:
+            assert process.stdout is not None
+            for text in answers:
+                while not said.rstrip(b" ").endswith(b":"):  # asking for a password drops what was typed before
+                    byte = process.stdout.read(1)
+                    assert byte, said.decode()
+                    said += byte
+                os.write(ours, f"{text}\n".encode())
+                said += b"\n"
+            rest, _ = process.communicate(timeout=60)
+            assert process.returncode == 0, (said + rest).decode()
+        finally:
+            process.kill()
+            process.wait()
+            os.close(ours)
+            os.close(theirs)
+
+    def admin_page(self, server: str, path: str, user: str, password: str) -> str:
+        """What a browser shows that logs in to the development server."""
+        _, *arguments = shlex.split(server)
+        port = free_port()
+        self.start("runserver", [sys.executable, *arguments, str(port), "--noreload"])
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        url = f"http://127.0.0.1:{port}{path}"
+
+        def form() -> str:
+            try:
+                with opener.open(url, timeout=30) as answer:
+                    return str(answer.read().decode())
+            except urllib.error.URLError:
+                return ""
+
+        login = wait_until(form, "the development server answers", PATIENCE, every=0.2)
+        (token,) = set(re.findall(r'name="csrfmiddlewaretoken" value="(\w+)"', login))
+        fields = {"csrfmiddlewaretoken": token, "username": user, "password": password, "next": path}
+        data = urllib.parse.urlencode(fields).encode()
+        with opener.open(f"http://127.0.0.1:{port}/admin/login/", data, timeout=30) as answer:
+            return str(answer.read().decode())
 
     def start(self, name: str, argv: list[str]) -> None:
         log = self.directory / f"{name}.log"
@@ -144,13 +205,18 @@ def followed(project: Project) -> Iterator[Project]:
     project.make()
     project.apply_diff()
     try:
-        *typed, call, look = rest
+        *typed, call, look, superuser, server = rest
         for command in typed:
             project.type(command)
+        assert "reliable_jobs.W" not in project.warned, project.warned
         assert sorted(name for name, _, _ in project.running) == ["beat", "worker"]
         assert project.type(call) == "made widget 1\n"
-        last_line_shown = blocks(ADOPTION, "console")[-1].splitlines()[-1]
+        last_line_shown = blocks(ADOPTION, "console")[-2].splitlines()[-1]
         wait_until(lambda: project.type(look).strip() == last_line_shown, last_line_shown, PATIENCE, every=0.5)
+        project.answer(superuser, "admin", "", "a long-winded secret", "a long-winded secret")
+        page = project.admin_page(server, "/admin/reliable_jobs/job/", "admin", "a long-winded secret")
+        assert "demoapp.tasks.rename_widget" in page
+        assert "succeeded" in page.lower()
         yield project
     except BaseException:
         print(project.said())
@@ -189,7 +255,7 @@ def queue_of_its_own(broker: str) -> Iterator[str]:
 @pytest.mark.servers
 @pytest.mark.slow
 @pytest.mark.promise("I1")
-def test_a_stock_celery_project_gets_its_first_reliable_job_by_the_readmes_diff(tmp_path: Path) -> None:
+def test_c21_a_stock_celery_project_gets_its_first_reliable_job_by_the_readmes_diff(tmp_path: Path) -> None:
     database, broker = server_urls()
     with database_of_its_own(database) as parsed, queue_of_its_own(broker) as queue:
         own = f"DATABASES = {{'default': {parsed!r}}}\nCELERY_BROKER_URL = {broker!r}\n"
@@ -247,7 +313,6 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {{
     "polling_interval": 0.1,
 }}
 CELERY_WORKER_ENABLE_REMOTE_CONTROL = False
-DATABASES["default"]["OPTIONS"] = {{"transaction_mode": "IMMEDIATE", "timeout": 20}}
 """
     with followed(Project(tmp_path, own)) as project:
         assert names_of_widgets(project) == ["widget 1"]
@@ -287,7 +352,7 @@ def test_the_readmes_settings_exist_and_have_the_defaults_it_names() -> None:
 def test_the_settings_page_lists_every_system_check() -> None:
     source = "".join(path.read_text() for path in (ROOT / "reliable_jobs/checks").glob("*.py"))
     listed = [name.strip("`") for name, _ in table(SETTINGS, first="check")]
-    assert listed == sorted(set(re.findall(r"id=\"(reliable_jobs\.[EW]\d+)\"", source)))
+    assert listed == sorted(set(re.findall(r"id=\"(reliable_jobs\.[EIW]\d+)\"", source)))
 
 
 def test_the_state_graph_shows_every_transition_and_no_other() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from celery import shared_task
 from django.contrib.auth.models import Permission, User
+from django.core.management import call_command
 from django.test import Client
 from django.urls import reverse
 from django_celery_results.models import TaskResult
@@ -22,6 +23,7 @@ from kombu.serialization import register, unregister
 from kombu.utils.json import dumps, loads
 
 from reliable_jobs import ReliableTask, lifecycle
+from reliable_jobs.content import NotDecoded, content
 from reliable_jobs.models import Job, JobEvent
 from tests import inprocess
 from tests.celery_app import app
@@ -219,3 +221,46 @@ def test_a_signed_job_runs_from_its_row_and_a_forged_one_is_refused(signing: Non
     again.accept = {SIGNED}
     jobs.deliver(again)
     assert (jobs.row(job).status, jobs.effects("signed"), jobs.effects("forged")) == ("succeeded", 1, 0)
+
+
+def test_e12_a_codec_of_the_projects_own_is_decoded_by_no_page_or_command_unless_it_may_be(
+    rows: InProcess, settings: Any, admin_client: Client
+) -> None:
+    decoded: list[str] = []
+
+    def decode(data: Any) -> Any:
+        decoded.append(str(data))
+        return loads(data)
+
+    register("disguised", dumps, decode, content_type="application/x-disguised", content_encoding="utf-8")
+    try:
+
+        @shared_task(base=ReliableTask, name=f"test_security.disguised_{uuid.uuid4().hex[:8]}", serializer="disguised")
+        def disguised(name: str) -> None:
+            return None
+
+        job = rows.row(disguised.apply_async(("shown?",), key="once"))
+        page = reverse("admin:reliable_jobs_job_change", args=[job.pk])
+        shown = admin_client.get(page).content.decode()
+        call_command("reliable_jobs_check")
+        assert decoded == []
+        assert "application/x-disguised is decoded by workers only" in shown
+        assert not bundle_attempt_reads(job, accepted={"application/json"})
+        assert decoded == []
+
+        assert rows.row(disguised.apply_async(("shown?",), key="once")).pk == job.pk
+        decoded.clear()
+        settings.RELIABLE_JOBS = {"TRUSTED_CONTENT_TYPES": ["application/x-disguised"]}
+        assert "name = &#x27;shown?&#x27;" in admin_client.get(page).content.decode()
+        assert decoded
+    finally:
+        unregister("disguised")
+
+
+def bundle_attempt_reads(job: Job, accepted: set[str]) -> bool:
+    """Whether a worker that accepts these content types decodes a job that travels in a bundle."""
+    try:
+        content(job, trusted=accepted)
+    except NotDecoded:
+        return False
+    return True

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import debian
 import interpreters
 import servers
 
@@ -43,6 +44,8 @@ def main() -> int:
     env = interpreters.uv_like_pip(os.environ)
     env["PATH"] = os.pathsep.join([env.get("PATH", os.defpath), *(str(Path(path).parent) for path in found.values())])
     discover = [word for path in found.values() for word in ("--discover", path)]
+    if any("servers" in name for name in chosen) and not debian.ensure():
+        print(debian.help_text())
     command = [sys.executable, "-m", "tox", "run", *discover, "-e", ",".join(chosen), *rest]
     try:
         with servers.ensured() as urls:

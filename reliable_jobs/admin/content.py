@@ -14,7 +14,7 @@ from celery import current_app
 from django.utils.module_loading import autodiscover_modules
 from kombu.serialization import loads
 
-from reliable_jobs.content import arguments, headers_of
+from reliable_jobs.content import NotDecoded, arguments, headers_of
 from reliable_jobs.models import Job
 from reliable_jobs.sensitive import HIDDEN
 from reliable_jobs.task import ReliableTask
@@ -55,6 +55,8 @@ def shown_arguments(job: Job) -> Shown:
             # A message from elsewhere: its sender knew nothing of ``sensitive``, the code at hand does.
             return Shown(_cut("\n".join(task._shown(args, kwargs))), "Sensitive arguments are hidden.")
         return Shown(_cut(_lines(task, args, kwargs)), "" if args or kwargs else "No arguments.")
+    except NotDecoded as error:
+        return Shown(HIDDEN if masked else repr(body[:500]), f"Not shown ({error}): {about}.")
     except (ValueError, RecursionError) as error:
         return Shown(HIDDEN if masked else repr(body[:500]), f"Can't be decoded ({error}): {about}.")
 

@@ -15,7 +15,7 @@ from django.db import DatabaseError, connections, router
 from reliable_jobs.checks.loading import configured_app, our_settings, reliable_tasks
 from reliable_jobs.conf import load
 from reliable_jobs.models import Job
-from reliable_jobs.schedule import SWEEP_TASK
+from reliable_jobs.schedule import PRUNE_TASK, SWEEP_TASK
 
 TAG = "reliable_jobs"
 #: RabbitMQ closes a channel whose consumer has not acked for this long, in seconds (its default).
@@ -48,7 +48,7 @@ def check_celery(**kwargs: Any) -> list[CheckMessage]:
             )
         ]
     found: list[CheckMessage] = []
-    for check in (_serializers, _visibility_timeout, _startup_retry, _prefetch, _deduplication, _hold):
+    for check in (_serializers, _visibility_timeout, _startup_retry, _prefetch, _deduplication, _hold, _memory):
         found += check(app)
     return found
 
@@ -156,6 +156,21 @@ def _redis(app: Celery) -> list[CheckMessage]:
     ]
 
 
+def _memory(app: Celery) -> list[CheckMessage]:
+    """Named wherever checks run, not refused: test suites and development use it with eager tasks."""
+    if _transport(app) != "memory" or app.conf.task_always_eager:
+        return []
+    return [
+        Warning(
+            "The broker is memory://, which lives in one process. A worker receives nothing that a web process or beat "
+            "publishes; their sweepers count such a message as sent, so its job may wait for ever.",
+            hint="Use a broker that all processes reach, such as RabbitMQ or Redis. In tests, where all runs in one "
+            "process, silence this check.",
+            id="reliable_jobs.W015",
+        )
+    ]
+
+
 def _channel_errors(app: Celery) -> list[CheckMessage]:
     if "amqp" not in _transport(app) or app.conf.broker_channel_error_retry:
         return []
@@ -228,7 +243,9 @@ def _hold(app: Celery) -> list[CheckMessage]:
 
 @register(TAG)
 def check_beat_installed(**kwargs: Any) -> list[CheckMessage]:
-    if apps.is_installed("django_celery_beat"):
+    app = configured_app()
+    scheduled = (app.conf.beat_schedule or {}).values() if app is not None else ()
+    if apps.is_installed("django_celery_beat") or any(entry.get("task") == SWEEP_TASK for entry in scheduled):
         return []
     ours = our_settings()
     fallback = float(ours.WORKER_SWEEP_INTERVAL) if ours else 1.0
@@ -240,9 +257,11 @@ def check_beat_installed(**kwargs: Any) -> list[CheckMessage]:
     )
     return [
         Warning(
-            f"django_celery_beat is not in INSTALLED_APPS, so the sweeper is not scheduled; {who}",
-            hint="Add django_celery_beat to INSTALLED_APPS, migrate, and run one beat: celery -A … beat "
-            "--scheduler django. Or run manage.py reliable_jobs_sweep and silence this check.",
+            f"Beat has no schedule for the sweeper; {who} Nor does it delete settled jobs.",
+            hint="Install reliable-jobs[beat], add django_celery_beat to INSTALLED_APPS, migrate, and run one beat: "
+            f"celery -A … beat --scheduler django. Without it: schedule the tasks {SWEEP_TASK} (every second) and "
+            f"{PRUNE_TASK} (every 10 minutes) in CELERY_BEAT_SCHEDULE; or run manage.py reliable_jobs_sweep, and "
+            "reliable_jobs_prune from time to time, and silence this check.",
             id="reliable_jobs.W012",
         )
     ]

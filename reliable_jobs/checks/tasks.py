@@ -14,6 +14,7 @@ from django.core.checks import CheckMessage, Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 
 from reliable_jobs import bundle
+from reliable_jobs.checks.adoption import check_adoption, foreign_requests
 from reliable_jobs.checks.celery_settings import TAG
 from reliable_jobs.checks.loading import configured_app, load_tasks, reliable_tasks
 from reliable_jobs.conf import settings
@@ -70,6 +71,8 @@ def check_tasks(**kwargs: Any) -> list[CheckMessage]:
         *_classes(tasks),
         *_windows(tasks),
         *_bundles(tasks),
+        *check_adoption(app),
+        *foreign_requests(tasks),
     ]
 
 

@@ -70,18 +70,16 @@ def environment(site: Site) -> Iterator[Path]:
     asked = sorted([*site.requirements, package])
     folder = FOLDER / "environments" / hashlib.sha256(repr((python, asked)).encode()).hexdigest()[:16]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{folder}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        built = hashlib.sha256(wheel().read_bytes()).hexdigest()
-        stamp = folder / "made-from"
-        while not (stamp.exists() and stamp.read_text() == built):
-            fcntl.flock(lock, fcntl.LOCK_UN)
+    with open(f"{folder}.users", "w") as users:
+        with open(f"{folder}.install", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            built = hashlib.sha256(wheel().read_bytes()).hexdigest()
+            stamp = folder / "made-from"
             if not (stamp.exists() and stamp.read_text() == built):
+                fcntl.flock(users, fcntl.LOCK_EX)  # another run may use it with its own wheel
                 _install(folder, python, site.requirements, package)
                 stamp.write_text(built)
-            fcntl.flock(lock, fcntl.LOCK_UN)
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            fcntl.flock(users, fcntl.LOCK_SH)
         yield folder / "bin"
 
 

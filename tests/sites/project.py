@@ -74,7 +74,8 @@ class Project:
         if "beat" in site.extras:
             tail += "CELERY_BEAT_SCHEDULER = 'django_celery_beat.schedulers:DatabaseScheduler'\n"
         settings.write_text(text + self.fill(tail + site.settings))
-        self.manage("makemigrations", "shop", "-v", "0")
+        own = [folder.name for folder in (self.folder / "shop", self.folder / "tenants") if folder.is_dir()]
+        self.manage("makemigrations", *own, "-v", "0")
 
     def fill(self, text: str) -> str:
         return string.Template(text).substitute(self.values)

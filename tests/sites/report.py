@@ -5,11 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from tests.sites.environments import FOLDER
+from tests.sites.environments import FOLDER, ROOT
 from tests.sites.run import Row, as_dict
 
 LAST = FOLDER / "last.json"
+PAGE = ROOT / "docs" / "sites.md"
+BEGIN, END = "<!-- made by make sites: begin -->\n", "<!-- made by make sites: end -->\n"
+KINDS = {
+    "base": "The base site",
+    "versions": "Versions",
+    "databases": "Databases",
+    "brokers": "Brokers",
+    "pools": "Pools, and who publishes",
+}
 COLUMNS = {
     "site": "site",
     "lost": "lost",
@@ -35,9 +45,33 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def save(rows: Sequence[Row], path: Path = LAST) -> None:
-    """Write the rows for machines; those of sites that did not run now stay as they were."""
+def save(rows: Sequence[Row], names: Sequence[str], path: Path = LAST) -> None:
+    """Write the rows for machines, in the order of the names; those of sites that did not run now stay as they were."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = {row["site"]: row for row in json.loads(path.read_text())} if path.exists() else {}
-    after = {**before, **{row.site: as_dict(row) for row in rows}}
-    path.write_text(json.dumps(list(after.values()), indent=1))
+    known = {row["site"]: row for row in json.loads(path.read_text())} if path.exists() else {}
+    known |= {row.site: as_dict(row) for row in rows}
+    path.write_text(json.dumps([known[name] for name in names if name in known], indent=1))
+
+
+def write_page(path: Path = LAST, page: Path = PAGE) -> None:
+    """Put the figures of the last run of each site into the page of the docs."""
+    rows = json.loads(path.read_text())
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(before + BEGIN + markdown(rows) + END + after)
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    columns = [name for name in COLUMNS if name not in ("site", "seconds")]
+    lines = []
+    for kind, title in KINDS.items():
+        of_kind = [row for row in rows if row["kind"] == kind]
+        if not of_kind:
+            continue
+        lines += [f"\n### {title}\n"]
+        lines += ["| site | what it varies | " + " | ".join(COLUMNS[name] for name in columns) + " |"]
+        lines += ["|---" * (len(columns) + 2) + "|"]
+        for row in of_kind:
+            cells = ["-" if row[name] is None else str(row[name]) for name in columns]
+            lines.append(f"| {row['site']} | {row['varies']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines).lstrip("\n") + "\n"

@@ -15,6 +15,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from tests.private_servers import ServerMissing
 from tests.sites import verdict
 from tests.sites.environments import FOLDER, NoEnvironment, environment
 from tests.sites.project import CommandFailed, Process, Project
@@ -22,6 +23,7 @@ from tests.sites.servers import BROKERS, DATABASES, Broker, Database, Servers
 from tests.sites.site import Site
 
 READY_SECONDS = 60.0
+MISSING = "not run: a server is missing"
 _CHECK = re.compile(r"\((reliable_jobs\.[EW]\d+)\)")
 _RECEIVED = re.compile(r"Task shop\.[\w.]+\[[\w-]+\] received")
 
@@ -77,6 +79,9 @@ def run(site: Site, servers: Servers, *, keep: bool = False) -> Row:
                 raise
             if not row.clean:
                 row.evidence += _last_words(project)
+    except ServerMissing as error:
+        row.verdict = MISSING
+        row.evidence.append(str(error))
     except NoEnvironment as error:
         row.verdict = "not installed"
         row.evidence.append(str(error))
@@ -97,6 +102,7 @@ class _Run:
         self.faults = list(site.faults)
         self.answers: dict[int, int] = {}
         self._seen_work = 0
+        self._count_again = 0.0
 
     def go(self, stack: contextlib.ExitStack) -> None:
         site, project = self.site, self.project
@@ -113,7 +119,7 @@ class _Run:
             project.start("relay", project.python, "manage.py", "reliable_jobs_relay")
         sql = stack.enter_context(verdict.asking(project))
         self._work(sql)
-        found = verdict.judge(sql, self.answers)
+        found = verdict.judge(sql, self.answers, site.alias, site.schema)
         row = self.row
         row.lost, row.phantom, row.doubled = found.lost, found.phantom, found.doubled
         row.unfinished, row.healthy_but_failed = found.unfinished, found.healthy_but_failed
@@ -150,6 +156,9 @@ class _Run:
         except CommandFailed as error:
             text = refused = str(error)
         self.row.checks = sorted(set(_CHECK.findall(text)))
+        if self.site.refused in self.row.checks:
+            self.row.verdict = f"refused: {self.site.refused}"
+            return False
         if refused and not self._refused(text):
             raise CommandFailed(refused)
         return not refused
@@ -190,11 +199,11 @@ class _Run:
         look_again = 0.0
         while time.monotonic() < deadline:
             self._read(producer)
-            self._count_connections(producer)
+            self._count_connections(sql, producer)
             self._supervise()
             self._break(len(self.answers))
             if not producer.running and not self.faults and time.monotonic() > look_again:
-                if not verdict.unfinished(sql):
+                if not verdict.unfinished(sql, site.alias):
                     break
                 look_again = time.monotonic() + 0.5
             time.sleep(0.1)
@@ -207,12 +216,13 @@ class _Run:
         self.answers = {record["number"]: record["status"] for record in records}
         self.row.slowest_request = max((record["took"] for record in records), default=None)
 
-    def _count_connections(self, producer: Process) -> None:
-        """The most sessions seen at once, without the producer's own and that of the verdict."""
-        count = self.database.connections()
-        if count is not None:
+    def _count_connections(self, sql: verdict.Sql, producer: Process) -> None:
+        """The most sessions seen at once, without those of the producer, beat, the relay and the verdict."""
+        if self.database.sessions is not None and time.monotonic() > self._count_again:
+            self._count_again = time.monotonic() + 0.3
             others = 1 + producer.running + ("beat" in self.site.extras) + self.site.relay
-            self.row.connections = max(self.row.connections or 0, count - others)
+            count = int(sql(self.database.sessions, self.site.alias)[0][0]) - others
+            self.row.connections = max(self.row.connections or 0, count)
 
     def _supervise(self) -> None:
         """Start the worker again when it has ended, as systemd would."""

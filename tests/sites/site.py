@@ -5,34 +5,44 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-POSTGRESQL = """
-DATABASES = {
-    'default': {
+ENTRY = """\
+    '$alias': {
         'ENGINE': 'django.db.backends.postgresql',
-        'NAME': '$name',
+        'NAME': '$database',
         'USER': '$user',
         'PASSWORD': '$password',
         'HOST': '$host',
         'PORT': '$port',
-    }
-}
+$lines    },
 """
-
 AMQP = "CELERY_BROKER_URL = '$broker'\n"
 
 
+def entry(alias: str, *lines: str, database: str = "$name") -> str:
+    """An entry of DATABASES as people write it, with further lines in it."""
+    text = "".join(f"        {line}\n" for line in lines)
+    return ENTRY.replace("$alias", alias).replace("$database", database).replace("$lines", text)
+
+
+def databases(*entries: str, before: str = "") -> str:
+    return f"{before}\nDATABASES = {{\n{''.join(entries)}}}\n"
+
+
 def postgresql(*lines: str, before: str = "") -> str:
-    """The hand-written dict of the base site with further lines in it, and text before it."""
-    return before + POSTGRESQL.replace("    }\n", "".join(f"        {line}\n" for line in lines) + "    }\n")
+    """The dict of the base site with further lines in it, and text before it."""
+    return databases(entry("default", *lines), before=before)
+
+
+POSTGRESQL = postgresql()
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
     """The defaults are the base site. Texts are parts of its settings.py, where $name, $port … stand for its servers'.
 
-    `faults` are names of `servers` methods, or "kill" for one worker child. `named` is the check that must name the
-    combination; `refused` the one that must keep the worker from starting. `connections` is how many database
-    connections the worker may have at most, as the documentation counts them.
+    `faults` are names of the broker's methods, or "kill" for one worker child. `named` is the check that must name the
+    combination; `refused` the one that says, as an error or as a warning, that it is not supported. `connections` is
+    how many database connections the worker may have at most, as docs/sites.md counts them.
     """
 
     name: str
@@ -44,13 +54,17 @@ class Site:
     extras: tuple[str, ...] = ("beat", "results")
 
     database: str = "postgresql"
-    """The server: postgresql, pgbouncer, mariadb or sqlite."""
+    """The server, one of `servers.DATABASES`."""
     databases: str = POSTGRESQL
+    alias: str = "default"
+    """The database that holds the orders and their jobs."""
+    schema: str = ""
+    """What stands before the names of the project's tables in the verdict's SQL, with its dot."""
     prepare: tuple[str, ...] = ()
     """SQL that is run in the new database before migrate, by PostgreSQL's superuser."""
 
     broker: str = "rabbitmq"
-    """The server: rabbitmq, rabbitmq-tls, redis, filesystem or memory."""
+    """The server, one of `servers.BROKERS`."""
     brokers: str = AMQP
     pool: str = "prefork"
     concurrency: int = 2

@@ -99,11 +99,13 @@ class Verdict:
         return not (self.lost or self.phantom or self.doubled or self.unfinished or self.healthy_but_failed)
 
 
-def judge(sql: Sql, answers: dict[int, int], alias: str = "default") -> Verdict:
+def judge(sql: Sql, answers: dict[int, int], alias: str = "default", schema: str = "") -> Verdict:
     """Hold the tables against what the requests were answered: 200 for an order taken, 409 for one rolled back."""
     verdict = Verdict()
-    orders = collections.Counter(row[0] for row in sql("SELECT number FROM shop_order", alias))
-    entries = collections.Counter((row[0], row[1]) for row in sql("SELECT number, what FROM shop_entry", alias))
+    orders = collections.Counter(row[0] for row in sql(f"SELECT number FROM {schema}shop_order", alias))
+    entries = collections.Counter(
+        (row[0], row[1]) for row in sql(f"SELECT number, what FROM {schema}shop_entry", alias)
+    )
     for number, status in answers.items():
         if status == 200 and not orders[number]:
             verdict.lost += 1

@@ -7,7 +7,8 @@ from typing import Any
 from celery import Celery
 from django.core.management.base import CommandError, CommandParser
 
-from reliable_jobs.content import arguments
+from reliable_jobs.adopt.report import as_text, report_on, summary
+from reliable_jobs.content import NotDecoded, arguments
 from reliable_jobs.management.base import JobCommand, in_chunks
 from reliable_jobs.models import Job
 from reliable_jobs.status import UNFINISHED
@@ -29,16 +30,22 @@ class Group:
 class Command(JobCommand):
     help = (
         "List the unfinished jobs that the code at hand could not run: unknown task, arguments that no longer fit, "
-        "undecodable body. Run it with the new code before a deploy. Exit status 1 when there are any."
+        "undecodable body. Run it with the new code before a deploy. Exit status 1 when there are any. With --adopt: "
+        "read the project's tasks, and list what in them must not run in one transaction. Exit status 1 when there is "
+        "such a thing in a task that is atomic."
     )
     requires_system_checks = ()  # it reports, and must do so also where a check fails
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
         parser.add_argument("--json", action="store_true", help="One JSON object instead of text.")
+        parser.add_argument("--adopt", action="store_true", help="Read the tasks' source instead of the jobs.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         app = self.celery_app(with_tasks=True)
+        if options["adopt"]:
+            self._adopt(app, options)
+            return
         unfinished = 0
         groups: dict[tuple[str, str], Group] = {}
 
@@ -80,6 +87,18 @@ class Command(JobCommand):
         if not options["json"]:
             self.stdout.write(f"This code can run all {unfinished} unfinished job(s).")
 
+    def _adopt(self, app: Celery, options: dict[str, Any]) -> None:
+        report = report_on(app.tasks.values())
+        if options["json"]:
+            self.stdout.write(json.dumps(dataclasses.asdict(report)))
+        else:
+            for line in [*as_text(report), *summary(report)]:
+                self.stdout.write(line)
+        if report.atomic_suspects:
+            raise CommandError(
+                f"{len(report.atomic_suspects)} atomic task(s) do what must not be in one transaction.", returncode=1
+            )
+
 
 def why_not(app: Celery, job: Job) -> str | None:
     """Why the tasks of this app can't run a job; None when they can."""
@@ -90,6 +109,8 @@ def why_not(app: Celery, job: Job) -> str | None:
         return "not a reliable task any more: it would run without being settled"
     try:
         args, kwargs = arguments(job)
+    except NotDecoded:
+        return None  # a worker reads it; nothing is known here
     except ValueError as error:
         return str(error)
     misfit: str | None = task.misfit(args, kwargs)

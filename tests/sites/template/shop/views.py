@@ -1,6 +1,9 @@
+from datetime import timedelta
+
 from celery import chain
 from django.db import transaction
 from django.http import HttpResponse
+from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
 from shop import tasks
@@ -31,7 +34,11 @@ def enqueue(number):
     elif kind == 1:
         tasks.pay.delay(number)
     elif kind == 2:
-        tasks.remind.apply_async((number,), countdown=2)
+        if number % 2:
+            tasks.remind.apply_async((number,), countdown=2, expires=600)
+        else:
+            in_two_seconds = timezone.now() + timedelta(seconds=2)
+            tasks.remind.apply_async((number,), eta=in_two_seconds, expires=in_two_seconds + timedelta(minutes=10))
     elif kind == 3:
         for _ in range(2):  # a double click
             tasks.receipt.apply_async((number,), key=f"receipt-{number}")
