@@ -204,12 +204,14 @@ class Attempt:
     def _body(self, task: Any, args: Any, kwargs: Any) -> Any:
         claim: Claim = task.request.reliable_claim
         blocks = len(self.connection.atomic_blocks)
-        run = task.request.reliable_run = Run(claim)
+        run = task.request.reliable_run = Run(claim, session=self.connection.connection)
         value, succeeded = None, False
         try:
             with transaction.atomic(using=self.using) if self.singly else nullcontext():
                 value = task.value_of(args, kwargs)
                 text = outcome.encode_result(task, value)
+                if run.is_cut_off():
+                    raise BrokenTransaction("it closed the connection of its transaction")
                 if run.again is not None or self.connection.needs_rollback:
                     raise Ignore("it wishes to be run again, or to be rolled back")
                 if len(self.connection.atomic_blocks) > blocks + self.singly:
@@ -220,7 +222,7 @@ class Attempt:
         except BaseException as error:
             if outcome.ends_process(error):
                 raise
-            self._failed(claim, error, len(self.connection.atomic_blocks) != blocks)
+            self._failed(claim, error, run.is_cut_off() or len(self.connection.atomic_blocks) != blocks)
         finally:
             run.open = False
         if succeeded:
@@ -232,12 +234,11 @@ class Attempt:
             raise Ignore(f"job {claim.job.pk} is run alone")
         return value
 
-    def _failed(self, claim: Claim, error: BaseException, left_open: bool) -> None:
+    def _failed(self, claim: Claim, error: BaseException, broken: bool) -> None:
         # Without its text, which may hold arguments that are not to be shown; alone it will be told in full.
         logger.info("Job %s did not succeed in its bundle (%s).", claim.job.pk, type(error).__name__)
         for_good = isinstance(error, DatabaseError) and failures.is_transient(error, self.using)
-        for_good = for_good or isinstance(error, (SoftTimeLimitExceeded, BrokenTransaction)) or left_open
-        for_good = for_good or self.connection.closed_in_transaction
+        for_good = for_good or isinstance(error, (SoftTimeLimitExceeded, BrokenTransaction)) or broken
         if self.singly:
             # Its own savepoint is rolled back, unless that failed too.
             self._broken = for_good or self.connection.needs_rollback

@@ -104,8 +104,10 @@ def _run_in_transaction(
             got = savepoint.claim(get_claim)
             if isinstance(got, Refusal):
                 return got
-            claim, run = got, Run(got)
+            claim, run = got, Run(got, session=connections[using].connection)
             ended = _body(task, run, args, kwargs, savepoint.body())
+            if run.is_cut_off() and ended.raised is not None:
+                raise ended.raised  # nothing is left of the transaction
             try:
                 won = savepoint.settle(functools.partial(ended.settle, claim), alone=ended.alone)
             except ConstraintViolated as violated:
@@ -207,7 +209,7 @@ def _body(task: ReliableTask, run: Run, args: Any, kwargs: Any, savepoint: Abstr
     finally:
         run.open = False
         request.reliable_run = None
-    if connections[claim.using].closed_in_transaction:
+    if run.is_cut_off():
         return outcome.with_rollback_calls(run, outcome.closed_its_connection(task))
     if run.again is not None:
         return outcome.again(task, run.again, signal or outcome.asked(run.again))

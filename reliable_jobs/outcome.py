@@ -7,6 +7,7 @@ transaction that is to hold the settlement.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import datetime
 import logging
@@ -70,6 +71,19 @@ class Run:
     lost: bool = False
     #: What on_rollback() was given.
     on_rollback: list[Callable[[], Any]] = dataclasses.field(default_factory=list)
+    #: Of an atomic run: the driver's connection on which its transaction is open.
+    session: Any = None
+
+    def is_cut_off(self) -> bool:
+        """Whether the task function closed the connection of its transaction, or put another one in its place:
+        ``connection.connect()`` resets Django's books, so that they show no transaction at all. A session that was left
+        open so is closed: it holds the row's lock."""
+        connection: Any = connections[self.claim.using]
+        if self.session is None or connection.connection is self.session:
+            return bool(connection.closed_in_transaction)
+        with contextlib.suppress(Exception):
+            self.session.close()
+        return True
 
 
 @dataclasses.dataclass
@@ -130,7 +144,7 @@ def from_exception(task: ReliableTask, run: Run, error: BaseException) -> Outcom
         Interrupted: the database is to blame.
         BaseException: what ends the process is passed on.
     """
-    if connections[run.claim.using].closed_in_transaction and not ends_process(error):
+    if run.is_cut_off() and not ends_process(error):
         return with_rollback_calls(run, closed_its_connection(task, error))
     ended = _from_exception(task, run, error)
     ended.raised = error
@@ -181,8 +195,8 @@ def closed_its_connection(task: ReliableTask, error: BaseException | None = None
     """The task function closed the connection on which its own transaction was open."""
     broken = BrokenTransaction(
         "The task function closed the database connection of its transaction (connection.close(), "
-        "close_old_connections(), or Django's request_finished signal); what it wrote is undone. Remove that call, or "
-        "set atomic = False on the task."
+        "connection.connect(), close_old_connections(), or Django's request_finished signal); what it wrote is undone. "
+        "Remove that call, or set atomic = False on the task."
     )
     broken.__cause__ = error
     ended = failure(task, broken)

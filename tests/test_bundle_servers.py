@@ -72,7 +72,7 @@ def test_one_that_kills_its_process_is_found_out_and_its_neighbours_finish_unbla
 
 
 @pytest.mark.promise("I3")
-@pytest.mark.parametrize("what", ["commit", "deferred", "left open"])
+@pytest.mark.parametrize("what", ["commit", "deferred", "left open", "reconnect"])
 def test_one_that_ends_the_transaction_or_breaks_a_deferred_constraint_fails_alone(
     stack: Stack, idle_queue: str, outside: Path, what: str
 ) -> None:

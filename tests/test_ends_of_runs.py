@@ -236,6 +236,36 @@ def test_b6_an_error_of_the_tasks_own_is_in_the_traceback(jobs: InProcess, then:
     assert "ValueError" in job.traceback
 
 
+def _reconnects() -> None:
+    connection.close()
+    connection.connect()
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I3")
+@pytest.mark.parametrize("reconnect", [_reconnects, lambda: connection.connect()])
+@pytest.mark.parametrize("then", [lambda: None, _goes_on, _fails])
+@pytest.mark.parametrize("careful", [False, True])
+def test_b6_a_task_that_connects_anew_does_not_succeed_without_its_effects(
+    jobs: InProcess, reconnect: Any, then: Any, careful: bool
+) -> None:
+    """Django's books then show no transaction. What the new session wrote is committed by itself, as after a raw
+    COMMIT; what the old one wrote is lost, and so is the row's lock."""
+
+    def do() -> None:
+        Effect.objects.create(name="lost")
+        reconnect()
+        then()
+
+    job = deliver(jobs, do, careful=careful)
+    assert (job.status, job.attempt, job.interruptions) == ("failed", 1, 0), job.error
+    assert "closed the database connection of its transaction" in job.error
+    assert not Effect.objects.filter(name="lost").exists()
+    assert jobs.kinds(job) == ["failure"]
+    assert not connection.in_atomic_block
+    assert deliver(jobs, lambda: None).status == "succeeded"
+
+
 # --- B7: a transaction that was idle for too long ---------------------------------------------------------------------
 
 

@@ -297,6 +297,8 @@ def small(name: str, log: str, what: str = "") -> None:
     if what == "commit":
         with connection.cursor() as cursor:
             cursor.execute("COMMIT")
+    if what == "reconnect":
+        connection.connect()
     if what == "left open":
         transaction.atomic().__enter__()
     if what == "deferred":
