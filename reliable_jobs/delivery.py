@@ -11,9 +11,8 @@ import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
-from kombu.serialization import loads
 
-from reliable_jobs import execution, lifecycle, unreported
+from reliable_jobs import execution, lifecycle, result_text, unreported
 from reliable_jobs.arrival import Delivery, ensure_receipt, read_delivery
 from reliable_jobs.holding import held
 from reliable_jobs.lifecycle import Refusal
@@ -123,7 +122,5 @@ def _align_backend(task: ReliableTask, job: Job) -> None:
 def result_of(job: Job) -> Any:
     """The settled row's result as Celery knows it: the value, or an exception made from the recorded error."""
     if job.status == Status.SUCCEEDED:
-        return (
-            None if job.result is None else loads(job.result, "application/json", "utf-8", accept=["application/json"])
-        )
+        return None if job.result is None else result_text.decode(job.result)
     return RuntimeError(job.error or job.status)

@@ -21,6 +21,10 @@ class JobTooLarge(EnqueueError):
     """The serialised arguments are larger than MAX_BODY_BYTES: store them and pass the key."""
 
 
+class ResultTooLarge(ReliableJobsError, ValueError):
+    """The serialised return value is larger than MAX_RESULT_BYTES: store it and return the key."""
+
+
 class KeyConflict(EnqueueError):
     """The idempotency key, or the task id, already belongs to a job with other arguments or to a settled one."""
 

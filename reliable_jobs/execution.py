@@ -213,7 +213,7 @@ def _body(task: ReliableTask, run: Run, args: Any, kwargs: Any, savepoint: Abstr
         return outcome.with_rollback_calls(run, outcome.closed_its_connection(task))
     if run.again is not None:
         return outcome.again(task, run.again, signal or outcome.asked(run.again))
-    follow = followups.take(task, value) if signal is None else None
+    follow = followups.take(task, outcome.as_celery_stores(value)) if signal is None else None
 
     def settle(claim: Claim) -> bool:
         if not lifecycle.succeed(claim, worker_name(task), text, reason):

@@ -17,12 +17,13 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from celery.backends.base import DisabledBackend
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from celery.result import ResultBase
 from django.db import Error as DatabaseError
 from django.db import connections, transaction
-from kombu.serialization import dumps
 
-from reliable_jobs import failures, lifecycle
+from reliable_jobs import failures, lifecycle, result_text
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import (
     BodyExited,
@@ -31,6 +32,7 @@ from reliable_jobs.errors import (
     InterruptionLimitExceeded,
     JobExpired,
     JobParked,
+    ResultTooLarge,
     ShownFailure,
 )
 from reliable_jobs.lifecycle import Claim
@@ -116,25 +118,43 @@ def worker_name(task: ReliableTask) -> str:
     return f"{task.request.hostname or 'unknown'} pid {_here.pid} #{_here.id}"
 
 
+def as_celery_stores(value: Any) -> Any:
+    """``return other.delay()``: Celery stores the id and those of the parents."""
+    return value.as_tuple() if isinstance(value, ResultBase) else value
+
+
 def encode_result(task: ReliableTask, value: Any) -> str | None:
-    """The return value as JSON text for the row; None when there is nothing to store.
+    """The return value as text for the row (see result_text.py); None when there is nothing to store.
 
     Raises:
-        TypeError: it can't be stored; raised inside the savepoint, so the body's effects are undone with it.
+        TypeError, ResultTooLarge: it can't be stored, and somebody wants it: a result backend, or what follows the job.
+            Raised inside the savepoint, so the task function's effects are undone with it.
     """
     request = task.request
     if value is None or request.ignore_result or (task.ignore_result and "ignore_result" not in vars(request)):
         return None
+    wanted = bool(request.callbacks or request.chain or request.chord) or not isinstance(task.backend, DisabledBackend)
     try:
-        text = dumps(value, "json")[2]
+        text = result_text.encode(as_celery_stores(value), task.app.conf.result_serializer)
     except SoftTimeLimitExceeded:
         raise
     except Exception as error:
+        if not wanted:
+            return None
         raise TypeError(
-            f"{task.name} returned a {type(value).__name__} that can't be stored as JSON ({error}). Return plain data "
-            "or an id, or set ignore_result = True. Its database effects were rolled back."
+            f"{task.name} returned a {type(value).__name__} that can't be stored as "
+            f"{task.app.conf.result_serializer.upper()} ({error}). Return plain data or an id, or set ignore_result = "
+            "True. Its database effects were rolled back."
         ) from error
-    return text if isinstance(text, str) else text.decode()
+    if (size := len(text.encode())) <= settings.MAX_RESULT_BYTES:
+        return text
+    if not wanted:
+        return None
+    raise ResultTooLarge(
+        f"{task.name} returned a {type(value).__name__} of {size} bytes, serialised; the limit is "
+        f"{settings.MAX_RESULT_BYTES} (RELIABLE_JOBS['MAX_RESULT_BYTES']). Store it, and return its key. Its database "
+        "effects were rolled back."
+    )
 
 
 def from_exception(task: ReliableTask, run: Run, error: BaseException) -> Outcome:

@@ -14,6 +14,7 @@ from celery import current_app
 from django.utils.module_loading import autodiscover_modules
 from kombu.serialization import loads
 
+from reliable_jobs import result_text
 from reliable_jobs.content import NotDecoded, arguments, headers_of
 from reliable_jobs.models import Job
 from reliable_jobs.sensitive import HIDDEN
@@ -65,6 +66,8 @@ def shown_result(job: Job) -> Shown:
     """The result as it was stored, unless it holds the value of a sensitive argument."""
     if job.result is None:
         return Shown("", "No result is stored.")
+    if result_text.is_wrapped(job.result):
+        return Shown("", "The result is stored by the project's result_serializer, and is not decoded here.")
     task = _task(job)
     if _flagged(job) or (isinstance(task, ReliableTask) and task.sensitive):
         try:

@@ -10,9 +10,8 @@ from typing import TypeVar
 from celery.exceptions import SoftTimeLimitExceeded
 from django.db import transaction
 from django.db.models.functions import Now
-from kombu.serialization import dumps, loads
 
-from reliable_jobs import stages
+from reliable_jobs import result_text, stages
 from reliable_jobs.message import ENVELOPE_VERSION, as_key
 from reliable_jobs.status import Status
 
@@ -80,7 +79,7 @@ def once(key: str | int | uuid.UUID, work: Callable[[], T], *, scope: str, using
             return done
         value = work()
         try:
-            content_type, encoding, data = dumps(value, "json")
+            data = result_text.encode(value, "json")
         except SoftTimeLimitExceeded:
             raise
         except Exception as error:
@@ -89,5 +88,5 @@ def once(key: str | int | uuid.UUID, work: Callable[[], T], *, scope: str, using
                 "data or an id. What the work did in the database was undone."
             ) from error
         rows.filter(pk=receipt.pk).update(result=data)
-        stored: T = loads(data, content_type, encoding, accept=[content_type])
+        stored: T = result_text.decode(data)
         return stored

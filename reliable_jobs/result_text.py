@@ -1,0 +1,64 @@
+"""A job's result as text for its row, and back.
+
+JSON as it is. What the project's ``result_serializer`` makes of it otherwise (YAML, pickle, a serializer of its own)
+stands in a JSON object with one key, with its content type. It is decoded only if Celery's ``result_accept_content``
+(or ``accept_content``, if that is not set) has that type.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from celery import current_app
+from celery.exceptions import SoftTimeLimitExceeded
+from kombu.exceptions import EncodeError
+from kombu.serialization import dumps, loads, prepare_accept_content
+
+_KEY = "reliable_jobs.result"
+_START = f'{{"{_KEY}": '
+_JSON = "application/json"
+
+
+def encode(value: Any, serializer: str) -> str:
+    """
+    Args:
+        serializer: a name that kombu knows.
+
+    Raises:
+        celery.exceptions.SoftTimeLimitExceeded: it came meanwhile.
+        Exception: of any kind, the value can't be serialised.
+    """
+    try:
+        content_type, encoding, data = dumps(value, serializer)
+    except EncodeError as error:
+        if isinstance(error.__context__, SoftTimeLimitExceeded):  # kombu makes an EncodeError of any exception
+            raise error.__context__ from None
+        raise
+    if content_type == _JSON:
+        data = data if isinstance(data, str) else data.decode()
+        if not data.startswith(_START):  # else it must not be taken for one of ours
+            return data
+    is_binary = isinstance(data, bytes)
+    kept = base64.b64encode(data).decode() if isinstance(data, bytes) else data
+    return _START + json.dumps([content_type, encoding, is_binary, kept]) + "}"
+
+
+def decode(text: str) -> Any:
+    """
+    Raises:
+        kombu.exceptions.ContentDisallowed: Celery's settings do not accept this content type.
+        Exception: of any kind, it can't be read.
+    """
+    if not is_wrapped(text):
+        return loads(text, _JSON, "utf-8", accept=[_JSON])
+    content_type, encoding, is_binary, kept = json.loads(text)[_KEY]
+    conf = current_app.conf
+    accept = prepare_accept_content([*(conf.result_accept_content or conf.accept_content), "json"])
+    return loads(base64.b64decode(kept) if is_binary else kept, content_type, encoding, accept=accept)
+
+
+def is_wrapped(text: str) -> bool:
+    """Whether the text is not the JSON of the result itself."""
+    return text.startswith(_START)
