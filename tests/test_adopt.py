@@ -13,7 +13,7 @@ import pytest
 from celery import _state
 from django.core.management import CommandError, call_command
 
-from reliable_jobs.adopt import report, rules
+from reliable_jobs.adopt import calls, report, rules
 from reliable_jobs.adopt.scan import Scan
 from reliable_jobs.adopt.signals import Receivers
 from reliable_jobs.adopt.source import Function, Sources
@@ -202,6 +202,36 @@ def test_e1_a_file_that_is_removed_by_a_helper_is_found(tmp_path: Path, way: str
     assert all(depth >= 1 for _, depth in found)
 
 
+CALLS = """
+    async def view(request):
+        other.delay()
+        await other.adelay()
+        await sync_to_async(lambda: other.delay())()
+    def sync(request):
+        try:
+            work()
+        except ValueError:
+            alarm.delay()
+            raise
+        except KeyError:
+            alarm.apply_async(transactional=False)
+            raise
+        except OSError:
+            alarm.delay()
+        other.apply_async(task_id="import-42")
+        other.apply_async(task_id=f"import-{n}")
+        other.apply_async(task_id=str(uuid4()))
+        other.apply_async(task_id=f"{one}")
+        other.apply_async(task_id="import-43")  # atomic: ok
+"""
+
+
+def test_e1_calls_that_mean_something_else_are_found(tmp_path: Path) -> None:
+    (tmp_path / "views.py").write_text(textwrap.dedent(CALLS))
+    found = sorted((finding.line - 1, finding.code) for finding in calls.calls_in(Sources([tmp_path])))
+    assert found == [(2, "async-call"), (9, "call-then-raise"), (16, "task-id"), (17, "task-id")]
+
+
 def test_recursion_ends(tmp_path: Path) -> None:
     code = "class A:\n    def __init__(self):\n        self.a = self.a.b()\n    def b(self):\n        return self.a\n"
     assert scan(tmp_path, code + "def work():\n    A().a.b()\n    work()") == []
@@ -210,7 +240,7 @@ def test_recursion_ends(tmp_path: Path) -> None:
 def test_each_code_has_its_section_in_the_documentation() -> None:
     text = (Path(__file__).parent.parent / report.DOCUMENT).read_text()
     sections = {line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")}
-    assert sections - {rule.code for rule in rules.RULES} == {"What app-wide adoption does"}
+    assert sections - {rule.code for rule in (*rules.RULES, *calls.RULES)} == {"What app-wide adoption does"}
 
 
 @pytest.fixture
@@ -219,6 +249,12 @@ def current_app() -> Iterator[None]:
     app.set_current()
     yield
     _state._set_current_app(before)
+
+
+def test_a_functions_source_is_found_below_autoretrys_wrapper(tmp_path: Path) -> None:
+    """``_orig_run`` is Celery's own name for it."""
+    made = app.task(name="adopt.retried", shared=False, lazy=False, autoretry_for=(KeyError,))(tasks.log_outside)
+    assert report._run(made) is tasks.log_outside
 
 
 @pytest.mark.usefixtures("current_app")

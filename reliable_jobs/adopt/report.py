@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from reliable_jobs.adopt.calls import calls_in
 from reliable_jobs.adopt.scan import Finding, Scan
 from reliable_jobs.adopt.signals import Receivers
 from reliable_jobs.adopt.source import Function, Sources
@@ -32,6 +33,8 @@ class TaskReport:
 @dataclasses.dataclass
 class Report:
     tasks: list[TaskReport] = dataclasses.field(default_factory=list)
+    #: Calls of tasks that mean something else once a call is a row.
+    calls: list[Finding] = dataclasses.field(default_factory=list)
     #: Tasks of installed packages, whose source is not the project's.
     foreign: list[str] = dataclasses.field(default_factory=list)
     #: Tasks of the project whose function could not be found in a file, and files that can't be parsed.
@@ -83,6 +86,7 @@ def report_on(tasks: Iterable[Any], roots: Iterable[Path] | None = None) -> Repo
                 tuple(sorted(scan.findings.values())),
             )
         )
+    report.calls = sorted(set(calls_in(sources)))
     report.unread += sorted(set(sources.unread))
     return report
 
@@ -144,6 +148,11 @@ def as_text(report: Report) -> list[str]:
             way = f" (by way of {' > '.join(name.rpartition('.')[2] for name in via)})" if via else ""
             lines.append(f"    {_short(path)}:{first.line}: {code}: {first.what}{also}{way}")
             lines.append(f"        {first.fix}")
+    if report.calls:
+        lines.append("Calls of tasks")
+    for finding in report.calls:
+        lines.append(f"    {_short(finding.path)}:{finding.line}: {finding.code}: {finding.what}")
+        lines.append(f"        {finding.fix}")
     return lines
 
 

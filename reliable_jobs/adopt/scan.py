@@ -20,7 +20,7 @@ DEPTH = 6
 ACCEPTED = re.compile(r"#\s*atomic:\s*ok\b")
 
 _WRITES = ("save", "update", "create", "bulk_create", "bulk_update", "get_or_create", "update_or_create", "delete")
-_ENQUEUES = ("delay", "apply_async", "delay_on_commit", "apply_async_on_commit", "adelay", "aapply_async", "bulk_delay")
+ENQUEUES = ("delay", "apply_async", "delay_on_commit", "apply_async_on_commit", "adelay", "aapply_async", "bulk_delay")
 _DATABASE_ERRORS = re.compile(r"\b(IntegrityError|DatabaseError|DataError|OperationalError)\b")
 _STATE = re.compile(r"(status|state|stage|progress)$", re.I)
 _UNDER_WAY = re.compile(r"process|progress|running|started|working|importing|pending|in_?flight", re.I)
@@ -110,7 +110,7 @@ class _Reader:
     def _call(self, node: ast.Call) -> None:
         name = self.scope.called(node.func)
         last = name.rpartition(".")[2]
-        if last in _ENQUEUES:
+        if last in ENQUEUES:
             return
         for unnamed in self._unnamed(node.func, name, last):
             self._follow(unnamed)
@@ -189,9 +189,7 @@ class _Reader:
                 targets = node.targets if isinstance(node, ast.Assign) else ()
                 if any(isinstance(target, ast.Name) and target.id == wanted for target in targets):
                     value = node.value  # type: ignore[attr-defined]
-        return (
-            isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr in _ENQUEUES[:2]
-        )
+        return isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr in ENQUEUES[:2]
 
     def _is_atomic(self, item: ast.withitem) -> bool:
         call = item.context_expr
