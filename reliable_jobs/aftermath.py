@@ -12,7 +12,7 @@ from celery.exceptions import Ignore, Retry
 from django.db import Error as DatabaseError
 from django.db import connections, transaction
 
-from reliable_jobs import failures, lifecycle, outcome
+from reliable_jobs import failures, lifecycle, outcome, pools
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import BrokenTransaction, CrashLimitExceeded
 from reliable_jobs.lifecycle import Claim, Refusal
@@ -87,7 +87,7 @@ def is_out_of_time(task: ReliableTask, error: BaseException) -> bool:
     """
     limit = (task.request.timelimit or (None, None))[0] or task.time_limit
     began = task.request.get("reliable_began")
-    if isinstance(error, Exception) or not limit or began is None:
+    if isinstance(error, Exception) or not limit or began is None or not pools.enforces_hard_limit():
         return False
     return bool(time.monotonic() - began >= float(limit) - 0.5)
 

@@ -59,6 +59,9 @@ class Settings:
     SWEEP_INTERVAL: int = 1
     #: Interval of the fallback sweeper beside each worker; 0 switches it off.
     WORKER_SWEEP_INTERVAL: float = 10.0
+    #: A worker that has room and receives nothing for so long, while jobs wait in its queues and the broker answers
+    #: others, reconnects, and at last ends with status 75. 0 switches the watchdog off.
+    STALL_TIMEOUT: float = 15.0
     #: How long a worker keeps a database connection between reliable tasks where CONN_MAX_AGE is 0; 0 closes it around
     #: every task, as Celery does.
     WORKER_CONN_MAX_AGE: float = 600.0
@@ -105,7 +108,9 @@ class Settings:
     @staticmethod
     def _check_number(name: str, kind: str, value: Any) -> None:
         allowed = (int,) if kind == "int" else (int, float)
-        may_be_zero = name in ("WORKER_SWEEP_INTERVAL", "WORKER_CONN_MAX_AGE") or name.startswith("RETENTION")
+        may_be_zero = name in ("WORKER_SWEEP_INTERVAL", "STALL_TIMEOUT", "WORKER_CONN_MAX_AGE") or name.startswith(
+            "RETENTION"
+        )
         if isinstance(value, bool) or not isinstance(value, allowed):
             wanted = "a whole number" if kind == "int" else "a number"
             raise ImproperlyConfigured(f"RELIABLE_JOBS[{name!r}] is {value!r}; it must be {wanted}.")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from django.db import transaction
 
-from reliable_jobs import function, guards, stages
+from reliable_jobs import function, guards, pools, stages
 from reliable_jobs.call import Call
 from reliable_jobs.conf import settings
 from reliable_jobs.control import RunControl
@@ -110,8 +110,13 @@ class ReliableTask(RunControl, Call):
         return None
 
     def run_deadline(self) -> float:
-        """Seconds after which a non-atomic run's lease is not extended any more."""
+        """Seconds after which a non-atomic run's lease is not extended any more.
+
+        A time limit that the worker's pool does not enforce is none: the function runs on, and must keep its lease.
+        """
         limit = (self.request.timelimit or (None, None))[0] or self.time_limit
+        if not pools.enforces_hard_limit():
+            limit = None
         return float(limit) + settings.LEASE if limit else float(settings.RUN_DEADLINE)
 
 

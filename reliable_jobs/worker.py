@@ -10,7 +10,7 @@ from celery import Celery, bootsteps, signals
 from celery.concurrency import prefork, solo
 from django.db.backends.signals import connection_created
 
-from reliable_jobs import kept, revocation, tasks
+from reliable_jobs import kept, pools, revocation, tasks, watchdog_steps
 from reliable_jobs.conf import settings
 from reliable_jobs.loop import SweepLoop
 from reliable_jobs.parking import ParkingStep
@@ -33,12 +33,14 @@ def _on_worker_init(sender: Any = None, **kwargs: Any) -> None:
     app: Celery = sender.app
     app.steps["consumer"].add(ParkingStep)
     app.steps["worker"].add(SweepStep)
+    watchdog_steps.install(app)
     connection_created.connect(_prepare_session, dispatch_uid="reliable_jobs.session")
     kept.leave_pools_to_the_parent()
 
 
 def _on_worker_set_up(instance: Any = None, **kwargs: Any) -> None:
     # Later than worker_init, at which the fixup connects its receivers, and before the pool forks.
+    pools.began(instance.pool_cls)
     if not kept.keep_connections(instance):
         logger.info("Database connections are closed around every task, as Celery does it.")
     if not issubclass(instance.pool_cls, (prefork.TaskPool, solo.TaskPool)):

@@ -690,6 +690,11 @@ class CuttableProxy(_Managed):
         for link in list(self._links):
             link.close()
 
+    def reset(self) -> None:
+        """End every open connection with RST in both directions, as a router that has forgotten them does."""
+        for link in list(self._links):
+            link.reset()
+
     def cut_swallowed(self) -> None:
         """Close what a blackhole has swallowed bytes of, as a kernel that gives up on it would."""
         for link in list(self._links):
@@ -757,6 +762,7 @@ class _Link:
     def __init__(self, proxy: CuttableProxy, client: socket.socket, server: socket.socket | None) -> None:
         self.proxy = proxy
         self.swallowed = False
+        self._resetting = False
         self._sockets = [client] if server is None else [client, server]
         for sock in self._sockets:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -776,6 +782,15 @@ class _Link:
         for thread in self._threads:
             thread.join(5)
 
+    def reset(self) -> None:
+        self._resetting = True
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() sends RST
+                sock.shutdown(socket.SHUT_RD)  # sends nothing, and wakes the thread that reads
+        for thread in self._threads:
+            thread.join(5)
+
     def _pump(self, source: socket.socket, sink: socket.socket | None) -> None:
         try:
             while data := source.recv(65536):
@@ -783,10 +798,10 @@ class _Link:
                     time.sleep(self.proxy.latency)
                 if not self.swallowed and sink is not None:
                     sink.sendall(data)
-            if not self.swallowed and sink is not None:
+            if not self.swallowed and not self._resetting and sink is not None:
                 sink.shutdown(socket.SHUT_WR)
         except OSError:
-            if not self.swallowed:
+            if not self.swallowed and not self._resetting:
                 for sock in self._sockets:
                     with contextlib.suppress(OSError):
                         sock.shutdown(socket.SHUT_RDWR)

@@ -16,6 +16,7 @@ from django.apps import apps
 from django.core import checks
 from django.core.checks import CheckMessage, Tags
 from django.db import connection, connections
+from kombu import Queue
 
 from reliable_jobs import ReliableTask, RetriedTask, TenHourTask
 from reliable_jobs.checks import databases, loading
@@ -137,6 +138,27 @@ def test_eager_mode_is_named_before_a_deploy_only(project: Configure, settings: 
     assert "W003" in found(deploy=True)
     settings.DEBUG = True
     assert "W003" not in found(deploy=True)
+
+
+def test_a16_limits_that_the_configured_pool_does_not_enforce_are_named(project: Configure) -> None:
+    app = project(worker_pool="threads")
+    add(app, "limited", time_limit=5, soft_time_limit=4)
+    assert "limited" in found()["W014"].msg
+    app.conf.worker_pool = "prefork"
+    assert "W014" not in found()
+    app.conf.worker_pool = "gevent"
+    assert "soft_time_limit" in found()["W014"].msg
+
+
+def test_quorum_queues_want_to_be_detected(project: Configure) -> None:
+    app = project(broker="amqp://localhost", task_default_queue_type="quorum")
+    assert "W016" not in found()
+    app.conf.worker_detect_quorum_queues = False
+    assert "W016" in found()
+    app.conf.task_default_queue_type = "classic"
+    assert "W016" not in found()
+    app.conf.task_queues = [Queue("jobs", queue_arguments={"x-queue-type": "quorum"})]
+    assert "jobs" in found()["W016"].msg
 
 
 @pytest.mark.parametrize("broker", ["redis://localhost", "sentinel://localhost"])

@@ -14,7 +14,7 @@ from reliable_jobs.status import FINAL
 
 NUMBERS = [field.name for field in dataclasses.fields(conf.Settings) if field.type in ("int", "float")]
 WHOLE = [field.name for field in dataclasses.fields(conf.Settings) if field.type == "int"]
-MAY_BE_ZERO = ["WORKER_SWEEP_INTERVAL", "WORKER_CONN_MAX_AGE"]
+MAY_BE_ZERO = ["WORKER_SWEEP_INTERVAL", "STALL_TIMEOUT", "WORKER_CONN_MAX_AGE"]
 
 
 def loaded(value: Any) -> conf.Settings:

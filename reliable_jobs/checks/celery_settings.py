@@ -6,12 +6,15 @@ import os
 from typing import Any
 
 from celery import Celery
+from celery.concurrency import get_implementation
 from django.apps import apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, connections, router
+from kombu import Queue
 
+from reliable_jobs import pools
 from reliable_jobs.checks.loading import configured_app, our_settings, reliable_tasks
 from reliable_jobs.conf import load
 from reliable_jobs.models import Job
@@ -50,7 +53,7 @@ def check_celery(**kwargs: Any) -> list[CheckMessage]:
     found: list[CheckMessage] = []
     for check in (_serializers, _visibility_timeout, _startup_retry, _prefetch, _deduplication, _hold, _memory):
         found += check(app)
-    return found
+    return found + _limits(app) + _quorum(app)
 
 
 @register(TAG, deploy=True)
@@ -234,6 +237,49 @@ def _hold(app: Celery) -> list[CheckMessage]:
             f"acknowledged for {CONSUMER_TIMEOUT:g} s (consumer_timeout).",
             hint="Keep HOLD below consumer_timeout; or raise that on the broker and silence this check.",
             id="reliable_jobs.W010",
+        )
+    ]
+
+
+def _limits(app: Celery) -> list[CheckMessage]:
+    try:
+        unenforced = pools.without_limits(get_implementation(app.conf.worker_pool), app, reliable_tasks(app))
+    except Exception:  # a pool or task that no worker would start with: E003 says so
+        return []
+    found: list[CheckMessage] = []
+    for limit, names in unenforced.items():
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        found.append(
+            Warning(
+                f"worker_pool is {app.conf.worker_pool}, which does not enforce {limit}: a function that hangs keeps "
+                f"its slot for ever: {', '.join(sorted(names)[:5])}{more}.",
+                hint="Run these tasks in a prefork worker (gevent enforces time_limit where the function yields), or "
+                "give each call that can hang a timeout of its own and remove the limit.",
+                id="reliable_jobs.W014",
+            )
+        )
+    return found
+
+
+def _quorum(app: Celery) -> list[CheckMessage]:
+    conf = app.conf
+    if "amqp" not in _transport(app) or conf.worker_detect_quorum_queues:
+        return []
+    names = [
+        queue.name
+        for queue in conf.task_queues or ()
+        if isinstance(queue, Queue) and (getattr(queue, "queue_arguments", None) or {}).get("x-queue-type") == "quorum"
+    ]
+    if conf.task_default_queue_type == "quorum":
+        names.append(conf.task_default_queue)
+    if not names:
+        return []
+    return [
+        Warning(
+            f"worker_detect_quorum_queues is off, but {', '.join(names[:5])} are quorum queues: they refuse the global "
+            "prefetch count that workers would set, and no worker starts.",
+            hint="Remove the setting; it is on by default.",
+            id="reliable_jobs.W016",
         )
     ]
 

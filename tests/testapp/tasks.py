@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import amqp
 from celery import shared_task
+from celery.worker.consumer import Consumer
 from django.db import IntegrityError, connection, transaction
 
 from reliable_jobs import ReliableTask
@@ -191,6 +195,27 @@ def settles_then_waits(name: str, log: str, gate: str) -> str:
     return name
 
 
+@shared_task(base=ReliableTask)
+def cuts_off_its_worker(name: str) -> None:
+    """Effect; then, after the settlement's commit and at once before the acknowledgement, the connections of this
+    process that have consumers are shut: in a greenlet pool the acknowledgement is the first to notice."""
+
+    def after_commit() -> None:
+        for found in [thing for thing in gc.get_objects() if type(thing) is amqp.Connection and thing.transport]:
+            if any(getattr(channel, "callbacks", None) for channel in found.channels.values()):
+                found.transport.sock.shutdown(socket.SHUT_RDWR)
+
+    Effect.objects.create(name=name)
+    transaction.on_commit(after_commit)
+
+
+@shared_task(base=ReliableTask)
+def stops_its_workers_loop(seconds: float) -> None:
+    """In a pool of threads: the consumer's loop sleeps from now on."""
+    for found in [thing for thing in gc.get_objects() if type(thing) is Consumer]:
+        found.call_soon(time.sleep, seconds)
+
+
 @shared_task(base=ReliableTask, atomic=False)
 def returns_late(name: str, log: str, gate: str) -> str:
     """Non-atomic and without fenced(): only its settlement tells whether the job is still its own."""
@@ -249,6 +274,12 @@ def locks_two(first: str, second: str) -> None:
 def too_long_outside(log: str) -> None:
     log_outside(log, "start")
     wait_for("/nonexistent", 60)
+
+
+@shared_task(base=ReliableTask, time_limit=1, atomic=False)
+def has_a_limit(name: str, log: str, gate: str) -> None:
+    log_outside(log, f"{name} {os.getpid()}")
+    wait_for(gate)
 
 
 @shared_task(base=ReliableTask)

@@ -1,0 +1,108 @@
+"""What the running worker's pool can do: which time limits it enforces, and whether its database driver lets greenlets
+take turns.
+
+| pool              | time_limit (hard)           | soft_time_limit |
+|-------------------|-----------------------------|-----------------|
+| prefork           | yes, by SIGKILL             | yes             |
+| gevent            | yes, where the body yields  | no              |
+| threads, solo     | no                          | no              |
+| eventlet          | no                          | no              |
+| a pool of others  | unknown, counts as no       | unknown         |
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from celery.concurrency import prefork
+from django.db import connections
+
+logger = logging.getLogger("reliable_jobs.worker")
+
+_HARD = ("celery.concurrency.prefork", "celery.concurrency.gevent")
+_SOFT = ("celery.concurrency.prefork",)
+_GREEN = ("celery.concurrency.gevent", "celery.concurrency.eventlet")
+
+#: The pool's class in a worker; None in other processes. Children of a prefork pool inherit it.
+running: type | None = None
+
+
+class UnfitPool(SystemExit):
+    """The worker can't run with this pool; the text says why, and what to change.
+
+    It ends the process: Celery's signals swallow exceptions.
+    """
+
+
+def began(pool: type) -> None:
+    """Remember the pool of this process. Call it before the pool forks.
+
+    Raises:
+        UnfitPool: its greenlets would wait for each other for ever.
+    """
+    global running
+    running = pool
+    for problem in blocking_drivers(pool):
+        raise UnfitPool(problem)
+
+
+def enforces_hard_limit(pool: type | None = None) -> bool:
+    """Whether a task's ``time_limit`` ends its run in the given pool, or in the running one."""
+    return _is_one_of(pool or running or prefork.TaskPool, _HARD)
+
+
+def enforces_soft_limit(pool: type | None = None) -> bool:
+    """Whether ``soft_time_limit`` is raised in a task in the given pool, or in the running one."""
+    return _is_one_of(pool or running or prefork.TaskPool, _SOFT)
+
+
+def warn_of_limits(app: Any) -> None:
+    """Log which tasks of a starting worker have limits that its pool does not enforce."""
+    tasks = [task for task in app.tasks.values() if getattr(task, "writes_outbox", False)]
+    for limit, names in without_limits(running or prefork.TaskPool, app, tasks).items():
+        logger.warning(
+            "This pool (%s) does not enforce %s; it has no effect on %s.",
+            (running or prefork.TaskPool).__module__.rpartition(".")[2],
+            limit,
+            ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else ""),
+        )
+
+
+def without_limits(pool: type, app: Any, tasks: Iterable[Any]) -> dict[str, list[str]]:
+    """Names of the tasks that have a limit which the pool does not enforce, by the limit's name."""
+    found: dict[str, list[str]] = {}
+    for name, enforced in (("time_limit", enforces_hard_limit(pool)), ("soft_time_limit", enforces_soft_limit(pool))):
+        limited = [task.name for task in tasks if getattr(task, name) or getattr(app.conf, f"task_{name}")]
+        if limited and not enforced:
+            found[name] = limited
+    return found
+
+
+def blocking_drivers(pool: type) -> Iterator[str]:
+    """What is wrong with the database drivers in a greenlet pool: a statement that waits in C stops the whole process,
+    the run that holds the lock included."""
+    if not _is_one_of(pool, _GREEN):
+        return
+    name = "eventlet" if _is_one_of(pool, _GREEN[1:]) else "gevent"
+    vendors = {connections[alias].vendor for alias in connections}
+    if "postgresql" not in vendors:
+        return
+    waiting = sys.modules.get("psycopg.waiting")
+    if waiting is not None and waiting.wait is getattr(waiting, "wait_c", None):
+        yield (
+            f"psycopg waits in C, so under {name} two runs that want the same row would hang this worker for good. Set "
+            "the environment variable PSYCOPG_WAIT_FUNC=wait_selector (or PSYCOPG_IMPL=python) for the worker."
+        )
+    psycopg2 = sys.modules.get("psycopg2.extensions")
+    if waiting is None and psycopg2 is not None and psycopg2.get_wait_callback() is None:
+        yield (
+            f"psycopg2 waits in C, so under {name} two runs that want the same row would hang this worker for good. "
+            "Install psycogreen and call its patch_psycopg() before Django is set up, or use psycopg 3."
+        )
+
+
+def _is_one_of(pool: type, modules: tuple[str, ...]) -> bool:
+    return any(cls.__module__ in modules for cls in pool.__mro__)
