@@ -3,12 +3,13 @@ PYTHON ?= python3
 DEV = .venv/bin/python
 DEMO = .venv-demo/bin/python
 
-.PHONY: help test demo serve soak chaos sites mutants benchmark lint format dev clean
+.PHONY: help test pins demo serve soak chaos sites mutants benchmark lint format dev clean
 
 help:
 	@echo 'make demo      orders through rollbacks, kills and lost messages, then a table of what came of them'
 	@echo 'make serve     the demo shop, its worker, beat and admin, to look at'
 	@echo 'make test      everything, for every Python at hand  [ENVS=py312-django60,lint] [ARGS="-k outbox"]'
+	@echo 'make pins      the tests of private interfaces, on servers, with every supported pair of Celery and Django'
 	@echo 'make soak      the minutes-long tests that make test leaves out'
 	@echo 'make chaos     random faults by a seed, and a verdict  [ARGS="--site mariadb --seeds 1-5"; --site list]'
 	@echo 'make sites     whole projects as people have them, and a table  [ARGS="--only sqlite pgbouncer --keep"]'
@@ -20,6 +21,13 @@ help:
 
 test: dev
 	@$(DEV) tools/run_tox.py $(ENVS) $(if $(ARGS),-- $(ARGS))
+
+PAIRS = py312-django52-celery55-pins,py312-django52-celery56-pins,py312-django52-celery57-pins,\
+py312-django60-celery55-pins,py312-django60-celery56-pins,py312-django60-celery57-pins,\
+py313-django61-celery55-pins,py313-django61-celery56-pins,py313-django61-celery57-pins
+
+pins: dev
+	@$(DEV) tools/run_tox.py "$$(echo '$(PAIRS)' | tr -d ' ')" $(if $(ARGS),-- $(ARGS))
 
 demo: .venv-demo
 	@$(DEMO) manage.py demo $(ARGS)
