@@ -64,10 +64,14 @@ def write_interruption(task: ReliableTask, trail: Trail, error: BaseException) -
     def ending(claim: Claim) -> Outcome:
         count, worker = claim.job.interruptions + 1, worker_name(task)
         shown = f"the worker failed around this run: {text}"
+        why = ""
         if count > settings.MAX_INTERRUPTIONS:
             why = (
                 f"the worker failed {count} times around a run (MAX_INTERRUPTIONS={settings.MAX_INTERRUPTIONS}): {text}"
             )
+        elif claim.token is not None and not task.reruns:  # left by this thread, and its function may have begun
+            why = f"the worker failed around a run that is not begun again, as acks_late is off: {text}"
+        if why:
             return Outcome(
                 lambda claim: lifecycle.fail(
                     claim, worker, Reason.INTERRUPTED, why, trace, kind=EventKind.INTERRUPTION

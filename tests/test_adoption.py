@@ -15,7 +15,7 @@ from celery.contrib.django.task import DjangoTask
 from celery.exceptions import WorkerTerminate
 from django.db import OperationalError, connection
 
-from reliable_jobs import AdoptedTask, ReliableTask, adopted
+from reliable_jobs import AdoptedTask, ReliableTask, adopted, aftermath
 from tests import inprocess
 from tests.adopted_site import Site, site_in
 from tests.celery_app import app as suite
@@ -402,3 +402,23 @@ def test_e1_a_worker_that_is_told_to_stop_fails_a_run_that_is_not_begun_again(jo
     job = jobs.row(result)
     assert (job.status, job.reason, jobs.effects("half")) == ("failed", "interrupted", 1)
     assert "acks_late is off" in job.error
+
+
+@pytest.mark.parametrize(("late", "status"), [(False, "failed"), (True, "waiting")])
+def test_e1_an_error_of_the_workers_own_after_the_function_runs_it_again_only_if_it_may_run_twice(
+    jobs: InProcess, late: bool, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def function(self: Any) -> None:
+        Effect.objects.create(name="once")
+
+    def fails(*args: Any) -> bool:
+        raise RuntimeError("a fault of the worker's")
+
+    made = adopted_task(function, acks_late=late)
+    result = made.delay()
+    with monkeypatch.context() as broken:
+        broken.setattr(aftermath, "until_settled", fails)
+        jobs.deliver(*jobs.take())
+    job = jobs.row(result)
+    assert (job.status, jobs.effects("once")) == (status, 1)
+    assert "a fault of the worker's" in job.error
