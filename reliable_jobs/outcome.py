@@ -13,6 +13,7 @@ import datetime
 import logging
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ from reliable_jobs.errors import (
 )
 from reliable_jobs.lifecycle import Claim
 from reliable_jobs.message import Rendered
-from reliable_jobs.retry import CONFLICT_WINDOW, conflict_delay, handback_delay, interruption_delay
+from reliable_jobs.retry import conflict_delay, conflict_window, handback_delay, interruption_delay
 from reliable_jobs.status import EventKind, Reason, Status
 
 if TYPE_CHECKING:
@@ -362,8 +363,11 @@ def interruption(
     count = claim.job.interruptions + 1
     text, trace, told = _told(task, cause)
     if task.reruns and signal is None and failures.is_conflict(cause, claim.using):
+        began = task.request.get("reliable_began", time.monotonic())
+        run = max(0.0, (claim.now - claim.job.due_at).total_seconds()) + time.monotonic() - began
+        window = conflict_window(settings.MAX_CONFLICTS, run)
         try:
-            conflicts = lifecycle.interruptions_since(claim.job.pk, claim.using, CONFLICT_WINDOW)
+            conflicts = lifecycle.interruptions_since(claim.job.pk, claim.using, window)
         except DatabaseError:  # away just now; the end itself is written once it is back
             conflicts = 0
         if conflicts < settings.MAX_CONFLICTS:

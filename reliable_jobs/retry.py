@@ -9,8 +9,10 @@ import random
 #: Hours of trying that the ready-made subclasses promise.
 TEN_HOURS = 10 * 3600
 DAY = 24 * 3600
-#: Seconds within which MAX_CONFLICTS is counted.
+#: Seconds within which MAX_CONFLICTS is counted, at least.
 CONFLICT_WINDOW = 3600.0
+#: Longest pause after a conflict, in seconds.
+CONFLICT_PAUSE = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,17 @@ def interruption_delay(interruptions: int) -> float:
 def conflict_delay(conflicts: int) -> float:
     """Seconds before a run that conflicted with another transaction starts again. Anywhere in a range that doubles, so
     that those which met once do not meet again."""
-    return 0.02 + random.uniform(0.0, min(30.0, 0.1 * 2.0 ** min(conflicts, 10)))
+    return 0.02 + random.uniform(0.0, min(CONFLICT_PAUSE, 0.1 * 2.0 ** min(conflicts, 10)))
+
+
+def conflict_window(limit: int, run: float) -> float:
+    """Seconds within which ``limit`` conflicts are counted. So many runs and pauses must fit in, or a long job that
+    always conflicts would never reach the limit.
+
+    Args:
+        run: seconds from when the job was due to the conflict: its wait for a worker, and the run itself.
+    """
+    return max(CONFLICT_WINDOW, limit * (CONFLICT_PAUSE + 2.0 * run))
 
 
 def handback_delay(handbacks: int) -> float:

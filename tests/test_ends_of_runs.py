@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -13,12 +15,13 @@ from celery.exceptions import WorkerShutdown
 from django.core.signals import request_finished
 from django.db import Error as DatabaseError
 from django.db import OperationalError, close_old_connections, connection, connections, transaction
+from django.db.models import F
 from django.db.models.functions import Now
 from django.test import override_settings
 
-from reliable_jobs import ReliableTask, lifecycle, outcome
+from reliable_jobs import ReliableTask, lifecycle, outcome, retry
 from reliable_jobs.lifecycle import seconds
-from reliable_jobs.models import Job
+from reliable_jobs.models import Job, JobEvent
 from tests import inprocess
 from tests.inprocess import InProcess
 from tests.testapp.models import Effect
@@ -381,3 +384,29 @@ def test_a12_a_job_that_conflicts_at_every_run_ends_failed(jobs: InProcess, task
     job = jobs.row(job)
     assert (job.status, job.reason, job.attempt, job.crashes, len(RUNS)) == ("failed", "interrupted", 0, 0, 5)
     assert "MAX_INTERRUPTIONS=1" in job.error
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I6")
+@override_settings(RELIABLE_JOBS={"MAX_CONFLICTS": 4, "MAX_INTERRUPTIONS": 1})
+def test_a12_a_long_job_that_always_conflicts_ends_failed(jobs: InProcess) -> None:
+    """The hour in which conflicts were counted held one or two of its runs only: it went on for ever."""
+
+    def takes_an_hour() -> None:
+        acts.request.reliable_began -= 3600.0
+        _conflicts()
+
+    job = deliver(jobs, takes_an_hour)
+    for _ in range(10):
+        JobEvent.objects.update(at=F("at") - seconds(3600.0))
+        with contextlib.suppress(AssertionError):  # it is not finished by one run
+            jobs.finish(1)
+    jobs.work()
+    assert (jobs.row(job).status, len(RUNS)) == ("failed", 6)
+
+
+@pytest.mark.parametrize("run", [0.0, 25.0, 3600.0])
+@pytest.mark.parametrize("limit", [1, 100, 10_000])
+def test_a12_so_many_runs_and_pauses_fit_into_the_window(run: float, limit: int) -> None:
+    pauses = [retry.conflict_delay(limit) for _ in range(500)]
+    assert limit * (run + statistics.mean(pauses)) < retry.conflict_window(limit, run)
