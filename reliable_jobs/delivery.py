@@ -11,8 +11,9 @@ import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from django.db import Error as DatabaseError
 
-from reliable_jobs import execution, lifecycle, result_text, unreported
+from reliable_jobs import execution, failures, lifecycle, result_text, unreported
 from reliable_jobs.arrival import Delivery, ensure_receipt, read_delivery
 from reliable_jobs.holding import held
 from reliable_jobs.lifecycle import Refusal
@@ -43,7 +44,7 @@ def deliver(task: ReliableTask, args: Any, kwargs: Any) -> Any:
     trail.reached = True
     try:
         delivery = read_delivery(task)
-        ended = held(delivery.using, f"Job {delivery.job_id}", lambda: _deliver(task, delivery, args, kwargs))
+        ended = held(delivery.using, f"Job {delivery.job_id}", lambda: _deliver(task, delivery, trail, args, kwargs))
         if isinstance(ended.error, Ignore):
             setattr(ended.error, CLOSES, "task-retried" if ended.status == Status.WAITING else "task-succeeded")
         trail.answer = (ended.value, ended.error)
@@ -60,11 +61,72 @@ def deliver(task: ReliableTask, args: Any, kwargs: Any) -> Any:
     return value
 
 
-def _deliver(task: ReliableTask, delivery: Delivery, args: Any, kwargs: Any) -> Outcome:
+def claim_early(task: ReliableTask, trail: Trail) -> None:
+    """Claim before a hook of the project's that comes before the task function, so that a start in which the hook kills
+    its process is counted. On the careful path only; the first start of a job is not counted.
+
+    Raises:
+        celery.exceptions.Retry, Ignore, Reject, CrashLimitExceeded: the hook is not to run; the answer is in the trail.
+    """
+    try:
+        delivery = read_delivery(task)
+        held(delivery.using, f"Job {delivery.job_id}", lambda: _claim_early(task, delivery, trail))
+    except (Ignore, Reject) as signal:
+        trail.answer = (None, signal)
+    except Exception as error:  # as in deliver()
+        unreported.write_interruption(task, trail, error)
+    if trail.answer is not None and trail.answer[1] is not None:
+        raise trail.answer[1]
+
+
+def _claim_early(task: ReliableTask, delivery: Delivery, trail: Trail) -> None:
+    if not delivery.careful and not _has_crashed(delivery):
+        return
+    ensure_receipt(task, delivery)
+    patience = _patience(delivery)
+    while True:
+        claim = execution.claim_carefully(task, delivery.job_id, delivery.rev, delivery.using)
+        if not isinstance(claim, Refusal):
+            break
+        if claim is not Refusal.LOCKED or time.monotonic() >= patience:
+            _refused(task, delivery, claim)
+        time.sleep(0.1)
+    if not execution.condemned(task, claim):
+        trail.claim = claim
+        return
+    ended = execution.run_claimed(task, claim, (), {})
+    if isinstance(ended, Refusal):
+        _refused(task, delivery, ended)
+    trail.answer = (ended.value, ended.error)
+
+
+def _patience(delivery: Delivery) -> float:
+    """Until when to wait for a row that is held (monotonic)."""
+    return time.monotonic() + (REDELIVERY_PATIENCE if delivery.redelivered else 0.0)
+
+
+def _has_crashed(delivery: Delivery) -> bool:
+    """What a claim would say of a rescued job, whose message looks like a first one."""
+    try:
+        job = lifecycle.find(delivery.job_id, delivery.using)
+    except DatabaseError as error:
+        if failures.prevents_start(error):
+            raise execution.NotStarted(str(error)) from error
+        raise
+    return job is not None and bool(job.crashes)
+
+
+def _deliver(task: ReliableTask, delivery: Delivery, trail: Trail, args: Any, kwargs: Any) -> Outcome:
+    if trail.claim is not None:
+        claim, trail.claim = trail.claim, None
+        ended = execution.run_claimed(task, claim, args, kwargs)
+        if isinstance(ended, Refusal):
+            _refused(task, delivery, ended)
+        return ended
     ensure_receipt(task, delivery)
     call = (task, delivery.job_id, delivery.rev, delivery.using, args, kwargs)
     careful = delivery.careful
-    patience = time.monotonic() + (REDELIVERY_PATIENCE if delivery.redelivered else 0.0)
+    patience = _patience(delivery)
     while True:
         answer = execution.run_carefully(*call) if careful else execution.run_first(*call)
         if answer is Refusal.SUSPECT:

@@ -16,8 +16,8 @@ import functools
 import logging
 import threading
 import uuid
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore
@@ -59,8 +59,18 @@ def run_carefully(
     Raises:
         NotStarted: see there. Nothing was claimed.
     """
+    claim = claim_carefully(task, job_id, rev, using)
+    return claim if isinstance(claim, Refusal) else run_claimed(task, claim, args, kwargs)
+
+
+def claim_carefully(task: ReliableTask, job_id: uuid.UUID, rev: int, using: str) -> Claim | Refusal:
+    """The claim alone; its start is counted until it reports.
+
+    Raises:
+        NotStarted: see there. Nothing was claimed.
+    """
     try:
-        claim = lifecycle.claim_committed(
+        return lifecycle.claim_committed(
             job_id,
             rev,
             using,
@@ -72,9 +82,16 @@ def run_carefully(
         if failures.prevents_start(error):
             raise NotStarted(str(error)) from error
         raise
-    if isinstance(claim, Refusal):
-        return claim
-    if claim.job.crashes > (settings.MAX_CRASHES if task.reruns else 1):
+
+
+def condemned(task: ReliableTask, claim: Claim) -> bool:
+    """Whether too many starts of the job never reported."""
+    return claim.job.crashes > (settings.MAX_CRASHES if task.reruns else 1)
+
+
+def run_claimed(task: ReliableTask, claim: Claim, args: Any, kwargs: Any) -> Outcome | Refusal:
+    """Run a job that has been claimed with a token."""
+    if condemned(task, claim):
         return aftermath.condemn(task, claim)
     if claim.job.crashes > 1:
         logger.warning("Job %s: %d start(s) never reported; running it with care.", claim.job.pk, claim.job.crashes - 1)
@@ -84,7 +101,7 @@ def run_carefully(
     def hold() -> Claim | Refusal:
         return claim if lifecycle.hold_by_token(claim) else Refusal.LOCKED
 
-    return _run_in_transaction(task, using, hold, args, kwargs, claim)
+    return _run_in_transaction(task, claim.using, hold, args, kwargs, claim)
 
 
 def _run_in_transaction(
@@ -138,10 +155,7 @@ def _run_leased(task: ReliableTask, claim: Claim, args: Any, kwargs: Any) -> Out
     """A non-atomic run: a thread keeps the lease, the body opens its own transactions, the settlement is fenced."""
     run = Run(claim)
     depth = len(connections[claim.using].atomic_blocks)
-    stop = threading.Event()
-    beat = threading.Thread(target=_heartbeat, args=(run, stop), name="reliable_jobs-lease", daemon=True)
-    beat.start()
-    try:
+    with kept_alive(run):
         try:
             ended = _body(task, run, args, kwargs, nullcontext())
         except BaseException as error:
@@ -157,14 +171,24 @@ def _run_leased(task: ReliableTask, claim: Claim, args: Any, kwargs: Any) -> Out
                 return ended.settle(claim)
 
         won = aftermath.until_settled(task, claim, ended, write)
-    finally:
-        stop.set()
-        beat.join(timeout=settings.LEASE)
     if not won:
         message = f"Job {claim.job.pk} was taken away while it ran; its end is not recorded."
         logger.warning("%s", message)
         raise Ignore(message)
     return ended
+
+
+@contextmanager
+def kept_alive(run: Run) -> Iterator[None]:
+    """Inside, a thread extends the lease of a committed claim."""
+    stop = threading.Event()
+    beat = threading.Thread(target=_heartbeat, args=(run, stop), name="reliable_jobs-lease", daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        beat.join(timeout=settings.LEASE)
 
 
 def _heartbeat(run: Run, stop: threading.Event) -> None:

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from celery import Task
@@ -13,7 +14,7 @@ from celery.exceptions import Ignore
 
 from reliable_jobs import stages
 from reliable_jobs.errors import CallNotReached
-from reliable_jobs.trail import trail_of
+from reliable_jobs.trail import Trail, trail_of
 
 #: Mark of a guard: whether the class has the hook itself.
 GUARD = "_reliable_guard"
@@ -45,7 +46,8 @@ def _guarded(hook: Callable[..., Any], *, calls: bool) -> Callable[..., Any]:
         trail.depth += 1
         value = None
         try:
-            value = hook(self, *args, **kwargs)
+            with _claimed(self, trail):
+                value = hook(self, *args, **kwargs)
             if calls and trail.depth == 1 and not trail.reached:
                 raise CallNotReached(
                     f"{type(self).__qualname__}.__call__ returned without calling super().__call__(): the job was "
@@ -71,6 +73,21 @@ def _guarded(hook: Callable[..., Any], *, calls: bool) -> Callable[..., Any]:
         return value
 
     return guarded
+
+
+@contextlib.contextmanager
+def _claimed(task: Any, trail: Trail) -> Iterator[None]:
+    """Around the outermost hook: it may kill the process, and its start must have been counted."""
+    if trail.depth > 1 or trail.reached:
+        yield
+        return
+    if trail.claim is None:
+        stages.delivery.claim_early(task, trail)
+    if trail.claim is None:
+        yield
+        return
+    with stages.execution.kept_alive(stages.outcome.Run(trail.claim)):
+        yield
 
 
 def _in_bundle(hook: Callable[..., Any], self: Any, /, *args: Any, **kwargs: Any) -> Any:

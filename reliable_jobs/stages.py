@@ -9,9 +9,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reliable_jobs import bulk, delivery, keys, lifecycle, models, outbox, outcome, results, tracing, unreported
+    from reliable_jobs import (
+        bulk,
+        delivery,
+        execution,
+        keys,
+        lifecycle,
+        models,
+        outbox,
+        outcome,
+        results,
+        tracing,
+        unreported,
+    )
 
-__all__ = ["bulk", "delivery", "keys", "lifecycle", "models", "outbox", "outcome", "results", "tracing", "unreported"]
+__all__ = [
+    "bulk",
+    "delivery",
+    "execution",
+    "keys",
+    "lifecycle",
+    "models",
+    "outbox",
+    "outcome",
+    "results",
+    "tracing",
+    "unreported",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,8 +46,20 @@ def __getattr__(name: str) -> Any:
     """
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from reliable_jobs import bulk, delivery, keys, lifecycle, models, outbox, outcome, results, tracing, unreported
+    from reliable_jobs import (
+        bulk,
+        delivery,
+        execution,
+        keys,
+        lifecycle,
+        models,
+        outbox,
+        outcome,
+        results,
+        tracing,
+        unreported,
+    )
 
-    imported = (bulk, delivery, keys, lifecycle, models, outbox, outcome, results, tracing, unreported)
+    imported = (bulk, delivery, execution, keys, lifecycle, models, outbox, outcome, results, tracing, unreported)
     globals().update(zip(__all__, imported, strict=True))
     return globals()[name]

@@ -119,6 +119,19 @@ def breaks_before_start(name: str) -> None:
     Effect.objects.create(name=name)
 
 
+class StartsWell(ReliableTask):
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
+
+
+@app.task(shared=False, base=StartsWell, name="errors.starts_well")
+def starts_well(name: str) -> None:
+    Effect.objects.create(name=name)
+
+
 def killed(request: Any) -> None:
     request.on_failure(_info(WorkerLostError("Worker exited prematurely: signal 9 (SIGKILL).")))
 
@@ -154,6 +167,8 @@ SCENARIOS = {
     "link and chain": Scenario(with_follow_ups),
     "bundle": Scenario(bundle),
     "hook": Scenario(first(breaks_before_start), ends="failed", effects=0),
+    "hook of a second send": Scenario(again(breaks_before_start), ends="failed", effects=0),
+    "good hook of a second send": Scenario(again(starts_well)),
     "from elsewhere": Scenario(raw(BODY)),
     "undecodable": Scenario(raw(b"[["), ends="failed", effects=0),
     "unknown task": Scenario(raw(BODY, task="nobody.knows"), ends="failed", effects=0),

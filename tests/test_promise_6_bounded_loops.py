@@ -50,6 +50,27 @@ def test_a_job_that_kills_its_process_ends_failed_and_its_neighbours_finish_unbl
         assert stack.effects(f"neighbour {i}") == 1
 
 
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_b1_a_hook_that_kills_its_process_before_the_run_ends_its_job(
+    stack: Stack, idle_queue: str, outside: Path, pool: str
+) -> None:
+    poison = tasks.kills_before_start.delay(str(outside))
+    worker = stack.worker(pool=pool, LEASE=0.5, MAX_CRASHES=2)
+
+    def ended() -> Job | None:
+        worker.restart_if_dead()
+        stack.sweep()
+        return Job.objects.filter(pk=poison.id, status="failed").first()
+
+    job = wait_until(ended, "it is given up", 2 * PATIENCE, every=0.2)
+    assert (job.reason, job.attempt) == ("crash", 0)
+    assert 2 <= len(lines(outside)) <= 3, "the first start, which nobody counts, and two that are counted"
+    if pool == "prefork":
+        assert "SIGKILL" in job.error
+    worker.restart_if_dead()
+    stack.ends(tasks.effect.delay("the worker lives on"), sweeping=True)
+
+
 def test_jobs_that_die_beside_a_poisonous_one_are_not_condemned_with_it(
     stack: Stack, idle_queue: str, outside: Path
 ) -> None:

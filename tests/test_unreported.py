@@ -4,6 +4,7 @@ job after a bounded number of tries, fires the failure hooks once, and is not ca
 from __future__ import annotations
 
 import datetime
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -210,6 +211,39 @@ def test_b1_a_set_in_yaml_from_a_producer_that_was_not_adopted_runs(jobs: InProc
         app.conf.accept_content = accept
     job = Job.objects.get()
     assert (job.status, job.content_type, bytes(job.body)) == ("succeeded", "application/x-yaml", body)
+
+
+def test_b1_no_hook_runs_for_a_redelivered_copy_of_a_settled_job(jobs: InProcess, heard: list[str]) -> None:
+    ran: list[str] = []
+
+    class Notes(Listening):
+        def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+            ran.append(task_id)
+
+    task = make(Notes)
+    result = task.delay("once")
+    jobs.work()
+    for send in (1, 2):
+        assert jobs.deliver(jobs.message(result, redelivered=True, send=send)).answer == "acked"
+    assert (ran, jobs.effects("once"), jobs.row(result).crashes) == ([result.id], 1, 0)
+
+
+def test_b1_a_hook_that_takes_longer_than_a_lease_keeps_its_job(
+    jobs: InProcess, settings: Any, heard: list[str]
+) -> None:
+    settings.RELIABLE_JOBS = {"LEASE": 0.3}
+
+    class Slow(Listening):
+        def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+            until = time.monotonic() + 0.7
+            while time.monotonic() < until:
+                time.sleep(0.05)
+
+    task = make(Slow)
+    result = task.delay("slow")
+    jobs.deliver(jobs.message(result, send=2))
+    job = jobs.row(result)
+    assert (job.status, job.crashes, jobs.effects("slow"), jobs.kinds(result)) == ("succeeded", 0, 1, [])
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:

@@ -91,6 +91,19 @@ def kills_itself(log: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+class KillsBeforeStart(ReliableTask):
+    """Its hook kills the process, before the job can be run."""
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        log_outside(args[0], str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@shared_task(base=KillsBeforeStart)
+def kills_before_start(log: str) -> None:
+    raise AssertionError("it never starts")
+
+
 @shared_task(base=ReliableTask)
 def kills_first(name: str, log: str, times: int) -> None:
     """Kills its own process on its first ``times`` runs."""
