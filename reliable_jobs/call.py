@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import itertools
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
+from celery import Task
 from celery.contrib.django.task import DjangoTask
 from celery.result import AsyncResult
 from celery.utils.time import maybe_iso8601, maybe_make_aware
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
 class Call(Sensitive, DjangoTask):
     """What a caller uses of :class:`~reliable_jobs.task.ReliableTask`."""
+
+    #: Of this task's plain calls in this process, once there was one; see template.py.
+    template: Template | None = None
 
     def apply_async(
         self,
@@ -94,12 +99,20 @@ class Call(Sensitive, DjangoTask):
         return result
 
     def delay_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
-        """The same as ``delay()``, which already waits for the commit."""
+        """The same as ``delay()``, which already waits for the commit. With ``task_always_eager`` the function runs
+        after the commit, as Celery's DjangoTask has it, while an eager ``delay()`` runs at once."""
+        if self._get_app().conf.task_always_eager:
+            return self.apply_async_on_commit(args, kwargs)
         return self.delay(*args, **kwargs)
 
     def apply_async_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
-        """The same as ``apply_async()``, which already waits for the commit."""
-        return self.apply_async(*args, **kwargs)
+        """The same as ``apply_async()``, which already waits for the commit; eager as :meth:`delay_on_commit`."""
+        if not self._get_app().conf.task_always_eager:
+            return self.apply_async(*args, **kwargs)
+        task_id = kwargs.setdefault("task_id", str(uuid.uuid4()))
+        using = kwargs.get("using") or stages.outbox.write_alias()
+        transaction.on_commit(functools.partial(self.apply_async, *args, **kwargs), using=using)
+        return self.AsyncResult(task_id)
 
     def bulk_delay(self, calls: Iterable[Any], **options: Any) -> list[str]:
         """Enqueue many calls at once: all of them with the transaction, or none. Thousands take a COPY on PostgreSQL
@@ -109,7 +122,8 @@ class Call(Sensitive, DjangoTask):
 
         Args:
             calls: for each job its positional arguments (a tuple or list), or its keyword arguments (a dict).
-            options: for all of them, as :meth:`apply_async` takes them, but what is one job's own.
+            options: for all of them, as :meth:`apply_async` takes them, but what is one job's own. A subclass's own
+                ``apply_async`` is called for each job; its own ``delay`` too, and then there may be no options.
 
         Returns:
             The jobs' ids in the order of the calls. ``self.AsyncResult(id)`` makes a result of one.
@@ -129,15 +143,24 @@ class Call(Sensitive, DjangoTask):
         first = next(pairs, None)
         if first is None:
             return []
+        own_delay = getattr(self.delay, "__func__", None) is not Task.delay
+        if own_delay and options:
+            raise InvalidOption(
+                f"{self.name}: bulk_delay can't pass {', '.join(sorted(options))} through the task's own delay(). "
+                "Override apply_async() instead, which takes options, or leave them out."
+            )
         using = options.pop("using", None) or stages.outbox.write_alias()
         times = {name: options.pop(name, None) for name in ("countdown", "eta", "expires")}
         pairs = itertools.chain([first], pairs)
 
         def singly(args: Any, kwargs: Any) -> str:
+            if own_delay:
+                return str(self.delay(*args, **kwargs).id)
             return str(self.apply_async(args, kwargs, using=using, **times, **options).id)
 
         with transaction.atomic(using=using):
-            safe = not app.conf.task_always_eager and is_safe(self, super().apply_async)
+            ours = not own_delay and getattr(self.apply_async, "__func__", None) is Call.apply_async
+            safe = ours and not app.conf.task_always_eager and is_safe(self, super().apply_async)
             template = Template.make(self, *first, **options) if safe else None
             if template is None:
                 return [singly(*pair) for pair in pairs]
@@ -235,6 +258,7 @@ class Call(Sensitive, DjangoTask):
             capture.sensitive = True
         # Celery need not publish again what is only written down.
         options.update(countdown=None, eta=None, expires=None, add_to_parent=False, retry=False)
+        capture.follows = self._follows_a_job()
         leave_unsubscribed(self._get_app().backend)
         try:
             super().apply_async(args, kwargs, task_id, capture, link, link_error, shadow, **options)
@@ -246,6 +270,15 @@ class Call(Sensitive, DjangoTask):
                 f"{self.name}: the call can't be written as a message ({type(error).__name__}: {error}). "
                 "Pass a primary key, a URL or plain data."
             ) from error
+
+    def _follows_a_job(self) -> bool:
+        """Whether Celery or the settlement of a job makes this call, not a task function. A plain task's own calls
+        can't be told from what Celery starts for it."""
+        parent = self._get_app().current_worker_task
+        if parent is None:
+            return False
+        run = parent.request.get("reliable_run")
+        return run is None or not run.open
 
     def _time(self, name: str, value: Any) -> datetime.datetime | None:
         if value is None:
@@ -271,9 +304,8 @@ class Call(Sensitive, DjangoTask):
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[Any]:
         """The result of a job of this task: its row answers first, then the result backend."""
-        return stages.results.JobResult(
-            task_id, backend=self.backend, app=self._get_app(), task_name=self.name, **kwargs
-        )
+        kwargs.setdefault("backend", stages.results.OfTask(self))
+        return stages.results.JobResult(task_id, app=self._get_app(), task_name=self.name, **kwargs)
 
     def _refuse_generator(self) -> None:
         why = why_not(self.run)

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
+import operator
 import struct
 from collections.abc import Iterator
 from typing import Any
 
+from amqp.basic_message import Message
 from amqp.exceptions import FrameSyntaxError
 from amqp.serialization import dumps as amqp_dumps
 from celery.backends.asynchronous import AsyncBackendMixin
@@ -34,6 +37,13 @@ _NOT_PROPERTIES = (
     *("retry", "retry_policy", "timeout", "confirm_timeout", "mandatory", "immediate", "expiration"),
     *("argsrepr", "kwargsrepr"),
 )
+#: AMQP's types of the properties that a caller may set.
+_PROPERTIES = {name: kind for name, kind in Message.PROPERTIES if name != "application_headers"}
+#: Headers and properties travel in one frame, of 131,072 bytes unless broker and client agree on less; some of them are
+#: added at the send.
+MAX_HEADER_BYTES = 131_072 - 2048
+#: Of a body that holds results: a chain's next step, a chord's body. RabbitMQ 4 takes no larger message.
+MAX_FOLLOWING_BYTES = 16 * 1024 * 1024 - MAX_HEADER_BYTES
 _DELIVERY_MODES = {"transient": 1, "persistent": 2}
 
 
@@ -64,6 +74,8 @@ class Capture:
         self.serialised_by: str | None = None
         #: Whether admin pages must show the message's argsrepr instead of its arguments.
         self.sensitive = False
+        #: Whether it is called with the results of jobs, which have a limit of their own: MAX_RESULT_BYTES.
+        self.follows = False
         self.connection = _NoConnection()
 
     def revive(self, channel: Any) -> None:
@@ -108,19 +120,17 @@ class Capture:
             raise explain.unserialisable(headers.get("task"), body, serializer, error) from error
         payload = data.encode() if isinstance(data, str) else data
         check_readable(headers.get("task"), content_type, payload)
-        if len(payload) > settings.MAX_BODY_BYTES:
-            raise explain.too_large(headers.get("task"), body, serializer, len(payload))
+        if len(payload) > (MAX_FOLLOWING_BYTES if self.follows else settings.MAX_BODY_BYTES):
+            raise explain.too_large(headers.get("task"), body, serializer, len(payload), self.follows)
         if compression:
             payload, headers["compression"] = compress(payload, compression)
         for option in _NOT_PROPERTIES:
             options.pop(option, None)
         if delivery_mode is not None:
             options["delivery_mode"] = _DELIVERY_MODES.get(delivery_mode, delivery_mode)
-        priority = options.pop("priority", None)
-        if priority is not None and (type(priority) is not int or not 0 <= priority <= 255):
-            raise InvalidOption(f"{headers.get('task')}: priority={priority!r} must be a whole number from 0 to 255.")
+        priority = _priority(headers.get("task"), options.pop("priority", None))
         queue = next((entity.name for entity in declare or () if isinstance(entity, Queue)), None) or routing_key or ""
-        _check_name(headers.get("task"), "queue", queue)
+        queue = _name(headers.get("task"), "queue", queue)
         envelope: dict[str, Any] = {
             "v": ENVELOPE_VERSION,
             "exchange": exchange.name if isinstance(exchange, Exchange) else exchange or "",
@@ -132,15 +142,7 @@ class Capture:
         }
         if self.sensitive:
             envelope["sensitive"] = True
-        try:
-            text = kombu_json.dumps(envelope)
-            kombu_json.loads(text)  # refuses what looks like a type of kombu's own and is none
-            amqp_dumps("F", [envelope["headers"]])
-        except (TypeError, ValueError, OverflowError, struct.error, FrameSyntaxError) as error:
-            raise UnserialisableArguments(
-                f"{headers.get('task')}: a header or publish option can't travel in a message: {error}. "
-                "Use text, numbers below 2**63, lists and dicts."
-            ) from error
+        text = _envelope_text(headers.get("task"), envelope)
         self.rendered = Rendered(
             task=headers["task"],
             queue=queue,
@@ -167,14 +169,68 @@ def _on_task_call(celerys: Any, producer: Any, task_id: str) -> Any:
     return {} if isinstance(producer, Capture) else celerys(producer, task_id)
 
 
-def _check_name(task: Any, option: str, value: Any) -> None:
-    """Raises InvalidOption: AMQP's short strings have no more bytes than these, and the database takes no NUL."""
+def _priority(task: Any, value: Any) -> int | None:
+    """Any whole number, an IntEnum's member too, that AMQP takes as a priority."""
+    if value is None:
+        return None
+    number = operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool) else -1
+    if not 0 <= number <= 255:
+        raise InvalidOption(f"{task}: priority={value!r} must be a whole number from 0 to 255.")
+    return number
+
+
+def _envelope_text(task: Any, envelope: dict[str, Any]) -> str:
+    """The envelope as JSON.
+
+    Raises:
+        UnserialisableArguments: a broker could not take it. RabbitMQ closes the whole connection for a NaN or an
+            oversized header, and what other jobs have on their way there would be lost with it.
+    """
+    why = ""
+    try:
+        text: str = kombu_json.dumps(envelope)
+        kombu_json.loads(text)  # refuses what looks like a type of kombu's own and is none
+        size = len(amqp_dumps("F", [envelope["headers"]]))
+        for name, value in envelope["properties"].items():
+            if name in _PROPERTIES:
+                size += len(amqp_dumps(_PROPERTIES[name], [value]))
+    except (AttributeError, TypeError, ValueError, OverflowError, struct.error, FrameSyntaxError) as error:
+        why, cause = str(error), error
+    else:
+        cause = None
+        if size > MAX_HEADER_BYTES:
+            why = f"they have {size} bytes, the limit is {MAX_HEADER_BYTES}"
+        elif not _is_finite([envelope["headers"], envelope["properties"]]):
+            why = "a number is NaN or infinite"
+    if why:
+        raise UnserialisableArguments(
+            f"{task}: the headers or publish options can't travel in a message: {why}. "
+            "Use text, finite numbers below 2**63, lists and dicts; for large values pass a primary key or URL."
+        ) from cause
+    return text
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _name(task: Any, option: str, value: Any) -> str:
+    """A text, of an Enum's member its value.
+
+    Raises:
+        InvalidOption: AMQP's short strings have no more bytes than these, and the database takes no NUL.
+    """
     if not isinstance(value, str) or "\0" in value or len(value.encode("utf-8", "replace")) > 255:
         raise InvalidOption(f"{task}: {option}={value!r} must be a text of at most 255 bytes without NUL.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise InvalidOption(f"{task}: {option}={value!r} holds half a character: {error}.") from error
+    return str.__str__(value)
 
 
 def check_readable(task: Any, content_type: str, body: bytes) -> None:

@@ -120,7 +120,7 @@ class RunControl(Task):
                 f"{self.name}: retry() was called after the run had ended (in on_failure, on_success or a signal?). "
                 "The job is settled already. Name the errors to retry in autoretry_for, or call retry() inside run()."
             )
-        at = self._time("eta", eta)
+        at = self._row_time(run, self._time("eta", eta))
         if at is None and countdown is None:
             countdown = self.default_retry_delay
         delay = (at - run.claim.now).total_seconds() if at is not None else self._seconds("countdown", countdown) or 0.0
@@ -132,7 +132,7 @@ class RunControl(Task):
             raise self.MaxRetriesExceededError(
                 f"Can't retry {self.name}[{request.id}]: {refusal}", task_args=request.args, task_kwargs=request.kwargs
             )
-        expires = self._seconds_or_time("expires", options.pop("expires", None))
+        expires = self._row_time(run, self._seconds_or_time("expires", options.pop("expires", None)))
         if isinstance(expires, float):
             expires = run.claim.now + datetime.timedelta(seconds=expires)
         content = None
@@ -144,6 +144,14 @@ class RunControl(Task):
         if throw:
             raise signal
         return signal
+
+    @staticmethod
+    def _row_time(run: Run, moment: Any) -> Any:
+        """A time as the job's database has it: without ``USE_TZ`` its times are naive, in a zone of its own."""
+        now = run.claim.now
+        if not isinstance(moment, datetime.datetime) or now.tzinfo is not None:
+            return moment
+        return now + (moment - datetime.datetime.now(datetime.timezone.utc))
 
     def _max_retries(self, given: int | None) -> int | None:
         if given is not None:
@@ -217,10 +225,10 @@ class RunControl(Task):
             options["chain"] = rest[::-1]
         link, link_error, shadow = (options.pop(name, None) for name in ("link", "link_error", "shadow"))
         content = target._render(head.args, head.kwargs, self.request.id, link, link_error, shadow, options)
-        expires = self._seconds_or_time("expires", head.options.get("expires"))
+        expires = self._row_time(run, self._seconds_or_time("expires", head.options.get("expires")))
         if isinstance(expires, float):
             expires = run.claim.now + datetime.timedelta(seconds=expires)
         countdown = self._seconds("countdown", head.options.get("countdown"))
-        at = None if countdown else self._time("eta", head.options.get("eta"))
+        at = None if countdown else self._row_time(run, self._time("eta", head.options.get("eta")))
         run.again = stages.outcome.Again(delay=countdown or 0.0, at=at, counts=False, content=content, expires=expires)
         raise Ignore("Replaced by new task")

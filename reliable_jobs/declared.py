@@ -6,12 +6,14 @@ import dataclasses
 import itertools
 import logging
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 from django.db import DatabaseError, router
 from django.db.models import QuerySet
 
+from reliable_jobs.message import as_key
 from reliable_jobs.models import Job
 
 logger = logging.getLogger("reliable_jobs.sweeper")
@@ -25,21 +27,21 @@ class Declared:
 
     task: Any
     queryset: Callable[[], QuerySet[Any]]
-    key: Callable[[Any], str]
+    key: Callable[[Any], str | int | uuid.UUID]
     args: Callable[[Any], tuple[Any, ...]]
     every: float
     limit: int
     next_at: float = 0.0
 
 
-_declared: dict[tuple[str, Any], Declared] = {}
+_declared: list[Declared] = []
 
 
 def ensure_jobs(
     task: Any,
     queryset: Callable[[], QuerySet[Any]],
     *,
-    key: Callable[[Any], str] = lambda row: str(row.pk),
+    key: Callable[[Any], str | int | uuid.UUID] = lambda row: str(row.pk),
     args: Callable[[Any], tuple[Any, ...]] = lambda row: (row.pk,),
     every: float = 60.0,
     limit: int = 500,
@@ -50,12 +52,13 @@ def ensure_jobs(
 
         ensure_jobs(send_verification, lambda: User.objects.filter(verified_at=None))
 
-    The key is taken for ever (until the job's row is pruned), so a job that failed is not started over by itself.
+    The key is taken for ever (until the job's row is pruned), so a job that failed is not started over by itself. Code
+    that enqueues the same work by itself must use the same key, and ``key_forever=True``.
 
     Args:
         task: a ReliableTask.
         queryset: called at each look; the rows that lack their work.
-        key: a row's idempotency key.
+        key: a row's idempotency key; by default its primary key.
         args: a row's task arguments.
         every: seconds between two looks of one process.
         limit: rows enqueued per look.
@@ -65,15 +68,15 @@ def ensure_jobs(
     """
     if not getattr(task, "writes_outbox", False):
         raise TypeError(f"ensure_jobs() wants a ReliableTask, not {task!r}.")
-    # By the code of the queryset too: one task may have several, and ``ready`` may run twice.
-    _declared[task.name, getattr(queryset, "__code__", queryset)] = Declared(task, queryset, key, args, every, limit)
+    # The same declared twice does no harm: the second finds every job there.
+    _declared.append(Declared(task, queryset, key, args, every, limit))
 
 
 def sweep_declared(*, now: float | None = None) -> int:
     """Look at every declared queryset whose time has come. Returns how many jobs were enqueued."""
     now = time.monotonic() if now is None else now
     found = 0
-    for declared in list(_declared.values()):
+    for declared in list(_declared):
         if declared.next_at > now:
             continue
         declared.next_at = now + declared.every
@@ -90,8 +93,8 @@ def _enqueue_missing(declared: Declared) -> int:
     rows = declared.queryset().iterator(chunk_size=_PAGE)
     found = 0
     while found < declared.limit and (page := list(itertools.islice(rows, _PAGE))):
-        wanted = {declared.key(row): row for row in page}
-        taken = Job.objects.using(alias).filter(task=declared.task.name, live_key__in=list(wanted))
+        wanted: dict[Any, Any] = {as_key(declared.key(row)) or declared.key(row): row for row in page}
+        taken = Job.objects.using(alias).filter(task=declared.task.name, live_key__in=[str(key) for key in wanted])
         for key in taken.values_list("live_key", flat=True):
             wanted.pop(str(key), None)
         for key, row in itertools.islice(wanted.items(), declared.limit - found):

@@ -40,7 +40,12 @@ def unserialisable(task: Any, body: Any, serializer: str | None, error: Exceptio
     return UnserialisableArguments(f"{task}: the call can't be serialised as {serializer or 'json'}: {error}")
 
 
-def too_large(task: Any, body: Any, serializer: str | None, size: int) -> JobTooLarge:
+def too_large(task: Any, body: Any, serializer: str | None, size: int, follows: bool) -> JobTooLarge:
+    if follows:
+        return JobTooLarge(
+            f"{task}: the results that it is called with make a message of {size} bytes, which is more than a broker "
+            "takes (16 MiB). Let each job store its data and return its primary key or URL."
+        )
     args, kwargs = (body[0], body[1]) if isinstance(body, tuple) else ((), {})
     sizes = {name: len(dumps(value, serializer=serializer)[2]) for name, value in _named(args, kwargs)}
     largest = max(sizes, key=lambda name: sizes[name], default="the body")

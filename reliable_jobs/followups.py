@@ -32,6 +32,9 @@ def take(task: ReliableTask, value: Any) -> Callable[[], None] | None:
             following, rest = head, request.chain[:-1]
             request.chain = None
     lineage = {"parent_id": request.id, "root_id": request.root_id or request.id}
+    inherited = (request.delivery_info or {}).get("priority") if app.conf.task_inherit_parent_priority else None
+    if inherited is not None:
+        lineage["priority"] = inherited  # as Celery's tracer passes it on
 
     def write() -> None:
         for signature in ours:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from django.db import OperationalError, connections, transaction
-from django.utils import timezone
 
 from reliable_jobs import rows
 from reliable_jobs.content import same_call
@@ -40,7 +39,7 @@ class Request:
     @property
     def later(self) -> bool:
         if self.eta is not None:
-            return self.eta > timezone.now()
+            return self.eta > datetime.datetime.now(datetime.timezone.utc)
         return bool(self.countdown and self.countdown > 0)
 
 
@@ -48,13 +47,15 @@ def insert_unless_there(values: dict[str, Any], request: Request, alias: str) ->
     """Insert; or return the id of the job that has the key or the task id already."""
     task, jobs = request.rendered.task, Job.objects.using(alias)
     holders = jobs.filter(task=task, live_key=request.key) if request.key is not None else jobs.none()
+    if request.key is None and rows.insert(alias, values, unless_there=True):
+        return None  # by far most of them: ids that Celery's canvas has chosen
     for _ in range(_KEY_ROUNDS):
         found = holders.first() or (jobs.filter(pk=request.job_id).first() if request.id_given else None)
         if found is not None:
             return _same_or_conflict(found, request)
         with transaction.atomic(using=alias), bounded_wait(alias, task, request.key):
-            rows.insert(alias, values, unless_there=True)
-        if jobs.filter(pk=request.job_id).exists():
+            inserted = rows.insert(alias, values, unless_there=True)
+        if inserted:
             return None
     raise KeyBusy(
         f"{task}: key {request.key!r} changed hands {_KEY_ROUNDS} times while it was being enqueued; try again."
@@ -89,9 +90,10 @@ def bounded_wait(alias: str, task: str, key: str | None) -> Iterator[None]:
         yield
         return
     with connection.cursor() as cursor:
-        cursor.execute("SELECT current_setting('lock_timeout')")
+        cursor.execute(
+            "SELECT current_setting('lock_timeout'), set_config('lock_timeout', %s, true)", [str(KEY_LOCK_TIMEOUT_MS)]
+        )
         before = cursor.fetchone()[0]
-        cursor.execute("SELECT set_config('lock_timeout', %s, true)", [str(KEY_LOCK_TIMEOUT_MS)])
         try:
             yield
         except OperationalError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import datetime
 import functools
 import itertools
 import logging
@@ -21,6 +22,7 @@ from typing import Any
 
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
+from django.conf import settings as django_settings
 from django.db import connections, router, transaction
 
 from reliable_jobs import databases, keys, rows, wake
@@ -188,17 +190,29 @@ def _dispatches_now(app: Celery, alias: str) -> bool:
     return len(_pending.of(alias)) < MAX_ON_COMMIT
 
 
+def _seconds_until(moment: Any) -> Any:
+    """Seconds from now until a time, by this machine's clock; anything else as it is."""
+    if isinstance(moment, datetime.datetime):
+        return (moment - datetime.datetime.now(datetime.timezone.utc)).total_seconds()
+    return moment
+
+
 def _values(request: Request, sends: int) -> dict[str, Any]:
     rendered = request.rendered
     due = Moment()
-    if request.eta is not None:
+    eta, expires = request.eta, request.expires
+    if not django_settings.USE_TZ:
+        # The database's times are naive then, and in a zone that depends on the database: what lies between is not.
+        eta, expires = None, _seconds_until(expires)
+    if eta is not None:
         # Not before the eta by the database's clock, however fast this machine's runs.
-        due = Moment(at=request.eta)
-    elif request.countdown and request.later:
-        due = Moment(delay=request.countdown)
-    expires: Any = request.expires
+        due = Moment(at=eta)
+    elif request.later:
+        due = Moment(delay=_seconds_until(request.eta) or request.countdown or 0.0)
     if isinstance(expires, (int, float)):
-        expires = Moment(delay=expires)
+        expires_at: Any = Moment(delay=expires)
+    else:
+        expires_at = expires
     return {
         "id": request.job_id,
         "task": rendered.task,
@@ -207,7 +221,7 @@ def _values(request: Request, sends: int) -> dict[str, Any]:
         "due_at": due,
         "check_at": Moment(delay=settings.GRACE) if sends else None,
         "sends": sends,
-        "expires_at": expires,
+        "expires_at": expires_at,
         "key": request.key,
         "live_key": request.key,
         "key_forever": request.key_forever or None,

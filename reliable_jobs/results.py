@@ -25,8 +25,32 @@ from reliable_jobs.receipts import foreign_id
 from reliable_jobs.status import CELERY_STATES, Reason
 
 
+class OfTask:
+    """Stands for a task's result backend until it is asked for. Celery makes one in each thread, which under ASGI may
+    mean for each request, and most callers of ``delay()`` never look at the result."""
+
+    def __init__(self, task: Any) -> None:
+        self.task = task
+
+
 class JobResult(AsyncResult):
     """The usual ``AsyncResult``; ``revoke()`` also cancels the waiting row."""
+
+    _backend: Any = None
+
+    @property
+    def backend(self) -> Any:
+        if isinstance(self._backend, OfTask):
+            self._backend = self._backend.task.backend
+        return self._backend
+
+    @backend.setter
+    def backend(self, backend: Any) -> None:
+        self._backend = backend
+
+    def __del__(self) -> None:
+        if not isinstance(self._backend, OfTask):
+            super().__del__()
 
     def _get_task_meta(self) -> dict[str, Any]:
         # Private in Celery: every reader (state, result, get, ready) goes through it. Pinned by tests/test_results.py.

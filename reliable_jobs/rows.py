@@ -62,8 +62,8 @@ class _Statement(NamedTuple):
     suffix: str
 
 
-def insert(alias: str, values: Mapping[str, Any], *, unless_there: bool = False) -> None:
-    """Insert one row.
+def insert(alias: str, values: Mapping[str, Any], *, unless_there: bool = False) -> bool:
+    """Insert one row; says whether it was.
 
     Args:
         values: by field name; None is left out. Times are datetimes or :class:`Moment`.
@@ -79,6 +79,7 @@ def insert(alias: str, values: Mapping[str, Any], *, unless_there: bool = False)
     # As the ORM does: a caller that catches the error must not commit what PostgreSQL has given up.
     with transaction.mark_for_rollback_on_error(using=alias), connection.cursor() as cursor:
         cursor.execute(f"{made.head}{made.row}{made.suffix}", params_of(connection, shape, given))
+        return bool(cursor.rowcount == 1)
 
 
 def random_ids() -> Iterator[str]:
@@ -92,7 +93,7 @@ def random_ids() -> Iterator[str]:
 
 
 def insert_many(alias: str, common: Mapping[str, Any], blocks: Iterable[Iterable[Each]]) -> None:
-    """Insert many rows that differ in id, body and envelope only: all, or with an error none.
+    """Insert many rows that differ in id, body and envelope only, in the caller's open transaction.
 
     Args:
         common: as in :func:`insert`. Without a ``root_id`` each is its own root.
@@ -104,7 +105,7 @@ def insert_many(alias: str, common: Mapping[str, Any], blocks: Iterable[Iterable
     """
     connection = connections[alias]
     given = {name: value for name, value in common.items() if value is not None}
-    with transaction.atomic(using=alias), connection.cursor() as cursor:
+    with transaction.mark_for_rollback_on_error(using=alias), connection.cursor() as cursor:
         if connection.vendor == "postgresql" and hasattr(cursor, "copy"):
             _copy(connection, cursor, given, blocks)
         else:

@@ -7,6 +7,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 HIDDEN = "[hidden]"
+_LONGEST = 1024
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 class Sensitive:
@@ -25,10 +30,9 @@ class Sensitive:
             for i, value in enumerate(args)
         ]
         shown_kwargs = {name: HIDDEN if self._is_sensitive(name) else repr(value) for name, value in kwargs.items()}
-        return (
-            f"({', '.join(shown_args)})",
-            "{" + ", ".join(f"{name!r}: {value}" for name, value in shown_kwargs.items()) + "}",
-        )
+        shown = f"({', '.join(shown_args)})", "{" + ", ".join(f"{n!r}: {v}" for n, v in shown_kwargs.items()) + "}"
+        # As long as Celery makes them: they are headers, which have to fit into one frame.
+        return _shortened(shown[0]), _shortened(shown[1])
 
     def secrets(self, args: Any, kwargs: Any) -> list[Any]:
         """The values of the sensitive arguments, to be taken out of errors."""

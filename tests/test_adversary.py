@@ -55,11 +55,11 @@ def rows_only(stack: Stack) -> Iterator[None]:
 
 @pytest.fixture
 def declarations() -> Iterator[None]:
-    before = dict(declared._declared)
+    before = list(declared._declared)
     declared._declared.clear()
     yield
     declared._declared.clear()
-    declared._declared.update(before)
+    declared._declared.extend(before)
 
 
 def foreign(stack: Stack, name: str) -> None:

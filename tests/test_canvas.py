@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from celery import chain, chord, group, shared_task
 
-from reliable_jobs import ReliableTask
+from reliable_jobs import ReliableTask, capture
+from reliable_jobs.errors import JobTooLarge
+from reliable_jobs.models import Job
 from tests import inprocess
 from tests.inprocess import InProcess
 from tests.testapp.models import Effect
@@ -109,3 +111,58 @@ BODIES: list[Any] = ["p", "r", ("chain", "r", "r"), ("chain", "p", "r"), ("group
 def test_a3_the_body_of_a_chord_runs(jobs: InProcess, header: Any, body: Any) -> None:
     shape = ("chord", *header, body)
     all_run(jobs, lambda names: built(shape, names).apply_async(), count(shape))
+
+
+# --- results are no arguments of a request (C8) -----------------------------------------------------------------------
+
+
+@shared_task(base=ReliableTask, name="test_canvas.large")
+def large(size: int) -> str:
+    Effect.objects.create(name="large")
+    return "x" * size
+
+
+@shared_task(base=ReliableTask, name="test_canvas.length")
+def length(value: Any) -> int:
+    total = len(value) if isinstance(value, str) else sum(map(len, value))
+    Effect.objects.create(name=f"length {total}")
+    return total
+
+
+@shared_task(base=ReliableTask, name="test_canvas.enqueues_large")
+def enqueues_large(size: int) -> None:
+    length.delay("x" * size)
+
+
+@pytest.mark.promise("I3")
+@pytest.mark.parametrize(
+    ("start", "total"),
+    [
+        (lambda: (large.s(100_000) | length.s()).apply_async(), 100_000),
+        (lambda: large.apply_async((100_000,), link=length.s()), 100_000),
+        (lambda: chord([large.s(40_000), large.s(40_000)], length.s()).apply_async(), 80_000),
+        (lambda: (plain.si(name="x" * 100) | large.si(100_000) | length.s()).apply_async(), 100_000),
+    ],
+    ids=["chain", "link", "chord", "behind a plain task"],
+)
+def test_c8_a_large_result_is_handed_on(jobs: InProcess, start: Callable[[], Any], total: int) -> None:
+    start()
+    jobs.finish()
+    assert jobs.effects(f"length {total}") == 1
+    assert set(Job.objects.values_list("status", flat=True)) == {"succeeded"}
+
+
+@pytest.mark.promise("I7")
+def test_c8_a_functions_own_call_keeps_its_limit(jobs: InProcess) -> None:
+    with pytest.raises(JobTooLarge, match="MAX_BODY_BYTES"):
+        length.delay("x" * 100_000)
+    job = jobs.run(enqueues_large, 100_000)
+    assert (job.status, "MAX_BODY_BYTES" in job.error) == ("failed", True)
+
+
+def test_c8_what_no_broker_takes_is_refused_with_its_reason(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "MAX_FOLLOWING_BYTES", 90_000)
+    (large.s(100_000) | length.s()).apply_async()
+    jobs.work()
+    job = Job.objects.get()
+    assert (job.status, "more than a broker" in job.error) == ("failed", True), job.error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import datetime
 import decimal
+import enum
 import json
 import socket
 import uuid
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 from celery import Task, chain, group, shared_task, signals
 from celery.contrib.django.task import DjangoTask
+from django.db.models import DurationField, ExpressionWrapper, F
+from django.db.models.functions import Now
 from django.test import override_settings
 
 from reliable_jobs import ReliableTask
@@ -509,3 +512,115 @@ def test_a_sensitive_argument_in_a_chain_is_hidden_in_its_own_message(jobs: InPr
     jobs.finish()
     row = Job.objects.get(task="test_message.login")
     assert "hunter2" not in row.envelope
+
+
+# --- what no broker could take (B9), and what is a number or text by another name (C17) -------------------------------
+
+
+@pytest.mark.promise("I7")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"headers": {"x": float("nan")}},
+        {"headers": {"x": [1, {"y": float("inf")}]}},
+        {"headers": {"x": "h" * 140_000}},
+        {"headers": {f"x{n}": "h" * 1000 for n in range(140)}},
+        {"headers": {"x": {1: 2}}},
+        {"reply_to": "r" * 300},
+        {"app_id": 5},
+        {"delivery_mode": 300},
+        {"shadow": "s" * 140_000},
+    ],
+    ids=lambda options: str(options)[:30],
+)
+def test_b9_what_would_close_the_brokers_connection_is_refused_at_the_call(rows: InProcess, options: Any) -> None:
+    for call in (lambda: echo.apply_async((1,), **options), lambda: echo.bulk_delay([(1,)], **options)):
+        if "shadow" in options and call.__code__.co_names[-1] == "bulk_delay":
+            continue
+        with pytest.raises(UnserialisableArguments, match="can't travel in a message"):
+            call()
+    assert not Job.objects.exists()
+
+
+def test_b9_a_header_just_below_the_limit_fits_into_the_frame(rows: InProcess) -> None:
+    from reliable_jobs.wire import publication
+
+    row = row_of(echo.apply_async((1,), headers={"x": "h" * 126_000}))
+    frames = publication(outgoing(row, "default"), channel=1, frame_max=131_072, mandatory=True)
+    header_size = int.from_bytes(frames[frames.index(b"\xce") + 4 :][:4], "big")
+    assert 126_000 < header_size < 131_072 - 8
+
+
+def test_b9_the_hidden_arguments_of_a_sensitive_task_stay_short_in_the_header(rows: InProcess) -> None:
+    row = row_of(login.delay("\x00" * 10_000, "hunter2"))
+    assert len(headers_of(row)["argsrepr"]) < 1100
+    assert "hunter2" not in row.envelope
+
+
+class Priority(enum.IntEnum):
+    HIGH = 9
+
+
+class Names(str, enum.Enum):
+    MAIL = "mail"
+
+
+def test_c17_an_enums_member_is_its_value(rows: InProcess) -> None:
+    row = row_of(echo.apply_async((1,), priority=Priority.HIGH, queue=Names.MAIL, key=Names.MAIL))
+    assert (row.priority, row.queue, row.key) == (9, "mail", "mail")
+    (one,) = echo.bulk_delay([(1,)], priority=Priority.HIGH)
+    assert Job.objects.get(pk=one).priority == 9
+
+
+@pytest.mark.parametrize("priority", [True, 1.0, "3", -1, 256, float("nan")])
+def test_c17_what_is_no_whole_number_is_refused(rows: InProcess, priority: Any) -> None:
+    with pytest.raises(InvalidOption, match="whole number from 0 to 255"):
+        echo.apply_async((1,), priority=priority)
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"), [(None, [7, 7, 7]), (3, [7, 7, 7])], ids=["inherited", "the signature has one"]
+)
+def test_c16_a_link_and_a_chain_inherit_the_priority_as_in_celery(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch, own: int | None, expected: list[int]
+) -> None:
+    monkeypatch.setitem(app.conf.changes, "task_inherit_parent_priority", True)
+    step = tasks.effect.si("followed")
+    step = step.set(priority=own) if own else step
+    (tasks.effect.si("first") | step | tasks.effect.si("last")).apply_async(priority=7)
+    tasks.effect.apply_async(("other",), priority=7, link=tasks.effect.si("linked"))
+    jobs.finish()
+    assert jobs.effects("followed") == jobs.effects("last") == jobs.effects("linked") == 1
+    children = Job.objects.exclude(parent_id=None)
+    assert sorted(children.values_list("priority", flat=True)) == expected
+
+
+# --- USE_TZ = False (A8) ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo"])
+@pytest.mark.parametrize("aware", [True, False])
+def test_a8_without_use_tz_times_are_what_they_say(jobs: InProcess, zone: str, aware: bool) -> None:
+    def at(seconds: float) -> datetime.datetime:
+        moment = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=seconds)
+        return moment if aware else moment.replace(tzinfo=None)
+
+    with override_settings(USE_TZ=False, TIME_ZONE=zone):
+        later = tasks.effect.apply_async(("later",), eta=at(3600), expires=at(7200))
+        past = tasks.effect.apply_async(("past",), eta=at(-60), expires=at(60))
+        expired = tasks.effect.apply_async(("expired",), expires=at(-60))
+        again = later_again.delay(at(3600).isoformat())
+        jobs.work()
+        jobs.sweep()
+        jobs.work()
+        row = jobs.row(later)
+        assert (row.status, jobs.row(past).status, jobs.row(expired).status) == ("waiting", "succeeded", "expired")
+        assert abs((row.expires_at - row.due_at).total_seconds() - 3600) < 30
+        for waits in (row, jobs.row(again)):
+            left = Job.objects.annotate(left=ExpressionWrapper(F("due_at") - Now(), DurationField())).get(pk=waits.pk)
+            assert 3500 < left.left.total_seconds() < 3700, waits
+
+
+@shared_task(base=ReliableTask, name="test_message.later_again", bind=True)
+def later_again(self: Any, at: str) -> None:
+    raise self.retry(eta=datetime.datetime.fromisoformat(at), expires=datetime.datetime.fromisoformat(at))

@@ -760,3 +760,27 @@ def test_an_error_at_the_call_leaves_the_transaction_usable(jobs: InProcess) -> 
                 call()
     assert Parent.objects.filter(name="kept").exists()
     assert kept() == set()
+
+
+# --- what a call adds to a test's assertNumQueries (E8) ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "postgresql", "sqlite"),
+    [
+        (lambda: tasks.effect.delay("x"), 1, 1),
+        (lambda: tasks.effect.apply_async(("x",), countdown=60, queue="q", link=tasks.effect.si("y")), 1, 1),
+        (lambda: tasks.effect.apply_async(("x",), key="new"), 6, 4),
+        (lambda: tasks.effect.apply_async(("x",), key="there"), 1, 1),
+        (lambda: tasks.effect.apply_async(("x",), task_id=str(uuid.uuid4())), 1, 1),
+        (lambda: (tasks.effect.s("x") | tasks.effect.si("y")).delay(), 1, 1),
+        (lambda: tasks.effect.bulk_delay([("x",)] * 20), 4, 3),
+    ],
+    ids=["delay", "options", "new key", "key that is there", "task id", "chain", "bulk"],
+)
+def test_e8_the_queries_of_a_call_are_few_and_known(
+    rows: InProcess, django_assert_num_queries: Any, call: Any, postgresql: int, sqlite: int
+) -> None:
+    tasks.effect.apply_async(("x",), key="there")
+    with transaction.atomic(), django_assert_num_queries(postgresql if connection.vendor == "postgresql" else sqlite):
+        call()

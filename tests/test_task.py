@@ -313,6 +313,19 @@ def test_an_eager_non_atomic_body_has_no_transaction(transactional_db: None, eag
     assert eager_outside.delay().get() is False
 
 
+def test_c18_on_commit_under_eager_waits_for_the_commit(jobs: InProcess, eager: None) -> None:
+    with transaction.atomic():
+        first = tasks.effect.delay_on_commit("c18")
+        second = tasks.effect.apply_async_on_commit(("c18",), countdown=60)
+        assert jobs.effects("c18") == 0
+        assert first.id != second.id
+    assert jobs.effects("c18") == 2
+    with pytest.raises(ZeroDivisionError), transaction.atomic():
+        tasks.effect.delay_on_commit("c18")
+        raise ZeroDivisionError
+    assert jobs.effects("c18") == 2
+
+
 # --- the result -----------------------------------------------------------------------------------------------------
 
 

@@ -9,10 +9,13 @@ import functools
 import itertools
 import json
 import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import celery
 import pytest
 from celery import Celery, Task, shared_task, signals
 from celery.contrib.django.task import DjangoTask
@@ -176,9 +179,11 @@ def test_where_calls_may_differ_in_more_celery_renders_each(
     ],
     ids=["signature", "unserialisable", "too large"],
 )
-def test_an_error_is_told_as_ever_with_and_without_a_template(rows: InProcess, call: Any, error: Any) -> None:
+def test_an_error_is_told_as_ever_with_and_without_a_template(
+    rows: InProcess, monkeypatch: pytest.MonkeyPatch, call: Any, error: Any
+) -> None:
     for _ in range(2):
-        template._known.templates.pop(tasks.effect, None)
+        monkeypatch.setattr(tasks.effect, "template", None)
         with pytest.raises(error):
             call()
         tasks.effect.delay("fine")
@@ -527,14 +532,164 @@ def test_a_bulk_goes_by_copy_and_every_job_of_it_runs_once(stack: Stack, monkeyp
             assert cursor.fetchone() == (300, 300)
 
 
-def test_a_template_belongs_to_its_thread_and_process(rows: InProcess) -> None:
-    import threading
+@pytest.mark.parametrize("bulk", [False, True])
+def test_c23_one_template_serves_every_thread_of_a_process(
+    rows: InProcess, monkeypatch: pytest.MonkeyPatch, bulk: bool
+) -> None:
+    """Under ASGI each request's work may run in a thread of its own."""
+    made: list[Any] = []
+    make = Template.make
+    monkeypatch.setattr(Template, "make", lambda *call, **options: made.append(call) or make(*call, **options))
+    monkeypatch.setattr(echo, "template", None)
 
-    seen: list[Any] = []
+    def rendered() -> list[str]:
+        if bulk:
+            mine = Template.make(echo, (1,), {})
+            assert mine is not None
+            return [mine.fill_each((number,), {})[1] for number in range(2)]  # type: ignore[index]
+        return [echo._render((1,), {}, uuid.uuid4(), None, None, None, {}).envelope for _ in range(2)]
+
+    def in_thread() -> None:
+        seen.append((rendered(), app.thread_oid))
+
+    seen: list[Any] = [(rendered(), app.thread_oid)]
+    for _ in range(3):
+        thread = threading.Thread(target=in_thread)
+        thread.start()
+        thread.join()
+    assert bulk or len(made) == 1
+    assert len({oid for _, oid in seen}) > 1
+    for envelopes, oid in seen:
+        assert [json.loads(envelope)["properties"]["reply_to"] for envelope in envelopes] == [oid, oid]
+
+
+def test_c23_a_call_in_a_new_thread_makes_no_result_backend_until_one_looks(rows: InProcess) -> None:
+    echo.delay(1)
+    asked: list[Any] = []
+    before = app._get_backend
+
+    def request() -> None:
+        result = echo._get_current_object().AsyncResult(str(uuid.uuid4()))
+        echo._render((1,), {}, uuid.uuid4(), None, None, None, {})
+        del result
+
+    app._get_backend = lambda: asked.append(threading.get_ident()) or before()
+    try:
+        thread = threading.Thread(target=request)
+        thread.start()
+        thread.join()
+    finally:
+        app._get_backend = before
+    assert asked == []
+
+
+def test_a_template_belongs_to_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = template_of(echo, celerys(echo), (1,), {})
-    thread = threading.Thread(target=lambda: seen.append(template_of(echo, celerys(echo), (1,), {})))
-    thread.start()
-    thread.join()
-    assert isinstance(mine, Template)
-    assert isinstance(seen[0], Template)
-    assert json.loads(mine.rendered.envelope)["properties"] != json.loads(seen[0].rendered.envelope)["properties"]
+    monkeypatch.setattr(template.os, "getpid", lambda: -1)
+    assert template_of(echo, celerys(echo), (1,), {}) is not mine
+
+
+# --- what stands between (A6, E6) -------------------------------------------------------------------------------------
+
+TENANT_MIXIN = """
+import functools
+class TenantMixin:
+    tenant = None
+    def apply_async(self, *args, **options):
+        options["headers"] = {**(options.get("headers") or {}), "tenant": TenantMixin.tenant}
+        return super().apply_async(*args, **options)
+def copied(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+    return wrapper
+"""
+
+
+@pytest.fixture
+def neighbour() -> dict[str, Any]:
+    """A package of somebody's, installed beside Celery in a folder whose name begins with "celery"."""
+    space: dict[str, Any] = {"__name__": "celery_tenants.mixin"}
+    exec(compile(TENANT_MIXIN, str(Path(celery.__file__).parent) + "_tenants/mixin.py", "exec"), space)
+    return space
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a6_a_mixin_is_asked_for_every_call_whatever_its_folder_is_called(
+    rows: InProcess, neighbour: dict[str, Any], behind: bool
+) -> None:
+    mixin = neighbour["TenantMixin"]
+    if behind:
+        base = type("Behind", (ReliableTask, type("Tenants", (mixin, DjangoTask), {})), {})
+    else:
+        base = type("Before", (mixin, ReliableTask), {})
+    task = app.task(base=base, name=f"template.a6_{behind}", shared=False)(lambda_free)
+    seen = []
+    for tenant in ("t1", "t2", "t3"):
+        mixin.tenant = tenant
+        for job_id in (task.delay(1).id, *task.bulk_delay([(2,), (3,)])):
+            seen.append(json.loads(Job.objects.get(pk=job_id).envelope)["headers"].get("tenant"))
+    assert seen == ["t1"] * 3 + ["t2"] * 3 + ["t3"] * 3
+
+
+def lambda_free(x: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(Celery, "send_task"), (Celery, "producer_or_acquire"), (Task, "apply_async"), (Task, "_get_exec_options")],
+)
+def test_a6_an_instrument_is_seen_whatever_its_folder_is_called(
+    monkeypatch: pytest.MonkeyPatch, neighbour: dict[str, Any], owner: Any, name: str
+) -> None:
+    assert is_safe(echo, celerys(echo))
+    monkeypatch.setattr(owner, name, neighbour["copied"](getattr(owner, name)))
+    assert not is_safe(echo, celerys(echo))
+
+
+class OwnQueue(ReliableTask):
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        options.setdefault("queue", f"customer-{(args or [0])[0]}")
+        return super().apply_async(args, kwargs, **options)
+
+
+class OwnDelay(ReliableTask):
+    def delay(self, *args: Any, **kwargs: Any) -> Any:
+        return super().delay(*args, tenant="t1", **kwargs)
+
+
+@shared_task(base=OwnQueue, name="template.own_queue")
+def own_queue(x: int) -> None: ...
+
+
+@shared_task(base=OwnDelay, name="template.own_delay")
+def own_delay(x: int, tenant: str) -> None: ...
+
+
+def test_e6_bulk_delay_goes_through_a_subclass_apply_async(rows: InProcess) -> None:
+    ids = own_queue.bulk_delay([(1,), (2,)], countdown=60)
+    assert [Job.objects.get(pk=one).queue for one in ids] == ["customer-1", "customer-2"]
+    (other,) = own_queue.bulk_delay([(1,)], queue="q")
+    assert Job.objects.get(pk=other).queue == "q"
+
+
+def test_e6_bulk_delay_goes_through_a_subclass_delay_or_says_why_not(rows: InProcess) -> None:
+    from reliable_jobs.content import arguments
+
+    ids = own_delay.bulk_delay([(1,), {"x": 2}])
+    assert [arguments(Job.objects.get(pk=one)) for one in ids] == [
+        ([1], {"tenant": "t1"}),
+        ([], {"x": 2, "tenant": "t1"}),
+    ]
+    with pytest.raises(InvalidOption, match=r"can't pass countdown through the task's own delay\(\)"):
+        own_delay.bulk_delay([(1,)], countdown=60)
+
+
+def test_e6_bulk_delay_goes_through_what_is_put_on_a_task(rows: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[Any] = []
+    task = echo._get_current_object()
+    apply_async = task.apply_async
+    monkeypatch.setattr(
+        task, "apply_async", lambda *args, **options: called.append(args) or apply_async(*args, **options)
+    )
+    assert len(echo.bulk_delay([(1,), (2,)])) == len(called) == 2
