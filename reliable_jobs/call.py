@@ -14,7 +14,6 @@ from asgiref.sync import sync_to_async
 from celery import Task
 from celery.contrib.django.task import DjangoTask
 from celery.result import AsyncResult
-from celery.utils.time import maybe_iso8601, maybe_make_aware
 from django.db import transaction
 
 from reliable_jobs import stages
@@ -24,12 +23,13 @@ from reliable_jobs.function import why_not
 from reliable_jobs.message import Rendered, as_key, as_uuid
 from reliable_jobs.sensitive import Sensitive
 from reliable_jobs.template import Template, is_safe, template_of
+from reliable_jobs.times import Times
 
 if TYPE_CHECKING:
     from reliable_jobs.keys import Request
 
 
-class Call(Sensitive, DjangoTask):
+class Call(Times, Sensitive, DjangoTask):
     """What a caller uses of :class:`~reliable_jobs.task.ReliableTask`."""
 
     #: Of this task's plain calls in this process, once there was one; see template.py.
@@ -279,28 +279,6 @@ class Call(Sensitive, DjangoTask):
             return False
         run = parent.request.get("reliable_run")
         return run is None or not run.open
-
-    def _time(self, name: str, value: Any) -> datetime.datetime | None:
-        if value is None:
-            return None
-        try:
-            value = maybe_make_aware(maybe_iso8601(value), self.app.timezone)
-            value.astimezone(datetime.timezone.utc)  # one past the year 9999 could be written, and never read again
-            return value
-        except (AttributeError, TypeError, ValueError, OverflowError) as error:
-            raise InvalidOption(
-                f"{self.name}: {name}={value!r} is not a datetime between the years 1 and 9999."
-            ) from error
-
-    def _seconds_or_time(self, name: str, value: Any) -> float | datetime.datetime | None:
-        return self._seconds(name, value) if isinstance(value, (int, float)) else self._time(name, value)
-
-    def _seconds(self, name: str, value: Any) -> float | None:
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) > 10**9:
-            raise InvalidOption(f"{self.name}: {name}={value!r} must be a number of seconds.")
-        return float(value)
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[Any]:
         """The result of a job of this task: its row answers first, then the result backend."""

@@ -204,7 +204,7 @@ def _envelope_text(task: Any, envelope: dict[str, Any]) -> str:
             why = "a number is NaN or infinite"
     if why:
         raise UnserialisableArguments(
-            f"{task}: the headers or publish options can't travel in a message: {why}. "
+            f"{task}: a header or publish option can't travel in a message: {why}. "
             "Use text, finite numbers below 2**63, lists and dicts; for large values pass a primary key or URL."
         ) from cause
     return text

@@ -1,42 +1,29 @@
-"""Enqueue: one row in the caller's transaction; dispatch: its message once that transaction has committed.
-
-Every enqueue registers an ``on_commit`` hook of its own, because Django drops the hooks of a savepoint that rolls
-back; one flag "registered already" would lose jobs with the savepoint that set it. The first hook that fires publishes
-for all that are left in one pipeline: the list holds them weakly, and a dropped hook is gone from it. Should something
-else keep a dropped hook alive, its message is published without a row and dropped by the worker.
-"""
+"""Enqueue: one row in the caller's transaction. on_commit.py dispatches its message once that has committed."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
 import datetime
-import functools
 import itertools
-import logging
-import threading
 import uuid
-import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from celery import Celery
-from celery.exceptions import SoftTimeLimitExceeded
 from django.conf import settings as django_settings
-from django.db import connections, router, transaction
+from django.db import connections, router
 
-from reliable_jobs import databases, keys, rows, wake
+from reliable_jobs import databases, keys, on_commit, rows
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import AmbiguousTransaction, EnqueueError
 from reliable_jobs.keys import Request
-from reliable_jobs.message import Outgoing, Unsent, outgoing
+from reliable_jobs.message import Unsent
 from reliable_jobs.models import Job
 from reliable_jobs.publisher import publisher
 from reliable_jobs.rows import Each
 from reliable_jobs.statements import Moment
 from reliable_jobs.template import Template
-
-logger = logging.getLogger("reliable_jobs.outbox")
 
 #: Jobs of one transaction that its commit publishes; the rest is born unsent and published by the sweeper.
 MAX_ON_COMMIT = 1000
@@ -66,7 +53,7 @@ def write_alias() -> str:
     open_aliases = [
         connection.alias
         for connection in connections.all(initialized_only=True)
-        if _in_users_transaction(connection) and router.allow_migrate_model(connection.alias, Job)
+        if on_commit.in_users_transaction(connection) and router.allow_migrate_model(connection.alias, Job)
     ]
     if any(alias != default for alias in open_aliases):
         open_aliases = list(databases.distinct(sorted(open_aliases, key=lambda alias: alias != default)))
@@ -84,11 +71,6 @@ def pointer_alias(pointer: Any) -> str:
     return using if isinstance(using, str) and using in connections else write_alias()
 
 
-def _in_users_transaction(connection: Any) -> bool:
-    # Django's TestCase holds one on every database; it is not the user's. Private: pinned by tests/test_outbox.py.
-    return any(not getattr(block, "_from_testcase", False) for block in connection.atomic_blocks)
-
-
 def _write(app: Celery, request: Request, alias: str) -> uuid.UUID:
     immediate = not request.later and _dispatches_now(app, alias)
     values = _values(request, sends=1 if immediate else 0)
@@ -99,11 +81,11 @@ def _write(app: Celery, request: Request, alias: str) -> uuid.UUID:
         if existing is not None:
             return existing
     if immediate:
-        _dispatch_on_commit(app, alias, [Unsent(request.job_id, request.rendered)])
+        on_commit.dispatch_on_commit(app, alias, [Unsent(request.job_id, request.rendered)])
         return request.job_id
     if settings.DISPATCH == "relay" and not request.later:
-        _wake_on_commit(alias)
-    _note(alias, [str(request.job_id)])
+        on_commit.wake_on_commit(alias)
+    on_commit.note(alias, [str(request.job_id)])
     return request.job_id
 
 
@@ -127,7 +109,7 @@ def enqueue_many(
     while len(head) <= MAX_ON_COMMIT and (block := next(rest, None)) is not None:
         begun = iter(block)
         head += itertools.islice(begun, MAX_ON_COMMIT + 1 - len(head))
-    pending = sum(len(hook.messages) for hook in _pending.of(alias).values())
+    pending = sum(len(hook.messages) for hook in on_commit.pending(alias).values())
     immediate = pending + len(head) <= MAX_ON_COMMIT and not request.later and _dispatches_now(app, alias)
     common = _values(request, sends=1 if immediate else 0)
     for name in ("id", "body", "envelope"):
@@ -144,7 +126,7 @@ def enqueue_many(
     rows.insert_many(alias, common, map(noted, itertools.chain([itertools.chain(head, begun)], rest)))
     if immediate and head:
         common_part = request.rendered
-        _dispatch_on_commit(
+        on_commit.dispatch_on_commit(
             app,
             alias,
             [
@@ -154,32 +136,9 @@ def enqueue_many(
         )
     else:
         if not request.later:
-            _wake_on_commit(alias)
-        _note(alias, ids)
+            on_commit.wake_on_commit(alias)
+        on_commit.note(alias, ids)
     return ids
-
-
-def is_uncommitted(job_id: str) -> bool:
-    """Whether this thread has enqueued the job in a transaction that is open now, so that nobody else sees it yet."""
-    return any(
-        _in_users_transaction(connection) and any(job_id in hook.ids for hook in _pending.noted(connection.alias))
-        for connection in connections.all(initialized_only=True)
-    )
-
-
-def _dispatch_on_commit(app: Celery, alias: str, jobs: list[Unsent]) -> None:
-    using = databases.principal(alias)
-    hook = _DispatchOnCommit(app, alias, [outgoing(job, using) for job in jobs])
-    transaction.on_commit(hook, using=alias)
-
-
-def _note(alias: str, ids: list[str]) -> None:
-    if _in_users_transaction(connections[alias]):
-        transaction.on_commit(_Noted(alias, ids), using=alias)
-
-
-def _wake_on_commit(alias: str) -> None:
-    transaction.on_commit(functools.partial(wake.nudge, alias), using=alias)
 
 
 def _dispatches_now(app: Celery, alias: str) -> bool:
@@ -187,7 +146,7 @@ def _dispatches_now(app: Celery, alias: str) -> bool:
     if settings.DISPATCH == "relay" or publisher(app).breaker_open:
         return False
     # What one request can't publish within its budget is better not begun: the sweeper takes it in windows.
-    return len(_pending.of(alias)) < MAX_ON_COMMIT
+    return len(on_commit.pending(alias)) < MAX_ON_COMMIT
 
 
 def _seconds_until(moment: Any) -> Any:
@@ -234,78 +193,11 @@ def _values(request: Request, sends: int) -> dict[str, Any]:
     }
 
 
-class _Pending(threading.local):
-    """The hooks of this thread's open transactions, by alias, in the order of their enqueue."""
-
-    def __init__(self) -> None:
-        self._by_alias: dict[str, weakref.WeakValueDictionary[int, _DispatchOnCommit]] = {}
-        self._noted: dict[str, weakref.WeakSet[_Noted]] = {}
-
-    def of(self, alias: str) -> weakref.WeakValueDictionary[int, _DispatchOnCommit]:
-        return self._by_alias.setdefault(alias, weakref.WeakValueDictionary())
-
-    def noted(self, alias: str) -> weakref.WeakSet[_Noted]:
-        return self._noted.setdefault(alias, weakref.WeakSet())
-
-
-_pending = _Pending()
-_order = itertools.count()
-
-
-class _Noted:
-    """An on_commit hook that knows which jobs its transaction enqueued; Django drops it when that ends."""
-
-    def __init__(self, alias: str, ids: list[str]) -> None:
-        self.ids = ids
-        _pending.noted(alias).add(self)
-
-    def __call__(self) -> None:
-        """The jobs are committed."""
-
-
-class _DispatchOnCommit(_Noted):
-    """The on_commit hook of one enqueue. See the module's docstring for how they find each other."""
-
-    def __init__(self, app: Celery, alias: str, messages: list[Outgoing]) -> None:
-        super().__init__(alias, [str(message.id) for message in messages])
-        self.app = app
-        self.messages = messages
-        self.dispatched = False
-        self.pending = _pending.of(alias)
-        self.pending[next(_order)] = self
-
-    def __call__(self) -> None:
-        if self.dispatched:
-            return
-        left = [hook for hook in self.pending.values() if hook.app is self.app and not hook.dispatched]
-        for hook in left:
-            hook.dispatched = True
-        try:
-            dispatch(self.app, [message for hook in left for message in hook.messages])
-        except SoftTimeLimitExceeded:
-            raise  # the task function's that commits here; the rows are safe
-        except Exception:
-            # A hook that raises would skip the hooks after it. The rows are safe: the sweeper looks at them.
-            logger.exception("Dispatch on commit failed; the sweeper will publish %d job(s).", len(left))
-
-
-def dispatch(app: Celery, messages: list[Outgoing]) -> None:
-    """Publish within the request's budget. Nothing is written, whatever comes of it: the rows' grace covers a failure.
-
-    A failure is logged once, by the breaker.
-    """
-    if not messages or publisher(app).breaker_open:
-        return
-    receipt = publisher(app).publish(messages)
-    for job_id, why in receipt.returned.items():
-        logger.warning("Job %s was not routed (%s); the sweeper tries again.", job_id, why)
-
-
 def _outside_transaction(app: Celery, request: Request, alias: str) -> uuid.UUID:
     """Write on a connection of its own, so that the job stays although the caller's transaction rolls back."""
     if not connections[alias].in_atomic_block:
         return _write(app, request, alias)
-    if connections[alias].vendor == "sqlite" and _in_users_transaction(connections[alias]):
+    if connections[alias].vendor == "sqlite" and on_commit.in_users_transaction(connections[alias]):
         raise EnqueueError(
             f"{request.rendered.task}: transactional=False inside an open transaction needs a second writer, which "
             "SQLite does not have. Enqueue before the transaction, or after it."

@@ -20,7 +20,7 @@ from reliable_jobs import databases, lifecycle
 from reliable_jobs.delivery import result_of
 from reliable_jobs.errors import NotCommitted
 from reliable_jobs.models import Job
-from reliable_jobs.outbox import is_uncommitted
+from reliable_jobs.on_commit import is_uncommitted
 from reliable_jobs.receipts import foreign_id
 from reliable_jobs.status import CELERY_STATES, Reason
 

@@ -18,7 +18,7 @@ from django.db import DatabaseError, connection, transaction
 from django.test import TestCase, override_settings
 from django.utils import timezone
 
-from reliable_jobs import keys, outbox, publisher
+from reliable_jobs import keys, on_commit, outbox, publisher
 from reliable_jobs.errors import (
     AmbiguousTransaction,
     EnqueueError,
@@ -204,8 +204,8 @@ def test_the_jobs_of_two_threads_do_not_mix(jobs: InProcess) -> None:
     seen: list[int] = []
     with transaction.atomic():
         tasks.effect.delay("mine")
-        assert len(outbox._pending.of("default")) == 1
-        thread = threading.Thread(target=lambda: seen.append(len(outbox._pending.of("default"))))
+        assert len(on_commit.pending("default")) == 1
+        thread = threading.Thread(target=lambda: seen.append(len(on_commit.pending("default"))))
         thread.start()
         thread.join()
     assert seen == [0]
@@ -315,9 +315,9 @@ def test_django_still_marks_the_transactions_of_its_test_case() -> None:
 @pytest.mark.django_db
 def test_the_transaction_of_a_test_case_is_not_the_users(rows: InProcess) -> None:
     assert connection.in_atomic_block
-    assert not outbox._in_users_transaction(connection)
+    assert not on_commit.in_users_transaction(connection)
     with transaction.atomic():
-        assert outbox._in_users_transaction(connection)
+        assert on_commit.in_users_transaction(connection)
 
 
 def test_capture_on_commit_callbacks_publishes_once(

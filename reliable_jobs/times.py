@@ -1,0 +1,43 @@
+"""The times of a call: ``countdown``, ``eta`` and ``expires``."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from celery.utils.time import maybe_iso8601, maybe_make_aware
+
+from reliable_jobs.errors import InvalidOption
+
+
+class Times:
+    """The half of a task that reads times. A naive one is UTC, as in Celery.
+
+    Raises:
+        InvalidOption: from each, what is no time or number of seconds.
+    """
+
+    app: Any
+    name: Any
+
+    def _time(self, name: str, value: Any) -> datetime.datetime | None:
+        if value is None:
+            return None
+        try:
+            value = maybe_make_aware(maybe_iso8601(value), self.app.timezone)
+            value.astimezone(datetime.timezone.utc)  # one past the year 9999 could be written, and never read again
+            return value
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
+            raise InvalidOption(
+                f"{self.name}: {name}={value!r} is not a datetime between the years 1 and 9999."
+            ) from error
+
+    def _seconds_or_time(self, name: str, value: Any) -> float | datetime.datetime | None:
+        return self._seconds(name, value) if isinstance(value, (int, float)) else self._time(name, value)
+
+    def _seconds(self, name: str, value: Any) -> float | None:
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) > 10**9:
+            raise InvalidOption(f"{self.name}: {name}={value!r} must be a number of seconds.")
+        return float(value)
