@@ -45,7 +45,7 @@ def _keep_transaction(execute: Any, sql: Any, params: Any, many: bool, context: 
     if isinstance(sql, bytes):
         text = sql.decode(errors="replace")
     else:
-        text = sql if isinstance(sql, str) else sql.as_string(None)  # a Composable of psycopg's
+        text = sql if isinstance(sql, str) else sql.as_string(context["connection"].connection)  # psycopg's Composable
     if ends_transaction(text, context["connection"].vendor):
         raise TransactionManagementError("A body may not end the transaction that it shares with its bundle.")
     return execute(sql, params, many, context)

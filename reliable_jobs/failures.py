@@ -20,9 +20,9 @@ _SQLITE_BUSY = ("database is locked", "database table is locked", "database is b
 
 
 def sqlstate(error: BaseException | None) -> str | None:
-    """The SQLSTATE behind a Django database error, where the driver tells one (psycopg)."""
+    """The SQLSTATE behind a Django database error, if there is one: ``sqlstate`` in psycopg, ``pgcode`` in psycopg2."""
     while error is not None:
-        state = getattr(error, "sqlstate", None)
+        state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
         if state:
             return str(state)
         error = error.__cause__

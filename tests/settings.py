@@ -5,9 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import sys
 import tempfile
 
 from tests.databases import by_hand
+
+if os.environ.get("TEST_DRIVER") == "psycopg2":
+    sys.modules["psycopg"] = None  # type: ignore[assignment]  # Django takes psycopg2 then
 
 SECRET_KEY = "tests"
 DEBUG = False

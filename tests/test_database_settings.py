@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from django.db import connection
 
+from tests import adversary_tasks as bad
 from tests.databases import by_hand
 from tests.harness import Stack, lines
 from tests.testapp import tasks
@@ -124,3 +125,26 @@ def test_a12_conflicts_under_serializable_fail_no_healthy_job(stack: Stack) -> N
     assert sum(stack.kinds(job).count("interruption") for job in jobs) > 8, "there were no conflicts"
     assert {(job.interruptions, job.attempt, job.crashes) for job in jobs} == {(0, 0, 0)}
     assert sorted(int(job.result) for job in jobs) == list(range(40))
+
+
+@pytest.mark.promise("I3", "I5", "I6")
+def test_a13_psycopg2_runs_jobs_and_tells_errors_apart(stack: Stack, outside: Path) -> None:
+    pytest.importorskip("psycopg2")
+    stack.worker(options=["--include", "tests.adversary_tasks"], WORKER_SWEEP_INTERVAL=0.1, TEST_DRIVER="psycopg2")
+    done = [tasks.effect.delay("a13") for _ in range(4)]
+    retried = tasks.fails_first.delay("a13 retried", 2)
+    deadlocked = bad.deadlocks.delay("a13 deadlocked", str(outside) + "1", 2)
+    read_only = bad.meets_an_outage.delay("a13 read only", str(outside) + "2", "25006")
+    timed_out = bad.meets_an_outage.delay("a13 timed out", str(outside) + "3", "57014")
+    lost = tasks.ends_its_session_once.delay("a13 lost", str(outside) + "4")
+    small = [tasks.small.delay(f"a13 small {number}", str(outside) + "5") for number in range(5)]
+    for result in [*done, retried, deadlocked, read_only, lost, *small]:
+        stack.ends(result)
+    assert (stack.job(read_only).interruptions, stack.job(read_only).attempt) == (1, 0)
+    assert (stack.job(deadlocked).interruptions, stack.job(deadlocked).attempt) == (0, 0)
+    assert (stack.job(lost).interruptions, stack.job(lost).attempt) == (1, 0)
+    failed = stack.ends(timed_out, "failed")
+    assert (failed.attempt, failed.interruptions) == (1, 0)
+    for name, count in (("a13", 4), ("a13 retried", 1), ("a13 deadlocked", 1), ("a13 read only", 1), ("a13 lost", 1)):
+        assert stack.effects(name) == count
+    assert "psycopg2" in failed.traceback

@@ -34,6 +34,14 @@ def test_what_no_database_raised_is_the_bodys_own(error: Exception) -> None:
     assert not failures.is_transient(error, "default")
 
 
+@pytest.mark.parametrize(("attribute", "state"), [("sqlstate", "40001"), ("pgcode", "40001"), ("pgcode", "25006")])
+def test_a13_both_drivers_sqlstates_are_read(attribute: str, state: str) -> None:
+    error = OperationalError("x")
+    error.__cause__ = type("DriverError", (Exception,), {attribute: state})()
+    assert failures.sqlstate(error) == state
+    assert failures.sqlstate(OperationalError("x")) is None
+
+
 @pytest.mark.django_db
 def test_a_duplicate_is_the_bodys_own() -> None:
     Parent.objects.create(name="one")

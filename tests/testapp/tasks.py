@@ -255,6 +255,15 @@ def ends_its_session(log: str) -> None:
         cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
 
+@shared_task(base=ReliableTask)
+def ends_its_session_once(name: str, log: str) -> None:
+    Effect.objects.create(name=name)
+    log_outside(log, str(os.getpid()))
+    if len(Path(log).read_text().splitlines()) == 1:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
 @shared_task(base=ReliableTask, autoretry_for=(ValueError,), max_retries=2, default_retry_delay=0)
 def always_fails(log: str) -> None:
     log_outside(log, str(os.getpid()))
