@@ -39,6 +39,14 @@ def is_uncommitted(job_id: str) -> bool:
     )
 
 
+def commits_by_hand(alias: str) -> bool:
+    """Whether the caller commits itself (``set_autocommit(False)``). Django runs no ``on_commit`` hook then; a sweeper
+    publishes."""
+    connection = connections[alias]
+    managed = connection.in_atomic_block and connection.commit_on_exit
+    return not managed and not connection.get_autocommit()
+
+
 def dispatch_on_commit(app: Celery, alias: str, jobs: list[Unsent]) -> None:
     using = databases.principal(alias)
     hook = _DispatchOnCommit(app, alias, [outgoing(job, using) for job in jobs])

@@ -83,6 +83,8 @@ def _write(app: Celery, request: Request, alias: str) -> uuid.UUID:
     if immediate:
         on_commit.dispatch_on_commit(app, alias, [Unsent(request.job_id, request.rendered)])
         return request.job_id
+    if on_commit.commits_by_hand(alias):
+        return request.job_id
     if settings.DISPATCH == "relay" and not request.later:
         on_commit.wake_on_commit(alias)
     on_commit.note(alias, [str(request.job_id)])
@@ -134,7 +136,7 @@ def enqueue_many(
                 for one in head
             ],
         )
-    else:
+    elif not on_commit.commits_by_hand(alias):
         if not request.later:
             on_commit.wake_on_commit(alias)
         on_commit.note(alias, ids)
@@ -143,7 +145,7 @@ def enqueue_many(
 
 def _dispatches_now(app: Celery, alias: str) -> bool:
     """Whether the commit is to publish; if not, rows are born unsent and a sweeper does."""
-    if settings.DISPATCH == "relay" or publisher(app).breaker_open:
+    if settings.DISPATCH == "relay" or on_commit.commits_by_hand(alias) or publisher(app).breaker_open:
         return False
     # What one request can't publish within its budget is better not begun: the sweeper takes it in windows.
     return len(on_commit.pending(alias)) < MAX_ON_COMMIT
@@ -195,6 +197,11 @@ def _values(request: Request, sends: int) -> dict[str, Any]:
 
 def _outside_transaction(app: Celery, request: Request, alias: str) -> uuid.UUID:
     """Write on a connection of its own, so that the job stays although the caller's transaction rolls back."""
+    if on_commit.commits_by_hand(alias):
+        raise EnqueueError(
+            f"{request.rendered.task}: transactional=False is not possible while autocommit is off on database "
+            f"{alias!r}. Commit first, or use transaction.atomic() instead of set_autocommit(False)."
+        )
     if not connections[alias].in_atomic_block:
         return _write(app, request, alias)
     if connections[alias].vendor == "sqlite" and on_commit.in_users_transaction(connections[alias]):

@@ -8,9 +8,10 @@ from typing import Any
 
 from celery import Celery, bootsteps, signals
 from celery.concurrency import prefork, solo
+from django.db import connections
 from django.db.backends.signals import connection_created
 
-from reliable_jobs import kept, pools, revocation, tasks, watchdog_steps
+from reliable_jobs import databases, kept, pools, revocation, tasks, watchdog_steps
 from reliable_jobs.conf import settings
 from reliable_jobs.loop import SweepLoop
 from reliable_jobs.parking import ParkingStep
@@ -31,6 +32,13 @@ POSTGRESQL_SESSION = (
 
 def _on_worker_init(sender: Any = None, **kwargs: Any) -> None:
     app: Celery = sender.app
+    for alias in databases.candidates():
+        if not connections[alias].settings_dict.get("AUTOCOMMIT", True):
+            # Celery logs any other exception of a receiver, and goes on.
+            raise SystemExit(
+                f"reliable_jobs: database {alias!r} has AUTOCOMMIT = False, so no job's transaction would ever be "
+                "committed. Remove AUTOCOMMIT from its settings."
+            )
     app.steps["consumer"].add(ParkingStep)
     app.steps["worker"].add(SweepStep)
     watchdog_steps.install(app)

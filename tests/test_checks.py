@@ -331,6 +331,13 @@ def test_kept_connections_without_a_health_check_are_named(database: Any, change
     assert bool(databases.check_persistent_connections()) is named
 
 
+def test_a11_a_database_that_commits_nothing_by_itself_is_an_error(database: Any) -> None:
+    database("postgresql")
+    assert databases.check_autocommit() == []
+    database("postgresql", AUTOCOMMIT=False)
+    assert [message.id for message in databases.check_autocommit()] == ["reliable_jobs.E020"]
+
+
 @pytest.mark.parametrize(
     ("pool", "named"), [(None, False), (True, False), ({}, False), ({"max_size": 2}, True), ({"min_size": 1}, True)]
 )

@@ -148,3 +148,10 @@ def test_a13_psycopg2_runs_jobs_and_tells_errors_apart(stack: Stack, outside: Pa
     for name, count in (("a13", 4), ("a13 retried", 1), ("a13 deadlocked", 1), ("a13 read only", 1), ("a13 lost", 1)):
         assert stack.effects(name) == count
     assert "psycopg2" in failed.traceback
+
+
+@pytest.mark.promise("I3", "I7")
+def test_a11_a_worker_whose_database_commits_nothing_does_not_start(stack: Stack) -> None:
+    worker = stack.worker(wait=False, **overriding(AUTOCOMMIT=False))
+    assert worker.wait() == 1
+    assert "AUTOCOMMIT = False" in worker.log

@@ -784,3 +784,39 @@ def test_e8_the_queries_of_a_call_are_few_and_known(
     tasks.effect.apply_async(("x",), key="there")
     with transaction.atomic(), django_assert_num_queries(postgresql if connection.vendor == "postgresql" else sqlite):
         call()
+
+
+# --- A11: the caller commits by hand ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_hand(jobs: InProcess) -> Iterator[None]:
+    transaction.set_autocommit(False)
+    try:
+        yield
+    finally:
+        transaction.rollback()
+        transaction.set_autocommit(True)
+
+
+@pytest.mark.promise("I1")
+@pytest.mark.parametrize("dispatch", ["on_commit", "relay"])
+def test_a11_jobs_of_a_caller_that_commits_by_hand_commit_with_it(
+    jobs: InProcess, by_hand: None, dispatch: str
+) -> None:
+    with override_settings(RELIABLE_JOBS={"DISPATCH": dispatch}):
+        tasks.effect.delay("a11 undone")
+        tasks.effect.bulk_delay([("a11 undone",), ("a11 undone",)])
+        transaction.rollback()
+        tasks.effect.delay("a11")
+        tasks.effect.apply_async(("a11",), key="a11")
+        with transaction.atomic():
+            tasks.effect.delay("a11")
+        tasks.effect.bulk_delay([("a11",), ("a11",)])
+        with pytest.raises(EnqueueError, match="autocommit is off"):
+            tasks.effect.apply_async(("a11",), transactional=False)
+        transaction.commit()
+    transaction.set_autocommit(True)
+    assert (Job.objects.count(), jobs.take()) == (5, [])
+    jobs.finish()
+    assert (jobs.effects("a11"), jobs.effects("a11 undone")) == (5, 0)

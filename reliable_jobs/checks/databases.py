@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from django.core.checks import CheckMessage, Info, Tags, Warning, register
+from django.core.checks import CheckMessage, Error, Info, Tags, Warning, register
 from django.db import DatabaseError, connections, router
 
 from reliable_jobs import databases as job_databases
@@ -41,6 +41,20 @@ def check_isolation(**kwargs: Any) -> list[CheckMessage]:
                 )
             )
     return found
+
+
+@register(TAG)
+def check_autocommit(**kwargs: Any) -> list[CheckMessage]:
+    return [
+        Error(
+            f"Database {alias!r} has AUTOCOMMIT = False: Django commits nothing by itself there, so no job's "
+            "transaction would ever be committed. Workers do not start.",
+            hint="Remove AUTOCOMMIT from its settings, and use transaction.atomic().",
+            id="reliable_jobs.E020",
+        )
+        for alias, configured, _ in _of("")
+        if not configured.get("AUTOCOMMIT", True)
+    ]
 
 
 @register(TAG)
