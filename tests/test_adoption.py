@@ -360,16 +360,16 @@ def deadlock() -> OperationalError:
     return error
 
 
-@pytest.mark.parametrize(("late", "status"), [(False, "failed"), (True, "waiting")])
+@pytest.mark.parametrize(("late", "status"), [(False, ("failed", "error")), (True, ("waiting", "interrupted"))])
 def test_e1_a_database_error_in_an_adopted_task_runs_it_again_only_if_it_may_run_twice(
-    jobs: InProcess, late: bool, status: str
+    jobs: InProcess, late: bool, status: tuple[str, str]
 ) -> None:
     def function(self: Any) -> None:
         Effect.objects.create(name="once")
         raise deadlock()
 
     job = deliver(jobs, adopted_task(function, acks_late=late))
-    assert (job.status, jobs.effects("once")) == (status, 1)
+    assert ((job.status, job.reason), jobs.effects("once")) == (status, 1)
 
 
 def test_e1_a_retry_that_the_task_asks_for_is_made(jobs: InProcess) -> None:
