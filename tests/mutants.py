@@ -70,7 +70,7 @@ MUTANTS = [
     Mutant(
         "publish-before-commit",
         "I1",
-        "outbox.py",
+        "on_commit.py",
         "transaction.on_commit(hook, using=alias)",
         "hook()",
         (f"{I1}::test_no_message_goes_out_before_the_commit",),
@@ -78,7 +78,7 @@ MUTANTS = [
     Mutant(
         "weak-batch",
         "I1",
-        "outbox.py",
+        "on_commit.py",
         "return self._by_alias.setdefault(alias, weakref.WeakValueDictionary())",
         "return self._by_alias.setdefault(alias, {})",
         (f"{I1}::test_a_savepoint_rolled_back_takes_its_jobs_along_and_the_others_go_out_in_one_publish",),
@@ -86,7 +86,7 @@ MUTANTS = [
     Mutant(
         "one-hook-for-all",
         "I1 I2",
-        "outbox.py",
+        "on_commit.py",
         "transaction.on_commit(hook, using=alias)",
         "len(hook.pending) > 1 or transaction.on_commit(hook, using=alias)",
         (f"{I1}::test_a_savepoint_rolled_back_takes_its_jobs_along_and_the_others_go_out_in_one_publish",),
@@ -137,7 +137,7 @@ MUTANTS = [
         "size-limit",
         "I7",
         "capture.py",
-        "if len(payload) > settings.MAX_BODY_BYTES:",
+        "if len(payload) > (MAX_FOLLOWING_BYTES if self.follows else settings.MAX_BODY_BYTES):",
         "if False:",
         (f"{I7}::test_an_oversized_call_is_refused_at_the_call_and_writes_nothing",),
     ),
@@ -489,7 +489,7 @@ MUTANTS = [
     Mutant(
         "time-limits-reach-the-function",
         "I5",
-        "outbox.py",
+        "on_commit.py",
         "            raise  # the task function's that commits here; the rows are safe\n",
         "            pass\n",
         ("tests/test_publisher_errors.py::test_b3_a_time_limit_during_a_publish_reaches_the_function",),
