@@ -267,6 +267,22 @@ MUTANTS = [
     ),
     # --- run and settle
     Mutant(
+        "reconnected",
+        "I3",
+        "outcome.py",
+        "if self.session is None or connection.connection is self.session:",
+        "if True:",
+        ("tests/test_ends_of_runs.py::test_b6_a_task_that_connects_anew_does_not_succeed_without_its_effects",),
+    ),
+    Mutant(
+        "conflict-window",
+        "I6",
+        "retry.py",
+        "return max(CONFLICT_WINDOW, limit * (CONFLICT_PAUSE + 2.0 * run))",
+        "return CONFLICT_WINDOW",
+        ("tests/test_ends_of_runs.py::test_a12_a_long_job_that_always_conflicts_ends_failed",),
+    ),
+    Mutant(
         "savepoint",
         "I3",
         "savepoint.py",
