@@ -26,8 +26,10 @@ from tests.testapp.models import Effect
 
 #: Within this time after the end of the fault a worker takes new jobs, in seconds.
 BACK_WITHIN = 60.0
-#: Published messages per job that a fault may cost.
+#: Published messages per job that a fault may cost. After an outage that is longer than GRACE the sweepers are back
+#: before the worker is, and publish once more what waits: up to two messages for each job of the backlog.
 MESSAGES_PER_JOB = 1.5
+MESSAGES_PER_JOB_AFTER_A_LONG_OUTAGE = 2.0
 CONCURRENCY = 4
 BACKLOG = 40
 
@@ -55,7 +57,9 @@ Fault = Callable[[Site, Worker, float], None]
 
 
 def restart(site: Site, worker: Worker, seconds: float) -> None:
-    site.broker.restart()
+    site.broker.stop()
+    time.sleep(seconds)
+    site.broker.start()
 
 
 def reset(site: Site, worker: Worker, seconds: float) -> None:
@@ -128,7 +132,8 @@ RABBITMQ: dict[str, tuple[Fault, float]] = {
     "stopped": (stopped, 45),
     "consumer timeout": (consumer_timeout, 12),
 }
-REDIS: dict[str, tuple[Fault, float]] = {name: RABBITMQ[name] for name in ("restart", "reset", "silence")}
+#: Redis starts again in a moment: longer, so that somebody asks for it meanwhile.
+REDIS: dict[str, tuple[Fault, float]] = {"restart": (restart, 5), "reset": (reset, 0), "silence": (silence, 60)}
 
 
 @contextlib.contextmanager
@@ -161,7 +166,6 @@ def survive(
     *,
     backlog: int = BACKLOG,
     back_within: float = BACK_WITHIN,
-    messages_per_job: float = MESSAGES_PER_JOB,
     **environment: Any,
 ) -> Outcome:
     """Run a backlog through a fault and judge.
@@ -203,8 +207,9 @@ def survive(
     doubled = list(Effect.objects.values("name").annotate(times=Count("pk")).filter(times__gt=1))
     assert not doubled, doubled
     assert Effect.objects.filter(name__startswith=f"{run} backlog").count() == backlog, "jobs are lost"
+    limit = MESSAGES_PER_JOB_AFTER_A_LONG_OUTAGE if fault is silence else MESSAGES_PER_JOB
     per_job = Job.objects.aggregate(sends=Sum("sends"))["sends"] / Job.objects.count()
-    assert per_job <= messages_per_job, f"{per_job:.2f} messages per job"
+    assert per_job <= limit, f"{per_job:.2f} messages per job"
     return Outcome(back_after, ended_with, per_job)
 
 
