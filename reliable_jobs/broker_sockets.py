@@ -41,7 +41,7 @@ def ask_for_a_sign(connection: Any) -> None:
     """Make the broker answer on a connection without waiting for the answer, where AMQP can. Call it in the thread that
     writes to the connection; :func:`frames_received` then rises."""
     if isinstance(connection, amqp.Connection):
-        for channel in list(connection.channels.values()):
+        for channel in list((connection.channels or {}).values()):  # None once it is closed
             if channel is not None and channel.channel_id and channel.is_open:
                 channel.send_method(spec.Channel.Flow, "b", (True,))
                 return
@@ -81,7 +81,7 @@ def messages_ready(app: Celery, queues: Iterable[str], timeout: float) -> bool:
 
 def _sockets(connection: Any) -> Iterator[Any]:
     if isinstance(connection, amqp.Connection):
-        yield getattr(connection.transport, "sock", None)
+        yield getattr(connection._transport, "sock", None)  # the public property connects a connection that is closed
         return
     for channel in list(getattr(connection, "channels", None) or ()):  # Redis: pools of connections for each channel
         for pool in (getattr(channel, "_pool", None), getattr(channel, "_async_pool", None)):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import amqp
 import pytest
 from celery.concurrency import prefork, solo
 from celery.worker import state as worker_state
@@ -23,6 +24,10 @@ from tests.testapp import tasks
 pytestmark = pytest.mark.django_db
 
 QUEUE = "reliable_jobs_tests"
+
+
+#: As it is, before a rig replaces it.
+asking = broker_sockets.ask_for_a_sign
 
 
 class Request:
@@ -173,6 +178,14 @@ def test_f1_while_the_consumer_starts_its_channel_may_differ(rig: Rig) -> None:
     rig.consumer.connection._connection = object()
     rig.dog.consuming = False
     assert rig.run(10).shut == []
+
+
+def test_f_closed_connections_of_the_process_are_no_hindrance(rig: Rig) -> None:
+    """py-amqp connects a closed one when it is asked for its transport, and forgets its channels."""
+    closed = amqp.Connection("127.0.0.1:1")
+    closed.channels = None
+    assert list(broker_sockets._sockets(closed)) == [None]
+    asking(closed)
 
 
 # --- it must not act --------------------------------------------------------------------------------------------------
