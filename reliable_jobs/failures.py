@@ -16,6 +16,8 @@ _TRANSIENT_STATES = ("40001", "40P01", "53300", "53100", "25006")
 _TRANSIENT_CLASSES = ("08", "57P0")
 #: Deadlock, lock wait timeout, and the client's "server has gone away" family.
 _MYSQL_TRANSIENT = (1205, 1213, 2002, 2003, 2006, 2013, 1040, 1053)
+#: The savepoint around the task function is gone.
+_MYSQL_NO_SAVEPOINT = 1305
 _SQLITE_BUSY = ("database is locked", "database table is locked", "database is busy")
 
 
@@ -104,6 +106,12 @@ def describe(error: BaseException) -> str:
 
 def _advice(error: BaseException) -> str:
     state = sqlstate(error)
+    if isinstance(error, OperationalError) and error.args[:1] == (_MYSQL_NO_SAVEPOINT,):
+        return (
+            "The transaction had ended before the task function did: by a deadlock that the task function caught, "
+            "which on MySQL discards the whole transaction, or by a COMMIT, ROLLBACK or DDL statement of its own. Let "
+            "a deadlock's error pass; for the others set atomic = False on the task."
+        )
     if state == "25P02" or isinstance(error, TransactionManagementError):
         return (
             "The body caught a database error and went on in the broken transaction, or ended it itself. Put the "

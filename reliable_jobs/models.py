@@ -5,13 +5,19 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.db import connections, models
-from django.db.models import Q
-from django.db.models.functions import Now
+from django.db.models import Q, functions
+from django.db.models.expressions import DatabaseDefault
 
+from reliable_jobs.clock import Now
 from reliable_jobs.status import FINAL, EventKind, Reason, Status
+
+if TYPE_CHECKING:
+    _DateTimeField = models.DateTimeField[Any, Any]
+else:
+    _DateTimeField = models.DateTimeField
 
 _FINAL = [str(status) for status in FINAL]
 
@@ -55,6 +61,19 @@ class UniqueWhereGiven(models.UniqueConstraint):
     def deconstruct(self) -> Any:
         path, args, options = super().deconstruct()
         return path, args, {name: options[name] for name in ("fields", "name")}
+
+
+class StampField(_DateTimeField):
+    """A time that the database writes with a new row. The column's own default, which rows from elsewhere get, is
+    Django's ``Now``: see :class:`reliable_jobs.clock.Now`."""
+
+    def pre_save(self, model_instance: models.Model, add: bool) -> Any:
+        value = super().pre_save(model_instance, add)
+        return Now() if isinstance(value, DatabaseDefault) else value
+
+    def deconstruct(self) -> Any:
+        name, _, args, options = super().deconstruct()
+        return name, "django.db.models.DateTimeField", args, options
 
 
 class JobQuerySet(models.QuerySet["Job"]):
@@ -152,7 +171,7 @@ class Job(models.Model):
     traceback = models.TextField(blank=True, default="")
     worker = models.CharField(max_length=255, blank=True, default="")
 
-    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    created_at = StampField(db_default=functions.Now(), editable=False)
     #: Start of the first run that was recorded; the retry window counts from here.
     started_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)
@@ -205,7 +224,7 @@ class JobEvent(models.Model):
 
     job = models.ForeignKey(Job, on_delete=models.CASCADE, db_constraint=False, related_name="events")
     kind = models.CharField(max_length=20, choices=EventKind.choices)
-    at = models.DateTimeField(db_default=Now())
+    at = StampField(db_default=functions.Now())
     #: Who or what did it: a user's name, a worker's, "sweeper".
     actor = models.CharField(max_length=255, blank=True, default="")
     detail = models.TextField(blank=True, default="")

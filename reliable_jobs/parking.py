@@ -18,11 +18,11 @@ from celery import bootsteps
 from celery.utils.time import timezone
 from celery.worker import state as worker_state
 from django.db import connections
-from django.db.models.functions import Now
 from kombu.asynchronous.timer import to_timestamp
 from kombu.utils import json as kombu_json
 
 from reliable_jobs import failures, lifecycle
+from reliable_jobs.clock import Now
 from reliable_jobs.message import ENVELOPE_VERSION, HEADER, as_uuid
 from reliable_jobs.models import Job
 from reliable_jobs.outbox import pointer_alias, write_alias

@@ -13,9 +13,9 @@ from typing import Any
 
 from django.db import IntegrityError, connections, router, transaction
 from django.db.models import DO_NOTHING, PROTECT, RESTRICT, Exists, ManyToOneRel, OuterRef
-from django.db.models.functions import Now
 
 from reliable_jobs import databases
+from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle import seconds
 from reliable_jobs.models import Job, JobEvent, JobQuerySet

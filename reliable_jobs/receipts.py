@@ -5,10 +5,10 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from django.db.models.functions import Now
 from kombu.serialization import dumps
 from kombu.utils import json as kombu_json
 
+from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle import find, seconds
 from reliable_jobs.message import ENVELOPE_VERSION, as_uuid

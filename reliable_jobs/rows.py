@@ -137,6 +137,8 @@ def _statement(vendor: str, alias: str, shape: Shape, unless_there: bool = False
     forms = dict(shape)
     for name, constant in _NEW.items():
         forms.setdefault(name, repr(constant))
+    if vendor != "postgresql":
+        forms.setdefault("created_at", Moment())  # the column's default is in the session's zone on MySQL
     columns = [ops.quote_name(name) for name in forms]
     values = [sql_of(connections[alias], form) for form in forms.values()]
     into = f"{ops.insert_statement(on_conflict=conflict)} {ops.quote_name(Job._meta.db_table)}"

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 from django.db import connections
 from django.db.models import DateTimeField, Value
 from django.db.models.base import ModelState
-from django.db.models.functions import Greatest, Now
+from django.db.models.functions import Greatest
 
+from reliable_jobs.clock import Now
 from reliable_jobs.models import Job
 from reliable_jobs.status import Reason, Status
 

@@ -17,9 +17,9 @@ from typing import Any
 from celery import Celery
 from django.db import connections, transaction
 from django.db.models import Q
-from django.db.models.functions import Now
 
 from reliable_jobs import databases, lifecycle
+from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
 from reliable_jobs.declared import sweep_declared
 from reliable_jobs.lifecycle import seconds

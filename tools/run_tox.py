@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -30,7 +31,17 @@ PYTEST_CLOSING = re.compile(r"^=+ ((?:\d+ \w+(?:, )?)+) in [\d.]+s.* =+$")
 def default_envs(found: dict[tuple[int, int], str]) -> list[str]:
     names = [f"py{major}{minor}-django{'60' if minor >= 12 else '52'}" for major, minor in sorted(found, reverse=True)]
     newest_django = ["py313-django61"] if (3, 13) in found else []
-    return ["lint", f"{names[0]}-servers", *names, *newest_django]
+    mariadb = [f"{names[0]}-mariadb"] if _answers(3306) else []
+    return ["lint", f"{names[0]}-servers", *names, *newest_django, *mariadb]
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=2).close()
+    except OSError:
+        print(f"skipped: the tests on MariaDB, because nothing answers on port {port}")
+        return False
+    return True
 
 
 def main() -> int:

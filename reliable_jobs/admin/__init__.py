@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from django.contrib import admin
 from django.db import router
 from django.db.models import QuerySet
-from django.db.models.functions import Now
 from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
@@ -18,6 +17,7 @@ from django.utils.safestring import SafeString
 from reliable_jobs.admin import content, story
 from reliable_jobs.admin.listing import BoundedPaginator, CreatedFilter, JobChangeList, ShowFilter, search
 from reliable_jobs.admin.views import OperationViews
+from reliable_jobs.clock import Now
 from reliable_jobs.link import Depth
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.publisher import publisher

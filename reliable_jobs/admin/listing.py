@@ -15,11 +15,12 @@ from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
 from django.db.models import QuerySet
-from django.db.models.functions import Left, Now
+from django.db.models.functions import Left
 from django.http import HttpRequest
 from django.utils.functional import cached_property
 
 from reliable_jobs.admin.story import holders
+from reliable_jobs.clock import Now
 from reliable_jobs.message import as_uuid
 from reliable_jobs.models import Job
 from reliable_jobs.receipts import foreign_id

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import zoneinfo
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +14,8 @@ from reliable_jobs import databases as job_databases
 from reliable_jobs.checks.celery_settings import TAG
 from reliable_jobs.models import Job
 
+#: How far a server's clock may be from ours.
+CLOCK_TOLERANCE = datetime.timedelta(minutes=5)
 #: A non-atomic run needs a second connection for its lease, the sweeper beside the worker a third.
 SMALLEST_POOL = 3
 #: psycopg_pool's default for min_size, and for max_size where only that is given.
@@ -38,6 +42,34 @@ def check_isolation(**kwargs: Any) -> list[CheckMessage]:
                     "does not see rows that another one has committed meanwhile, so keys and claims collide.",
                     hint="Remove isolation_level from its OPTIONS; READ COMMITTED is Django's default.",
                     id="reliable_jobs.W020",
+                )
+            )
+    return found
+
+
+@register(Tags.database)
+def check_mysql_clock(databases: Any = None, **kwargs: Any) -> list[CheckMessage]:
+    found: list[CheckMessage] = []
+    for alias, _, _ in _of("mysql"):
+        connection = connections[alias]
+        if alias not in (databases or ()) or connection.timezone_name == "UTC":
+            continue
+        zone = connection.timezone_name
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT CURRENT_TIMESTAMP(6)")
+                theirs = cursor.fetchone()[0]
+        except DatabaseError:
+            continue
+        ours = datetime.datetime.now(zoneinfo.ZoneInfo(zone)).replace(tzinfo=None)
+        if abs(theirs.replace(tzinfo=None) - ours) > CLOCK_TOLERANCE:
+            found.append(
+                Warning(
+                    f"Django stores times of database {alias!r} in the zone {zone}, but its sessions have another one "
+                    f"({theirs:%H:%M} instead of {ours:%H:%M}): due times and expiry are wrong by the difference.",
+                    hint="Set OPTIONS['init_command'] to \"SET time_zone = '…'\" with that zone; or, better, USE_TZ = "
+                    "True and no TIME_ZONE in DATABASES.",
+                    id="reliable_jobs.W027",
                 )
             )
     return found

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from celery.exceptions import SoftTimeLimitExceeded
 from django.db import transaction
-from django.db.models.functions import Now
 
 from reliable_jobs import result_text, stages
+from reliable_jobs.clock import Now
 from reliable_jobs.message import ENVELOPE_VERSION, as_key
 from reliable_jobs.status import Status
 

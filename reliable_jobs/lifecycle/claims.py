@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 from django.db import transaction
 from django.db.models import F
-from django.db.models.functions import Least, Now
+from django.db.models.functions import Least
 
+from reliable_jobs.clock import Now
 from reliable_jobs.lifecycle.transition import Claim, Refusal, find, seconds, transition
 from reliable_jobs.models import Job
 from reliable_jobs.statements import Moment, lock_fit, lock_row

@@ -9,8 +9,8 @@ from typing import Any
 
 from django.db import IntegrityError, OperationalError, transaction
 from django.db.models import Case, F, Max, Value, When
-from django.db.models.functions import Now
 
+from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle.locks import impatient, is_lock_timeout
 from reliable_jobs.lifecycle.settle import fail, run_again
@@ -131,7 +131,7 @@ def _take_keys(rows: Any, ids: Sequence[uuid.UUID], changes: dict[str, Any], wai
     """Requeue them; or say why not. An open transaction that has used one of the keys is not waited for: it may be a
     run, and it may want a key that is taken here."""
     try:
-        with transaction.atomic(using=rows.db), impatient(rows.db, wait_ms):
+        with impatient(rows.db, wait_ms), transaction.atomic(using=rows.db):
             rows.filter(pk__in=ids).update(**changes, live_key=F("key"))
     except IntegrityError as error:
         return error

@@ -13,10 +13,11 @@ from celery import Celery
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error as DatabaseError
 from django.db.models import DateTimeField, Q, Subquery, Value
-from django.db.models.functions import Coalesce, Now
+from django.db.models.functions import Coalesce
 
 from reliable_jobs import databases
 from reliable_jobs.checks.loading import configured_app, load_tasks
+from reliable_jobs.clock import Now
 from reliable_jobs.lifecycle import Report
 from reliable_jobs.models import Job, JobQuerySet
 from reliable_jobs.status import Reason

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from django.db import NotSupportedError, connections, router
-from django.db.models.functions import Now
 
 from reliable_jobs import lifecycle
+from reliable_jobs.clock import Now
 from reliable_jobs.models import Job
 from reliable_jobs.status import FINAL, Status
 from reliable_jobs.testing.copies import copied_databases

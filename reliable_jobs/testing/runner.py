@@ -16,9 +16,9 @@ from celery.backends.base import DisabledBackend
 from celery.exceptions import NotRegistered
 from django.db import connections, router
 from django.db.models import F
-from django.db.models.functions import Now
 from kombu.message import Message
 
+from reliable_jobs.clock import Now
 from reliable_jobs.message import outgoing
 from reliable_jobs.models import Job
 from reliable_jobs.status import Status

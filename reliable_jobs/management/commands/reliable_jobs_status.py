@@ -5,9 +5,9 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 from django.db.models import Count, DurationField, ExpressionWrapper, F, Max
-from django.db.models.functions import Now
 
 from reliable_jobs.checks.loading import configured_app
+from reliable_jobs.clock import Now
 from reliable_jobs.link import Depth
 from reliable_jobs.management.base import JobCommand
 from reliable_jobs.models import Job
