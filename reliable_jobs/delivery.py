@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from django.db import Error as DatabaseError
+from django.db import connections
 
 from reliable_jobs import execution, failures, lifecycle, result_text, unreported
 from reliable_jobs.arrival import Delivery, ensure_receipt, read_delivery

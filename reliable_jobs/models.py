@@ -171,7 +171,7 @@ class Job(models.Model):
     traceback = models.TextField(blank=True, default="")
     worker = models.CharField(max_length=255, blank=True, default="")
 
-    created_at = StampField(db_default=functions.Now(), editable=False)
+    created_at = StampField(db_default=functions.Now(), editable=False)  # noqa: TID251 - see StampField
     #: Start of the first run that was recorded; the retry window counts from here.
     started_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)
@@ -224,7 +224,7 @@ class JobEvent(models.Model):
 
     job = models.ForeignKey(Job, on_delete=models.CASCADE, db_constraint=False, related_name="events")
     kind = models.CharField(max_length=20, choices=EventKind.choices)
-    at = StampField(db_default=functions.Now())
+    at = StampField(db_default=functions.Now())  # noqa: TID251 - see StampField
     #: Who or what did it: a user's name, a worker's, "sweeper".
     actor = models.CharField(max_length=255, blank=True, default="")
     detail = models.TextField(blank=True, default="")

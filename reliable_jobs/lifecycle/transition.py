@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.db import transaction
-from django.db.models.functions import Now
 
+from reliable_jobs.clock import Now
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.statements import Moment, update
 from reliable_jobs.status import FINAL, TRANSITIONS, EventKind, Status
