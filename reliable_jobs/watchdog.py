@@ -26,9 +26,9 @@ from celery.concurrency import solo
 from celery.worker import state as worker_state
 from django.db import Error as DatabaseError
 from django.db import connections
-from django.db.models.functions import Now
 
 from reliable_jobs import broker_sockets, databases, lifecycle
+from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle import seconds
 from reliable_jobs.models import Job
