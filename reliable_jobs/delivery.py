@@ -22,7 +22,7 @@ from reliable_jobs.models import Job
 from reliable_jobs.outcome import Outcome
 from reliable_jobs.retry import crash_delay
 from reliable_jobs.status import CELERY_STATES, CLOSES, Status
-from reliable_jobs.trail import Trail, trail_of
+from reliable_jobs.trail import TRAIL, Trail
 
 if TYPE_CHECKING:
     from reliable_jobs.task import ReliableTask
@@ -44,7 +44,8 @@ def deliver(task: ReliableTask, args: Any, kwargs: Any) -> Any:
         Exception: the body's own, after the failure was written.
     """
     task.request.reliable_began = time.monotonic()
-    trail = trail_of(task.request) or Trail()
+    info = task.request.delivery_info  # without a call, as in ReliableTask.__call__
+    trail = (info.get(TRAIL) if isinstance(info, dict) else None) or Trail()
     trail.reached = True
     try:
         delivery = read_delivery(task)
