@@ -69,9 +69,10 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         if not of_kind:
             continue
         lines += [f"\n### {title}\n"]
-        lines += ["| site | what it varies | " + " | ".join(COLUMNS[name] for name in columns) + " |"]
-        lines += ["|---" * (len(columns) + 2) + "|"]
+        lines += ["| site | what it varies | checks | " + " | ".join(COLUMNS[name] for name in columns) + " |"]
+        lines += ["|---" * (len(columns) + 3) + "|"]
         for row in of_kind:
             cells = ["-" if row[name] is None else str(row[name]) for name in columns]
-            lines.append(f"| {row['site']} | {row['varies']} | " + " | ".join(cells) + " |")
+            checks = ", ".join(name.removeprefix("reliable_jobs.") for name in row["checks"]) or "-"
+            lines.append(f"| {row['site']} | {row['varies']} | {checks} | " + " | ".join(cells) + " |")
     return "\n".join(lines).lstrip("\n") + "\n"

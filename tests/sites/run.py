@@ -142,8 +142,8 @@ class _Run:
             wrong.append(f"{site.named} does not name it")
         if site.refused:
             wrong.append(f"{site.refused} did not refuse it")
-        if site.connections is not None and (row.connections or 0) > site.connections:
-            wrong.append(f"{row.connections} database connections, more than {site.connections}")
+        if (row.connections or 0) > site.most_connections:
+            wrong.append(f"{row.connections} database connections, more than {site.most_connections}")
         if row.slowest_request is not None and row.slowest_request > site.budget:
             wrong.append(f"a request took {row.slowest_request} s")
         return wrong

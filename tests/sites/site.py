@@ -41,8 +41,7 @@ class Site:
     """The defaults are the base site. Texts are parts of its settings.py, where $name, $port … stand for its servers'.
 
     `faults` are names of the broker's methods, or "kill" for one worker child. `named` is the check that must name the
-    combination; `refused` the one that says, as an error or as a warning, that it is not supported. `connections` is
-    how many database connections the worker may have at most, as docs/sites.md counts them.
+    combination; `refused` the one that says, as an error or as a warning, that it is not supported.
     """
 
     name: str
@@ -88,4 +87,8 @@ class Site:
     """Longest time that a request may take."""
     named: str | None = None
     refused: str | None = None
-    connections: int | None = None
+
+    @property
+    def most_connections(self) -> int:
+        """What docs/sites.md allows a worker: two connections for each run, and one for the sweeper beside it."""
+        return 2 * self.concurrency + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.sites.catalogue.brokers import BROKERS
 from tests.sites.catalogue.databases import DATABASES
-from tests.sites.catalogue.pools import POOLS, most_connections
+from tests.sites.catalogue.pools import POOLS
 from tests.sites.catalogue.tenants import TENANTS
 from tests.sites.catalogue.versions import VERSIONS
 from tests.sites.site import Site
@@ -13,7 +13,6 @@ BASE = Site(
     "base",
     "Python 3.13, Django 6.0, Celery 5.7, psycopg binary, a plain `DATABASES` dict, RabbitMQ, prefork",
     kind="base",
-    connections=most_connections(2),
 )
 
 SITES: list[Site] = [BASE, *VERSIONS, *DATABASES, *TENANTS, *BROKERS, *POOLS]

@@ -8,14 +8,9 @@ NEWEST = ("django>=6.0,<6.1", "celery>=5.7,<5.8")
 BINARY = "psycopg[binary]>=3.2"
 
 
-def most_connections(concurrency: int) -> int:
-    """What the hint of reliable_jobs.W024 counts: two for each run, and one for the sweeper beside the worker."""
-    return 2 * concurrency + 1
-
-
 POOLS = [
-    Site("threads", "`-P threads -c 4`", "pools", pool="threads", concurrency=4, connections=most_connections(4)),
-    Site("solo", "`-P solo`", "pools", pool="solo", concurrency=1, connections=most_connections(1), seconds=200.0),
+    Site("threads", "`-P threads -c 4`", "pools", pool="threads", concurrency=4),
+    Site("solo", "`-P solo`", "pools", pool="solo", concurrency=1, seconds=200.0),
     Site(
         "gevent",
         "`-P gevent -c 10`",
@@ -23,7 +18,6 @@ POOLS = [
         pool="gevent",
         concurrency=10,
         requirements=(*NEWEST, BINARY, "gevent>=24.11"),
-        connections=most_connections(10),
     ),
     Site(
         "redis-gevent",
@@ -33,7 +27,6 @@ POOLS = [
         concurrency=10,
         broker="redis",
         requirements=("django>=6.0,<6.1", "celery[redis]>=5.7,<5.8", BINARY, "gevent>=24.11"),
-        connections=most_connections(10),
     ),
     Site(
         "eventlet",
@@ -42,7 +35,6 @@ POOLS = [
         pool="eventlet",
         concurrency=10,
         requirements=(*NEWEST, "psycopg>=3.2", "eventlet>=0.40"),
-        connections=most_connections(10),
     ),
     Site(
         "eventlet-binary",
@@ -57,9 +49,8 @@ POOLS = [
         "`--max-tasks-per-child=5`",
         "pools",
         worker=("--max-tasks-per-child=5",),
-        connections=most_connections(2),
     ),
-    Site("autoscale", "`--autoscale=4,1`", "pools", worker=("--autoscale=4,1",), connections=most_connections(4)),
+    Site("autoscale", "`--autoscale=4,1`", "pools", concurrency=4, worker=("--autoscale=4,1",)),
     Site(
         "relay",
         "`DISPATCH` relay and one `reliable_jobs_relay`",
