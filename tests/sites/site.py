@@ -41,7 +41,8 @@ class Site:
     """The defaults are the base site. Texts are parts of its settings.py, where $name, $port … stand for its servers'.
 
     `faults` are names of the broker's methods, or "kill" for one worker child. `named` is the check that must name the
-    combination; `refused` the one that says, as an error or as a warning, that it is not supported.
+    combination. `refused` is the check that says, as an error or as a warning, that it is not supported, or words of
+    the worker that refuses to start.
     """
 
     name: str
@@ -85,6 +86,8 @@ class Site:
     """Deadline for all work to end, from the first order on."""
     budget: float = 3.0
     """Longest time that a request may take."""
+    counted: bool = True
+    """Whether its database connections are counted: a pool's own bounds hold for each process, busy or not."""
     named: str | None = None
     refused: str | None = None
 

@@ -119,7 +119,13 @@ DATABASES = [
     site("conn-max-age-0", "`CONN_MAX_AGE` 0", postgresql("'CONN_MAX_AGE': 0,")),
     site("conn-max-age-60", "`CONN_MAX_AGE` 60", postgresql("'CONN_MAX_AGE': 60,")),
     site("conn-max-age-none", "`CONN_MAX_AGE` None", postgresql("'CONN_MAX_AGE': None,")),
-    site("pool", "`OPTIONS['pool']` True", postgresql("'OPTIONS': {'pool': True},"), requirements=WITH_POOL),
+    site(
+        "pool",
+        "`OPTIONS['pool']` True",
+        postgresql("'OPTIONS': {'pool': True},"),
+        requirements=WITH_POOL,
+        counted=False,
+    ),
     site(
         "pgbouncer-told",
         "PgBouncer in transaction mode, `DISABLE_SERVER_SIDE_CURSORS` True",

@@ -43,6 +43,7 @@ POOLS = [
         pool="eventlet",
         concurrency=10,
         requirements=(*NEWEST, BINARY, "eventlet>=0.40"),
+        refused="psycopg waits in C",
     ),
     Site(
         "max-tasks-per-child",
