@@ -530,3 +530,14 @@ def test_b5_a_generator_function_is_an_error(project: Configure) -> None:
     assert "E060" not in found()
     app.task(base=ReliableTask, name="shop.generates", shared=False)(generates)
     assert "shop.generates" in found()["E060"].msg
+
+
+@pytest.mark.parametrize(("options", "limit", "named"), [({}, None, True), ({"timeout": 20}, 25, True), ({}, 3, False)])
+def test_e9_long_atomic_functions_on_sqlite_are_named(
+    project: Configure, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], limit: int | None, named: bool
+) -> None:
+    app = project()
+    add(app, "checked.a_long_one", time_limit=limit)
+    monkeypatch.setattr(databases, "reliable_tasks", lambda app: [app.tasks["checked.a_long_one"]])
+    monkeypatch.setattr(databases, "_of", lambda vendor: iter([("default", {}, options)] if vendor == "sqlite" else []))
+    assert ("W028" in found()) is named

@@ -12,10 +12,13 @@ from django.db import DatabaseError, connections, router
 
 from reliable_jobs import databases as job_databases
 from reliable_jobs.checks.celery_settings import TAG
+from reliable_jobs.checks.loading import configured_app, reliable_tasks
 from reliable_jobs.models import Job
 
 #: How far a server's clock may be from ours.
 CLOCK_TOLERANCE = datetime.timedelta(minutes=5)
+#: Seconds that SQLite waits for its write lock where OPTIONS do not say (Python's default).
+SQLITE_TIMEOUT = 5.0
 #: A non-atomic run needs a second connection for its lease, the sweeper beside the worker a third.
 SMALLEST_POOL = 3
 #: psycopg_pool's default for min_size, and for max_size where only that is given.
@@ -101,6 +104,28 @@ def check_sqlite_mode(**kwargs: Any) -> list[CheckMessage]:
         )
         for alias, _, options in _of("sqlite")
         if str(options.get("transaction_mode") or "DEFERRED").upper() not in ("IMMEDIATE", "EXCLUSIVE")
+    ]
+
+
+@register(TAG)
+def check_sqlite_and_long_functions(**kwargs: Any) -> list[CheckMessage]:
+    app = configured_app()
+    if app is None or router.db_for_write(Job) not in {alias for alias, _, _ in _of("sqlite")}:
+        return []
+    _, options = next((s, o) for alias, s, o in _of("sqlite") if alias == router.db_for_write(Job))
+    patience = float(options.get("timeout", SQLITE_TIMEOUT))
+    long = [task.name for task in reliable_tasks(app) if task.atomic and not (task.time_limit or 1e9) < patience]
+    if not long:
+        return []
+    return [
+        Warning(
+            "On SQLite an atomic task function holds the only write lock until it ends, and any other writer, e.g. a "
+            f"web request, fails with 'database is locked' after {patience:g} s. Without a time_limit below that: "
+            f"{', '.join(long[:10])}{' …' if len(long) > 10 else ''}.",
+            hint="Set atomic = False on tasks that may take longer, or a time_limit below OPTIONS['timeout']; for more "
+            "than a small site use PostgreSQL.",
+            id="reliable_jobs.W028",
+        )
     ]
 
 
