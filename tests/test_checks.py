@@ -540,4 +540,4 @@ def test_e9_long_atomic_functions_on_sqlite_are_named(
     add(app, "checked.a_long_one", time_limit=limit)
     monkeypatch.setattr(databases, "reliable_tasks", lambda app: [app.tasks["checked.a_long_one"]])
     monkeypatch.setattr(databases, "_of", lambda vendor: iter([("default", {}, options)] if vendor == "sqlite" else []))
-    assert ("W028" in found()) is named
+    assert ("I028" in found()) is named

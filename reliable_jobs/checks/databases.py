@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import zoneinfo
 from collections.abc import Iterator
 from typing import Any
@@ -110,21 +111,21 @@ def check_sqlite_mode(**kwargs: Any) -> list[CheckMessage]:
 @register(TAG)
 def check_sqlite_and_long_functions(**kwargs: Any) -> list[CheckMessage]:
     app = configured_app()
-    if app is None or router.db_for_write(Job) not in {alias for alias, _, _ in _of("sqlite")}:
+    options = {alias: options for alias, _, options in _of("sqlite")}.get(router.db_for_write(Job))
+    if app is None or options is None:
         return []
-    _, options = next((s, o) for alias, s, o in _of("sqlite") if alias == router.db_for_write(Job))
     patience = float(options.get("timeout", SQLITE_TIMEOUT))
-    long = [task.name for task in reliable_tasks(app) if task.atomic and not (task.time_limit or 1e9) < patience]
+    long = [task.name for task in reliable_tasks(app) if task.atomic and not (task.time_limit or math.inf) < patience]
     if not long:
         return []
     return [
-        Warning(
+        Info(  # a limit is not everything: most tasks take milliseconds and have none
             "On SQLite an atomic task function holds the only write lock until it ends, and any other writer, e.g. a "
             f"web request, fails with 'database is locked' after {patience:g} s. Without a time_limit below that: "
             f"{', '.join(long[:10])}{' …' if len(long) > 10 else ''}.",
             hint="Set atomic = False on tasks that may take longer, or a time_limit below OPTIONS['timeout']; for more "
             "than a small site use PostgreSQL.",
-            id="reliable_jobs.W028",
+            id="reliable_jobs.I028",
         )
     ]
 
