@@ -190,8 +190,9 @@ class Campaign:
             time.sleep(0.05)
 
     def _drain(self, world: World) -> None:
-        """Until nothing is open and the queue has been silent for a while, or nothing was finished for too long."""
-        before, moved_at = -1, time.monotonic()
+        """Until nothing is open and the queue has been silent for a while, or nothing was finished, and no message
+        taken, for too long."""
+        before, queued, moved_at = -1, 0, time.monotonic()
         end = moved_at + MOST_DRAIN
         silent_since = moved_at
         while time.monotonic() < min(end, moved_at + self.plan.stall, silent_since + SILENCE):
@@ -200,7 +201,11 @@ class Campaign:
             if unfinished is not None and len(unfinished) != before:
                 before, moved_at = len(unfinished), time.monotonic()
             bodies = set().union(*(world.in_body(member) for member in world.by_role("worker")))
-            if unfinished != [] or world.broker.to_come() or bodies:
+            to_come = world.broker.to_come()
+            if to_come < queued:  # copies that are dropped are work as well, and what is open waits behind them
+                moved_at = time.monotonic()
+            queued = to_come
+            if unfinished != [] or to_come or bodies:
                 silent_since = time.monotonic()
 
     def _evidence(self, world: World) -> Evidence:

@@ -1,4 +1,7 @@
-"""The probe that any deployment has: a worker that starts nothing while messages wait is ended, to be started again."""
+"""The probe that any deployment has: a worker that takes nothing while messages wait is ended, to be started again.
+
+A worker that drops copies is not hung: on a slow machine a queue full of them takes minutes.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import time
 from typing import Any
 
 from tests.chaos.instruments import SHOW_THREADS
+from tests.chaos.members import Member
 from tests.chaos.world import World
 from tests.harness import wait_until
 
@@ -28,6 +32,8 @@ class Liveness:
         self._seen = 0
         self._look_at = 0.0
         self._alive_at: dict[tuple[str, int], float] = {}
+        #: How much of each worker's log has been looked at.
+        self._read: dict[tuple[str, int], int] = {}
 
     def look(self) -> None:
         now = time.monotonic()
@@ -40,12 +46,21 @@ class Liveness:
         waiting = self._messages_wait()
         for worker in self.world.by_role("worker"):
             life = worker.name, worker.life
-            if not waiting or active & worker.pids():
+            if self._takes_messages(worker) or not waiting or active & worker.pids():
                 self._alive_at[life] = now
             elif now - self._alive_at.setdefault(life, now) > PATIENCE:
                 self.hung.append(f"{worker.name} ({worker.process._path.name})")
                 self._show_threads(worker.process)
                 worker.process._signal(signal.SIGKILL, group=True)
+
+    def _takes_messages(self, worker: Member) -> bool:
+        """Whether its log names a message that it has received since the last look."""
+        life = worker.name, worker.life
+        with worker.process._path.open("rb") as log:
+            log.seek(self._read.get(life, 0))
+            new = log.read()
+        self._read[life] = self._read.get(life, 0) + len(new)
+        return b"] received" in new
 
     @staticmethod
     def _show_threads(process: Any) -> None:
