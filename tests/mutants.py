@@ -202,8 +202,8 @@ MUTANTS = [
         "hold-redelivered",
         "I2",
         "delivery.py",
-        "REDELIVERY_PATIENCE if delivery.redelivered else 0.0",
-        "0.0",
+        "(REDELIVERY_PATIENCE if delivery.redelivered else first)",
+        "first",
         (f"{I2}::test_a_redelivered_message_is_held_until_the_row_of_the_killed_run_is_free",),
     ),
     Mutant(
