@@ -162,7 +162,7 @@ class Watchdog:
 
     def _has_room(self, consumer: Any) -> bool:
         pool = self.worker.pool
-        limit = consumer.app.conf.worker_eta_task_limit
+        limit = getattr(consumer.app.conf, "worker_eta_task_limit", None)  # not in Celery 5.5
         if limit and consumer.qos is not None and consumer.qos.value >= limit:
             return False
         held = len(worker_state.reserved_requests)

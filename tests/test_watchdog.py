@@ -262,6 +262,11 @@ def test_f_messages_that_wait_for_a_rate_limit_take_room(rig: Rig, waiting: Job)
     assert rig.run(300).shut == []
 
 
+def test_f_celery_5_5_has_no_limit_of_etas(rig: Rig, waiting: Job) -> None:
+    del rig.consumer.app.conf.worker_eta_task_limit
+    assert rig.run(30).shut == ["all"]
+
+
 def test_f_messages_that_wait_for_their_eta_take_room_where_the_window_is_limited(rig: Rig, waiting: Job) -> None:
     rig.consumer.app.conf.worker_eta_task_limit = 8
     assert rig.run(300).shut == []
