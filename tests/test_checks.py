@@ -541,3 +541,15 @@ def test_e9_long_atomic_functions_on_sqlite_are_named(
     monkeypatch.setattr(databases, "reliable_tasks", lambda app: [app.tasks["checked.a_long_one"]])
     monkeypatch.setattr(databases, "_of", lambda vendor: iter([("default", {}, options)] if vendor == "sqlite" else []))
     assert ("I028" in found()) is named
+
+
+@pytest.mark.parametrize(
+    ("zone", "timezone", "named"),
+    [("Asia/Tokyo", None, True), ("UTC", None, False), ("Asia/Tokyo", "Asia/Tokyo", False)],
+)
+def test_a8_naive_times_that_celery_reads_in_another_zone_are_named(
+    project: Configure, settings: Any, zone: str, timezone: str | None, named: bool
+) -> None:
+    settings.USE_TZ, settings.TIME_ZONE = False, zone
+    project(timezone=timezone)
+    assert ("W017" in found()) is named

@@ -51,7 +51,16 @@ def check_celery(**kwargs: Any) -> list[CheckMessage]:
             )
         ]
     found: list[CheckMessage] = []
-    for check in (_serializers, _visibility_timeout, _startup_retry, _prefetch, _deduplication, _hold, _memory):
+    for check in (
+        _serializers,
+        _visibility_timeout,
+        _startup_retry,
+        _prefetch,
+        _deduplication,
+        _hold,
+        _memory,
+        _timezone,
+    ):
         found += check(app)
     return found + _limits(app) + _quorum(app)
 
@@ -223,6 +232,19 @@ def _deduplication(app: Celery) -> list[CheckMessage]:
             "swallow a job that a person has requeued, and it costs a query per redelivery.",
             hint="Remove the setting; a reliable task is not run twice in any case.",
             id="reliable_jobs.W009",
+        )
+    ]
+
+
+def _timezone(app: Celery) -> list[CheckMessage]:
+    if settings.USE_TZ or app.conf.timezone or settings.TIME_ZONE == "UTC":
+        return []
+    return [
+        Warning(
+            f"USE_TZ is False, so Django's times are local ({settings.TIME_ZONE}), but Celery takes a naive eta or "
+            "expires for UTC, as CELERY_TIMEZONE is not set: jobs start, or expire, hours too early or too late.",
+            hint=f"Set CELERY_TIMEZONE = {settings.TIME_ZONE!r}.",
+            id="reliable_jobs.W017",
         )
     ]
 

@@ -157,7 +157,12 @@ DATABASES = [
         prepare=("CREATE SCHEMA company",),
     ),
     site("atomic-requests", "`ATOMIC_REQUESTS` True", postgresql("'ATOMIC_REQUESTS': True,")),
-    site("use-tz-false", "`USE_TZ` False", POSTGRESQL, settings="USE_TZ = False\nTIME_ZONE = 'America/New_York'\n"),
+    site(
+        "use-tz-false",
+        "`USE_TZ` False; `CELERY_TIMEZONE` is Django's",
+        POSTGRESQL,
+        settings="USE_TZ = False\nTIME_ZONE = CELERY_TIMEZONE = 'America/New_York'\n",
+    ),
     site(
         "second-database",
         "a second database without our tables, and no router",
