@@ -45,6 +45,8 @@ MOVED_TICKS = 3
 #: Seconds between two looks at the broker, and looks that must agree before the watchdog acts.
 LOOK_EVERY = 3.0
 LOOKS = 3
+#: Seconds after which a loop that has not answered counts as stuck; under gevent a turn may take 2 s.
+STUCK = 6.0
 #: Times that sockets are shut before the process ends.
 TRIES = 3
 #: While the worker connects, more looks must agree: Celery pauses up to 30 s between two attempts.
@@ -79,7 +81,7 @@ class Watchdog:
         self._moved = 0
         self._quiet = 0.0
         self._stuck = 0.0
-        self._asked = False
+        self._answered = True
         self._next_look = 0.0
         self._looks: list[_Look] = []
         self._tries = 0
@@ -111,7 +113,7 @@ class Watchdog:
 
     def _answer(self) -> None:
         """Called by the consumer's loop: it turns."""
-        self._asked = False
+        self._answered = True
 
     # --- what it sees -------------------------------------------------------------------------------------------------
 
@@ -130,10 +132,10 @@ class Watchdog:
             self._calm()
             return
         self._quiet += elapsed
-        self._stuck = self._stuck + elapsed if self._asked else 0.0
-        if not self._asked:
-            self._asked = True
-            consumer.call_soon(self._answer)
+        # Asked anew each time: a reconnect may throw the question away.
+        self._stuck = 0.0 if self._answered else self._stuck + elapsed
+        self._answered = False
+        consumer.call_soon(self._answer)
         if self._quiet < max(settings.STALL_TIMEOUT, self._next_look):
             return
         self._next_look = self._quiet + LOOK_EVERY
@@ -211,7 +213,7 @@ class Watchdog:
         except Exception as error:  # each transport has its own
             logger.debug("The watchdog could not ask the broker: %r", error)
             return None
-        return _Look(ready, self._stuck >= LOOK_EVERY, live, frames)
+        return _Look(ready, self._stuck >= STUCK, live, frames)
 
     def _deaf(self, look: _Look) -> bool:
         """Since the look before, nothing came although messages were ready; or the connection brought not even the

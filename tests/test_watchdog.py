@@ -168,6 +168,14 @@ def test_f_a_loop_that_does_not_turn_is_noticed_though_the_worker_looks_busy(rig
         worker_state.reserved_requests.difference_update(held)
 
 
+def test_f_a_question_to_the_loop_that_a_reconnect_threw_away_is_asked_again(rig: Rig, waiting: Job) -> None:
+    """It made the loop look stuck for ever, and the watchdog act on a worker that had come back (kombu 5.5)."""
+    rig.turns = False
+    rig.run(2)
+    rig.turns, rig.ready = True, False
+    assert rig.run(300).shut == []
+
+
 def test_f1_a_channel_of_another_connection_is_noticed_in_three_seconds_without_a_job(rig: Rig) -> None:
     rig.consumer.connection._connection = other = object()
     assert rig.run(2).shut == []
