@@ -139,8 +139,9 @@ def test_f_half_open_connections_are_given_up_and_a_locked_remote_control_does_n
 def test_f_a_worker_that_does_not_come_back_ends_with_a_status_of_its_own(rabbitmq: Site) -> None:
     worker = rabbitmq.worker("threads", STALL_TIMEOUT=0.5)
     rabbitmq.stack.ends(tasks.stops_its_workers_loop.delay(600))
-    tasks.effect.delay("waits")
-    assert worker.wait(90) == EXIT_STATUS
+    # The first ones may still be taken: the loop stops within a second.
+    wait_until(lambda: tasks.effect.delay("waits") and not worker.alive, "the process ends", 90, every=2.0)
+    assert worker.wait() == EXIT_STATUS
     assert "Reconnecting 3 times did not help" in worker.log
     worker.start()
     rabbitmq.stack.all_end()
