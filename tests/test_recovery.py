@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import io
 import json
+import logging
 import socket
 import threading
 import time
@@ -232,9 +233,22 @@ def test_c20_a_queue_that_does_not_exist_is_unknown(stack: Stack, idle_queue: st
 # --- a worker in a test -----------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    """Celery's test worker sets up logging for the process: left so, later tests would see no warning in ``caplog``."""
+    loggers = [logging.getLogger(name) for name in (None, "celery", "celery.task", "celery.redirected")]
+    before = [(one, one.level, one.propagate, one.disabled, list(one.handlers)) for one in loggers]
+    yield
+    for one, level, propagate, disabled, handlers in before:
+        one.setLevel(level)
+        one.propagate, one.disabled, one.handlers[:] = propagate, disabled, handlers
+
+
 @pytest.mark.servers
 @pytest.mark.filterwarnings("ignore")
-def test_a18_retries_and_countdowns_run_in_celerys_own_test_worker(stack: Stack, idle_queue: str) -> None:
+def test_a18_retries_and_countdowns_run_in_celerys_own_test_worker(
+    stack: Stack, idle_queue: str, logging_as_before: None
+) -> None:
     with override_settings(RELIABLE_JOBS={**stack.settings, "WORKER_SWEEP_INTERVAL": 0.2}):
         with start_worker(app, perform_ping_check=False, shutdown_timeout=30):
             later = tasks.effect.apply_async(("later",), countdown=0.5)
