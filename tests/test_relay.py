@@ -260,7 +260,7 @@ def test_relays_killed_in_mid_work_leave_every_job_to_the_next_one_and_none_twic
 @pytest.mark.servers
 @pytest.mark.promise("I1")
 def test_a_database_without_notify_is_polled(stack: Stack, idle_queue: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox.wake, "nudge", lambda alias: None)
+    monkeypatch.setattr(wake, "nudge", lambda alias: None)
     tasks.effect.bulk_delay((f"polled {n}",) for n in range(outbox.MAX_ON_COMMIT + 1))
     relay_process(stack, "--interval", "0.2").wait_for_line("Relay is ready")
     wait_until(lambda: not Job.objects.filter(sends=0).exists(), "all are sent")
