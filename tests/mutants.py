@@ -308,6 +308,28 @@ MUTANTS = [
         (f"{I3}::test_a_body_that_commits_by_hand_is_told_what_to_do_and_does_not_count_as_done",),
     ),
     Mutant(
+        "broken-commit-is-recorded",
+        "I2",
+        "execution.py",
+        "return aftermath.after_broken_transaction(task, run, ended, error)",
+        "raise",
+        (f"{I3}::test_a_body_that_commits_by_hand_is_told_what_to_do_and_does_not_count_as_done",),
+        # What nobody has looked into is an error around the run, and is recorded as one: by the delivery, or by the
+        # tracer's wrapper.
+        also=(
+            (
+                "delivery.py",
+                "job's history says so\n        unreported.write_interruption(task, trail, error)\n",
+                "job's history says so\n        raise\n",
+            ),
+            (
+                "tracing.py",
+                "(unreported.write_failure if fired else unreported.write_interruption)(task, trail, error)\n",
+                "return None\n",
+            ),
+        ),
+    ),
+    Mutant(
         "fence-epoch",
         "I4",
         "lifecycle/transition.py",

@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import datetime
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import kombu
 
 from reliable_jobs import publisher as publisher_module
-from reliable_jobs.link import BrokerTimeout, Receipt
+from reliable_jobs.link import BrokerTimeout, Depth, Receipt
 from reliable_jobs.message import HEADER, Outgoing
 from tests.celery_app import app
 from tests.model.actors import Killed, current
@@ -73,6 +74,8 @@ class Broker:
         self.history: list[Published] = []
         self.ever: list[Outgoing] = []
         self.breaker_open = False
+        #: Workers that consume its queues. What a delivery has taken is prefetched, and not ready any more.
+        self.consumers = 1
 
     def publish(self, messages: Sequence[Outgoing], timeout: float | None = None) -> Receipt:
         actor = current()
@@ -99,6 +102,12 @@ class Broker:
 
     def reachable(self, timeout: float = 5.0) -> bool:
         return self.mood != "down"
+
+    def depths(self, queues: Sequence[str], timeout: float = 2.0) -> dict[str, Depth]:
+        if self.mood in ("down", "silent"):
+            return {}
+        ready = Counter(message.going.queue for message in self.ready)
+        return {queue: Depth(ready=ready[queue], consumers=self.consumers) for queue in queues}
 
     def close(self) -> None:
         pass

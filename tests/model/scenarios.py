@@ -135,7 +135,7 @@ def a_body_that_loses_its_session_each_time(world: World) -> None:
     world.claim(row.status == "failed", f"I6: {row} has been interrupted four times")
 
 
-@needs("broken-commit-is-looked-into")
+@needs("broken-commit-is-looked-into", "broken-commit-is-recorded")
 def a_commit_whose_answer_is_lost(world: World) -> None:
     """The body is done, and the connection lost with the settlement and the COMMIT, which travel together. (The message
     is acknowledged either way: the row is what tells.)"""
@@ -146,6 +146,7 @@ def a_commit_whose_answer_is_lost(world: World) -> None:
     world.resume(run)
     (row,) = world.rows().values()
     world.claim(row.interruptions == 1, f"I2: {row}: a run that lost its commit said nothing of it")
+    world.claim("the worker failed" not in row.error, f"I7: {row}: the worker is blamed for a lost connection")
 
 
 @needs("savepoint")

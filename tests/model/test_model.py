@@ -21,7 +21,13 @@ pytestmark = pytest.mark.servers
 #: What a search of seconds finds; for the others there are their scenarios, and the soak.
 FOUND_SOON = ["careful-path", "fence-epoch", "final-check", "rev-check", "row-lock", "skip-locked"]
 #: What is broken without these shows in one exact place, to which the scenario looks and no promise after each step.
-NEEDS_ITS_SCENARIO = {"broken-commit-is-looked-into", "crash-given-back", "expiry", "interruption-bound"}
+NEEDS_ITS_SCENARIO = {
+    "broken-commit-is-looked-into",
+    "broken-commit-is-recorded",
+    "crash-given-back",
+    "expiry",
+    "interruption-bound",
+}
 MANY = int(os.environ.get("MODEL_EXAMPLES", "1000"))
 
 
