@@ -212,19 +212,20 @@ def test_b5_the_soft_time_limit_ends_an_async_function(stack: Stack) -> None:
 
 
 # --- generators (B5) --------------------------------------------------------------------------------------------------
+# Not shared: the checks of every other app in this process would name them.
 
 
-@shared_task(base=ReliableTask, name="test_function.generates")
+@app.task(base=ReliableTask, name="test_function.generates", shared=False)
 def generates(n: int) -> Iterator[int]:
     yield n
 
 
-@shared_task(base=ReliableTask, name="test_function.generates_async", ignore_result=True)
+@app.task(base=ReliableTask, name="test_function.generates_async", shared=False, ignore_result=True)
 async def generates_async(n: int) -> AsyncIterator[int]:
     yield n
 
 
-@shared_task(base=ReliableTask, name="test_function.generates_hidden", ignore_result=True)
+@app.task(base=ReliableTask, name="test_function.generates_hidden", shared=False, ignore_result=True)
 @decorated
 def generates_hidden(n: int) -> Iterator[int]:
     yield n

@@ -121,8 +121,8 @@ class Project:
         assert program == "python", f"the README has a command that nobody here can type: {command}"
         return self.run(sys.executable, *arguments)
 
-    def answer(self, command: str, *answers: str) -> None:
-        """Type a command that asks questions, and the answers."""
+    def answer(self, command: str, *answers: tuple[str, str]) -> None:
+        """Type a command that asks questions, and the answers, each after the beginning of its prompt."""
         _, *arguments = shlex.split(command)
         ours, theirs = pty.openpty()
         process = subprocess.Popen(
@@ -138,8 +138,9 @@ class Project:
         said = b""
         try:
             assert process.stdout is not None
-            for text in answers:
-                while not said.rstrip(b" ").endswith(b":"):  # asking for a password drops what was typed before
+            for prompt, text in answers:
+                # Asking for a password drops what was typed before, and a warning may hold a colon too.
+                while not re.search(rf"^{re.escape(prompt)}[^:\n]*: $".encode(), said, re.MULTILINE):
                     byte = process.stdout.read(1)
                     assert byte, said.decode()
                     said += byte
@@ -213,8 +214,10 @@ def followed(project: Project) -> Iterator[Project]:
         assert project.type(call) == "made widget 1\n"
         last_line_shown = blocks(ADOPTION, "console")[-2].splitlines()[-1]
         wait_until(lambda: project.type(look).strip() == last_line_shown, last_line_shown, PATIENCE, every=0.5)
-        project.answer(superuser, "admin", "", "a long-winded secret", "a long-winded secret")
-        page = project.admin_page(server, "/admin/reliable_jobs/job/", "admin", "a long-winded secret")
+        secret = "a long-winded secret"
+        answers = [("Username", "admin"), ("Email address", ""), ("Password", secret), ("Password (again)", secret)]
+        project.answer(superuser, *answers)
+        page = project.admin_page(server, "/admin/reliable_jobs/job/", "admin", secret)
         assert "demoapp.tasks.rename_widget" in page
         assert "succeeded" in page.lower()
         yield project
