@@ -88,7 +88,6 @@ def info(error: BaseException) -> ExceptionInfo:
 # --- B4, B11: time ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.servers  # a thread's connection to SQLite in memory is never closed
 @pytest.mark.promise("I7")
 def test_b4_a_message_whose_parking_takes_too_long_is_held(
     jobs: InProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
