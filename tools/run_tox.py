@@ -29,10 +29,12 @@ PYTEST_CLOSING = re.compile(r"^=+ ((?:\d+ \w+(?:, )?)+) in [\d.]+s.* =+$")
 
 
 def default_envs(found: dict[tuple[int, int], str]) -> list[str]:
-    names = [f"py{major}{minor}-django{'60' if minor >= 12 else '52'}" for major, minor in sorted(found, reverse=True)]
-    newest_django = ["py313-django61"] if (3, 13) in found else []
-    mariadb = [f"{names[0]}-mariadb"] if _answers(3306) else []
-    return ["lint", f"{names[0]}-servers", *names, *newest_django, *mariadb]
+    newest = "py{}{}-django{}".format(*max(found), "60" if max(found) >= (3, 12) else "52")
+    # On SQLite each interpreter runs the newest Django that it takes.
+    on_sqlite = {(3, 10): "52", (3, 11): "52", (3, 12): "60", (3, 13): "61"}
+    names = [f"py{major}{minor}-django{on_sqlite[major, minor]}" for major, minor in sorted(found, reverse=True)]
+    mariadb = [f"{newest}-mariadb"] if _answers(3306) else []
+    return ["lint", f"{newest}-servers", *names, *mariadb]
 
 
 def _answers(port: int) -> bool:
