@@ -291,7 +291,7 @@ def found(**kwargs: Any) -> dict[str, str]:
 
 def test_a7_a_check_names_the_databases_without_jobs(jobs: InProcess, legacy: str) -> None:
     assert "'legacy' holds no jobs: it has no jobs table" in found(databases=["default", "legacy"])["I020"]
-    assert "I020" not in found(databases=None), "nothing is asked of a database unless check --database names one"
+    assert "I020" not in found(databases=[]), "nothing is asked of a database unless check --database names one"
 
 
 def test_a7_a_check_names_two_databases_with_jobs_and_a_transaction_for_each_request(

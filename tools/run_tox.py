@@ -31,8 +31,8 @@ PYTEST_CLOSING = re.compile(r"^=+ ((?:\d+ \w+(?:, )?)+) in [\d.]+s.* =+$")
 def default_envs(found: dict[tuple[int, int], str]) -> list[str]:
     newest = "py{}{}-django{}".format(*max(found), "60" if max(found) >= (3, 12) else "52")
     # On SQLite each interpreter runs the newest Django that it takes.
-    on_sqlite = {(3, 10): "52", (3, 11): "52", (3, 12): "60", (3, 13): "61"}
-    names = [f"py{major}{minor}-django{on_sqlite[major, minor]}" for major, minor in sorted(found, reverse=True)]
+    django = {(3, 10): "52", (3, 11): "52", (3, 13): "61"}
+    names = [f"py{one[0]}{one[1]}-django{django.get(one, '60')}" for one in sorted(found, reverse=True)]
     mariadb = [f"{newest}-mariadb"] if _answers(3306) else []
     return ["lint", f"{newest}-servers", *names, *mariadb]
 
