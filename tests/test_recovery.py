@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import io
 import json
-import logging
 import socket
 import threading
 import time
@@ -13,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from celery.contrib.testing.worker import start_worker
 from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
 from django.db.models import F
@@ -233,24 +231,22 @@ def test_c20_a_queue_that_does_not_exist_is_unknown(stack: Stack, idle_queue: st
 # --- a worker in a test -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def logging_as_before() -> Iterator[None]:
-    """Celery's test worker sets up logging for the process: left so, later tests would see no warning in ``caplog``."""
-    loggers = [logging.getLogger(name) for name in (None, "celery", "celery.task", "celery.redirected")]
-    before = [(one, one.level, one.propagate, one.disabled, list(one.handlers)) for one in loggers]
-    yield
-    for one, level, propagate, disabled, handlers in before:
-        one.setLevel(level)
-        one.propagate, one.disabled, one.handlers[:] = propagate, disabled, handlers
-
-
 @pytest.mark.servers
-@pytest.mark.filterwarnings("ignore")
-def test_a18_retries_and_countdowns_run_in_celerys_own_test_worker(
-    stack: Stack, idle_queue: str, logging_as_before: None
-) -> None:
-    with override_settings(RELIABLE_JOBS={**stack.settings, "WORKER_SWEEP_INTERVAL": 0.2}):
+def test_a18_retries_and_countdowns_run_in_celerys_own_test_worker(stack: Stack, idle_queue: str) -> None:
+    """In a process of its own: that worker leaves its logging and its signals' receivers behind."""
+    script = stack.script(
+        """
+        import threading
+        from celery.contrib.testing.worker import start_worker
+        from reliable_jobs.models import Job
         with start_worker(app, perform_ping_check=False, shutdown_timeout=30):
             later = tasks.effect.apply_async(("later",), countdown=0.5)
-            stack.ends(later)
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith("reliable_jobs-worker")]
+            until = time.monotonic() + 40
+            while Job.objects.get(pk=later.id).status != "succeeded" and time.monotonic() < until:
+                time.sleep(0.05)
+        left = [thread.name for thread in threading.enumerate() if thread.name.startswith("reliable_jobs-worker")]
+        print("ended", Job.objects.get(pk=later.id).status, left, flush=True)
+        """,
+        TEST_WORKER_SWEEP_INTERVAL="0.2",
+    )
+    script.wait_for_line("ended succeeded []")
