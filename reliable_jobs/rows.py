@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from django.core.signals import setting_changed
 from django.db import connections, transaction
 from django.db.models.constants import OnConflict
 
@@ -201,3 +202,12 @@ def _as_text(value: Any) -> str:
 
 def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _forget(*, setting: str, **kwargs: Any) -> None:
+    """As for the statements that are kept in statements.py."""
+    if setting in ("USE_TZ", "TIME_ZONE"):
+        _statement.cache_clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="reliable_jobs.rows")

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from django.core.signals import setting_changed
 from django.db import connections
 from django.db.models import DateTimeField, Value
 from django.db.models.base import ModelState
@@ -206,3 +207,13 @@ def _update(vendor: str, alias: str, fence: Shape, shape: Shape) -> str:
     changes.append(f"{quote('epoch')} = {quote('epoch')} + 1")
     conditions = " AND ".join(f"{quote(name)} = {sql_of(connection, form)}" for name, form in (("id", None), *fence))
     return f"UPDATE {quote(Job._meta.db_table)} SET {', '.join(changes)} WHERE {conditions}"
+
+
+def _forget(*, setting: str, **kwargs: Any) -> None:
+    """The clock's SQL depends on the zone that Django stores times in, which tests change."""
+    if setting in ("USE_TZ", "TIME_ZONE"):
+        for cached in (_compiled, _lock_row, _lock_fit, _update):
+            cached.cache_clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="reliable_jobs.statements")

@@ -16,11 +16,11 @@ import pytest
 from celery import Task, chain, group, shared_task, signals
 from celery.contrib.django.task import DjangoTask
 from django.db.models import DurationField, ExpressionWrapper, F
-from django.db.models.functions import Now
 from django.test import override_settings
 
 from reliable_jobs import ReliableTask
 from reliable_jobs.capture import Capture
+from reliable_jobs.clock import Now
 from reliable_jobs.content import PLAIN_DATA, NotDecoded, arguments, headers_of, same_call
 from reliable_jobs.errors import InvalidOption, JobTooLarge, UnserialisableArguments
 from reliable_jobs.message import HEADER, Rendered, outgoing, rerouted
