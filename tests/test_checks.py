@@ -453,7 +453,9 @@ def test_attributes_of_ones_own_and_all_right_ones_are_left_alone(project: Confi
         "retry_delay": 5,
     }
     right = dict.fromkeys(task_checks.ATTRIBUTES)
-    right.update(autoretry_for=(OSError,), retry_kwargs={}, retry_backoff=True, retry_backoff_max=5)
+    right.update(
+        autoretry_for=(OSError,), dont_autoretry_for=(), retry_kwargs={}, retry_backoff=True, retry_backoff_max=5
+    )
     add(app, "checked.own", **own, **right)
     assert "W035" not in found()
 
