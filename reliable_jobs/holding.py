@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 from django.db import connections
 
-from reliable_jobs import aftermath
+from reliable_jobs import aftermath, failures
 from reliable_jobs.conf import settings
 from reliable_jobs.execution import NotStarted
 
@@ -34,7 +35,8 @@ def held(using: str, what: str, attempt: Callable[[], _T]) -> _T:
         try:
             return attempt()
         except NotStarted as reason:
-            if kept:
+            met = reason.__cause__ is not None and failures.is_conflict(reason.__cause__, using)
+            if kept and not met:
                 # It may have died since the last job, which says nothing of the database.
                 kept = False
                 aftermath.discard_connection(using)
@@ -42,6 +44,10 @@ def held(using: str, what: str, attempt: Callable[[], _T]) -> _T:
             # By the clock: one try at a host that is gone takes two minutes.
             if time.monotonic() >= until:
                 raise Reject(str(reason), requeue=True) from reason
+            if met:
+                # The session is whole, and the other transaction is short: it claims or settles as this one does.
+                _sleep(random.uniform(0.005, 0.05), reason)
+                continue
             logger.warning(
                 "%s: the database %r can't be used (%s). Holding the message, next try in %.1f s.",
                 what,
@@ -50,9 +56,13 @@ def held(using: str, what: str, attempt: Callable[[], _T]) -> _T:
                 pause,
             )
             aftermath.discard_connection(using)
-            try:
-                time.sleep(pause)
-            except SoftTimeLimitExceeded:
-                # Meant for a task function, and none has begun. With the message comes another limit.
-                raise Reject(f"held past the soft time limit: {reason}", requeue=True) from reason
+            _sleep(pause, reason)
             pause = min(pause * 2, 15.0)
+
+
+def _sleep(seconds: float, reason: NotStarted) -> None:
+    try:
+        time.sleep(seconds)
+    except SoftTimeLimitExceeded:
+        # Meant for a task function, and none has begun. With the message comes another limit.
+        raise Reject(f"held past the soft time limit: {reason}", requeue=True) from reason

@@ -410,3 +410,26 @@ def test_a12_a_long_job_that_always_conflicts_ends_failed(jobs: InProcess) -> No
 def test_a12_so_many_runs_and_pauses_fit_into_the_window(run: float, limit: int) -> None:
     pauses = [retry.conflict_delay(limit) for _ in range(500)]
     assert limit * (run + statistics.mean(pauses)) < retry.conflict_window(limit, run)
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I5")
+def test_a12_a_claim_that_meets_another_transaction_is_tried_again_at_once(
+    jobs: InProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On the session that it has, and without a word: nothing is wrong with the database."""
+    met: list[object] = []
+
+    def conflicts_twice(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if "FOR NO KEY UPDATE" in sql and len(met) < 2:
+            met.append(connection.connection)
+            sql, params = "DO $$ BEGIN RAISE SQLSTATE '40001'; END $$", None
+        return execute(sql, params, many, context)
+
+    task_result = acts.delay()
+    with connection.execute_wrapper(conflicts_twice):
+        jobs.work()
+    job = jobs.row(task_result)
+    assert (job.status, job.interruptions, len(met)) == ("succeeded", 0, 2)
+    assert met[0] is met[1] is connection.connection
+    assert "Holding the message" not in caplog.text
