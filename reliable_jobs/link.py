@@ -22,6 +22,7 @@ from amqp.exceptions import FrameSyntaxError
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 from kombu import Producer
+from kombu.transport.base import Transport
 
 from reliable_jobs import wire
 from reliable_jobs.message import Outgoing
@@ -102,6 +103,24 @@ class BrokerTimeout(Exception):
     """The broker did not answer within the time budget."""
 
 
+def _within(timeout: float, transport: Transport, theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Transport options that bound each wait on the network; the project's own values win."""
+    options = dict(theirs)
+    if transport.driver_name == "py-amqp":
+        # connect_timeout bounds each read of the handshake as well (amqp.Connection.connect).
+        options.update(confirm_publish=False, connect_timeout=timeout)
+        options.setdefault("read_timeout", timeout)
+        options.setdefault("write_timeout", timeout)
+    elif transport.driver_type == "redis":
+        options.setdefault("socket_connect_timeout", timeout)
+        options.setdefault("socket_timeout", timeout)
+    elif transport.driver_type == "sqs":
+        # What kombu hands to botocore, which waits 60 s for each and tries five times. One call connects and reads.
+        client = {"connect_timeout": timeout / 2, "read_timeout": timeout / 2, "retries": {"total_max_attempts": 1}}
+        options["client-config"] = {**client, **(options.get("client-config") or {})}
+    return options
+
+
 class Link:
     """One broker connection with its channel."""
 
@@ -111,17 +130,10 @@ class Link:
         self.declared: set[str] = set()
         self.used = False
         self.connection = app.connection_for_write(heartbeat=0, connect_timeout=timeout)
-        options = dict(self.connection.transport_options or {})
         self.amqp = self.connection.transport.driver_name == "py-amqp"
-        if self.amqp:
-            # connect_timeout bounds each read of the handshake as well (amqp.Connection.connect).
-            options.update(confirm_publish=False, connect_timeout=timeout)
-            options.setdefault("read_timeout", timeout)
-            options.setdefault("write_timeout", timeout)
-        elif self.connection.transport.driver_type == "redis":
-            options.setdefault("socket_connect_timeout", timeout)
-            options.setdefault("socket_timeout", timeout)
-        self.connection.transport_options = options
+        self.connection.transport_options = _within(
+            timeout, self.connection.transport, self.connection.transport_options or {}
+        )
         try:
             self.connection.ensure_connection(max_retries=1, interval_start=0, timeout=timeout)
             # The driver's own connection: kombu's quietly reconnects, leaves the old socket open, and would wait on the

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from kombu import Exchange, Queue
+from kombu.transport import memory
 
 from reliable_jobs.link import BrokerTimeout, Link, Receipt
 from reliable_jobs.message import Outgoing
@@ -408,3 +409,30 @@ def test_on_another_transport_the_budget_holds_between_messages(rows: inprocess.
     assert not receipt.confirmed
     wait_until(lambda: not mine.breaker_open, "the breaker closes again")
     mine.close()
+
+
+class _Sqs(memory.Transport):
+    """What a link sees of kombu's SQS transport, which wants boto3 installed."""
+
+    driver_type = driver_name = "sqs"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "retries", "connect_timeout"),
+    [
+        ({}, {"total_max_attempts": 1}, 0.4),
+        ({"retries": {"max_attempts": 2}, "connect_timeout": 5}, {"max_attempts": 2}, 5),
+    ],
+)
+@pytest.mark.promise("I9")
+def test_one_call_to_sqs_has_the_publishs_budget_and_no_retries(
+    theirs: dict[str, Any], retries: dict[str, Any], connect_timeout: float
+) -> None:
+    with Celery(set_as_current=False, broker_transport=f"{__name__}:_Sqs") as sqs:
+        sqs.conf.broker_transport_options = {"client-config": theirs, "region": "eu-central-1"}
+        link = Link(sqs, timeout=0.8)
+        # Where kombu's SQS channel looks when it makes boto3's client.
+        options = link.channel.connection.client.transport_options
+        link.close()
+    assert options["region"] == "eu-central-1"
+    assert options["client-config"] == {"connect_timeout": connect_timeout, "read_timeout": 0.4, "retries": retries}
