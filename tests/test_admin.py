@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import json
 import re
+import tracemalloc
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from django.test import Client, override_settings
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
+from kombu import compression
 
 from reliable_jobs.admin import listing, story
 from reliable_jobs.models import Job, JobEvent
@@ -282,11 +284,40 @@ def test_markup_is_shown_and_not_run(boss: Client, place: str) -> None:
         ({"content_type": "", "content_encoding": "", "envelope": "no json"}, "Not shown (unknown type is"),
         ({"headers": {"compression": "gzip"}}, "Can&#x27;t be decoded"),
         ({"body": b"[" * 100_000}, "Can&#x27;t be decoded"),
-        ({"body": b'[["' + b"x" * 300_000 + b'"], {}, {}]'}, "Too large to show"),
+        ({"body": b'[["' + b"x" * 300_000 + b'"], {}, {}]'}, "Too large to show (more than 262144 bytes)"),
+        ({"headers": {"compression": "x-own"}}, "x-own is decompressed by workers only"),
     ],
 )
 def test_a_body_that_cant_be_decoded_is_shown_as_such(boss: Client, columns: dict[str, Any], note: str) -> None:
+    compression.register(bytes, bytes, "x-own")
     assert note in page_of(boss, make(status=Status.FAILED, reason=Reason.PARKED, **columns))
+
+
+_BOMB = b'[["' + b"x" * 50_000_000 + b'"], {}, {}]'
+_LAUGHS = (
+    "- [" + "".join(f"&a{n} [{f'*a{n - 1},' * 10}], " for n in range(1, 10)).replace("*a0", "ha") + "]\n- {}\n- {}"
+)
+
+
+@pytest.mark.parametrize("how", ["zlib", "bzip2", "lzma"])
+def test_a_compressed_bomb_is_not_unpacked_for_a_page(boss: Client, how: str) -> None:
+    body, kind = compression.compress(_BOMB, how)
+    job = make(body=body, headers={"compression": kind})
+    assert len(body) < 60_000
+    tracemalloc.start()
+    text = page_of(boss, job)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "Too large to show (more than 262144 bytes)" in text
+    assert most < 10_000_000
+
+
+def test_aliases_of_yaml_are_not_written_out_for_a_page(boss: Client) -> None:
+    pytest.importorskip("yaml")
+    text = page_of(boss, make(body=_LAUGHS.encode(), content_type="application/x-yaml"))
+    assert "Too large to show" in text
+    endless = page_of(boss, make(body=b"- [&a [*a]]\n- {}\n- {}", content_type="application/x-yaml"))
+    assert "Too large to show" in endless
 
 
 def test_lone_surrogates_in_names_and_values_do_not_break_the_page(boss: Client) -> None:

@@ -15,7 +15,7 @@ from django.utils.module_loading import autodiscover_modules
 from kombu.serialization import loads
 
 from reliable_jobs import result_text
-from reliable_jobs.content import NotDecoded, arguments, headers_of
+from reliable_jobs.content import NotDecoded, TooLarge, arguments, headers_of
 from reliable_jobs.models import Job
 from reliable_jobs.sensitive import HIDDEN
 from reliable_jobs.task import ReliableTask
@@ -27,8 +27,6 @@ logger = logging.getLogger("reliable_jobs.admin")
 
 #: Characters shown of arguments and result.
 SHOWN = 20_000
-#: Larger bodies (messages from elsewhere know no MAX_BODY_BYTES) are not decoded for a page.
-DECODED_BYTES = 256 * 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +46,14 @@ def shown_arguments(job: Job) -> Shown:
     body = bytes(job.body)
     about = f"{len(body)} bytes of {job.content_type or 'unknown type'}"
     masked = isinstance(task, ReliableTask) and bool(task.sensitive)
-    if len(body) > DECODED_BYTES:
-        return Shown(HIDDEN if masked else repr(body[:500]), f"Too large to show: {about}.")
     try:
         args, kwargs = arguments(job)
         if masked and task is not None:
             # A message from elsewhere: its sender knew nothing of ``sensitive``, the code at hand does.
             return Shown(_cut("\n".join(task._shown(args, kwargs))), "Sensitive arguments are hidden.")
         return Shown(_cut(_lines(task, args, kwargs)), "" if args or kwargs else "No arguments.")
+    except TooLarge as error:
+        return Shown(HIDDEN if masked else repr(body[:500]), f"Too large to show ({error}): {about}.")
     except NotDecoded as error:
         return Shown(HIDDEN if masked else repr(body[:500]), f"Not shown ({error}): {about}.")
     except (ValueError, RecursionError) as error:

@@ -101,7 +101,7 @@ def assert_enqueued(
 
 
 def _enqueued(job: Job) -> EnqueuedJob:
-    args, kwargs = arguments(job, trusted=(job.content_type,))  # written by the test itself
+    args, kwargs = arguments(job, trusted=(job.content_type,), limit=None)  # written by the test itself
     return EnqueuedJob(job.pk, job.task, args, kwargs, job.queue, job.key, job.due_at, job.status)
 
 
