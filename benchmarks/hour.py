@@ -21,7 +21,7 @@ STEP = 10_000
 def sweeps(rival: Rival) -> list[float]:
     """In the child: milliseconds of several sweeps that find nothing; the first one reads what the last jobs left."""
     from benchmarks.project.celery import app
-    from reliable_jobs.sweeper import sweep
+    from reliable_jobs.sweep.sweeper import sweep
 
     times = []
     for _ in range(REPEATS):

@@ -23,7 +23,7 @@ def sweep_until_sent(rival: Rival) -> None:
     """In the child: what ``reliable_jobs_sweep`` does, without its pauses."""
     from benchmarks.project.celery import app
     from reliable_jobs.models import Job
-    from reliable_jobs.sweeper import sweep
+    from reliable_jobs.sweep.sweeper import sweep
 
     while Job.objects.due().exists():
         sweep(app)

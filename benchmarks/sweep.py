@@ -54,7 +54,7 @@ def look(rival: Rival) -> dict[str, float]:
     from django.urls import reverse
 
     from benchmarks.project.celery import app
-    from reliable_jobs.sweeper import sweep
+    from reliable_jobs.sweep.sweeper import sweep
 
     client = Client()
     client.force_login(User.objects.create_superuser("benchmark"))

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reliable_jobs.adopted import AdoptedTask
-    from reliable_jobs.task import DayLongTask, ReliableTask, RetriedTask, TenHourTask
+    from reliable_jobs.task.adopted_task import AdoptedTask
+    from reliable_jobs.task.reliable_task import DayLongTask, ReliableTask, RetriedTask, TenHourTask
 
 __version__ = "0.1.0"
 __all__ = ["AdoptedTask", "DayLongTask", "ReliableTask", "RetriedTask", "TenHourTask"]
 
 
 def __getattr__(name: str) -> Any:
-    # task.py imports models, which Django allows only once its apps are loaded; this package is imported before.
+    # Not at the top: every import of a module in here imports this file first.
     if name in __all__:
-        from reliable_jobs import adopted, task
+        from reliable_jobs.task import adopted_task, reliable_task
 
-        return getattr(adopted if name == "AdoptedTask" else task, name)
+        return getattr(adopted_task if name == "AdoptedTask" else reliable_task, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,9 +10,10 @@ class ReliableJobsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from reliable_jobs import checks, databases, worker  # noqa: F401 - importing the checks registers them
+        from reliable_jobs import databases
         from reliable_jobs.schedule import create_periodic_tasks
+        from reliable_jobs.worker import bootstrap
 
-        worker.connect()
+        bootstrap.connect()
         post_migrate.connect(databases.forget, dispatch_uid="reliable_jobs.databases")
         post_migrate.connect(create_periodic_tasks, sender=self, dispatch_uid="reliable_jobs.periodic_tasks")

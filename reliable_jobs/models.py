@@ -115,7 +115,7 @@ class JobQuerySet(models.QuerySet["Job"]):
 class Job(models.Model):
     """One requested run of a task: outbox row and receipt at once. Its id is the Celery task id.
 
-    Only lifecycle.py writes ``status``; outbox.py inserts; the sweeper raises ``sends`` and ``check_at``.
+    Only lifecycle.py writes ``status``; enqueue/outbox.py inserts; the sweeper raises ``sends`` and ``check_at``.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -159,7 +159,7 @@ class Job(models.Model):
     body = models.BinaryField()
     content_type = models.CharField(max_length=127)
     content_encoding = models.CharField(max_length=63)
-    #: The rest of the rendered message as JSON text: see message.py. Text, because jsonb refuses a NUL character.
+    #: The rest of the rendered message as JSON text: see message/row_to_message.py. Text: jsonb refuses a NUL.
     envelope = models.TextField()
 
     root_id = models.UUIDField(null=True, blank=True)

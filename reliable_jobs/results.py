@@ -17,11 +17,11 @@ from celery.states import READY_STATES
 from django.db import DatabaseError
 
 from reliable_jobs import databases, lifecycle
-from reliable_jobs.delivery import result_of
+from reliable_jobs.dispatch.on_commit import is_uncommitted
 from reliable_jobs.errors import NotCommitted
 from reliable_jobs.models import Job
-from reliable_jobs.on_commit import is_uncommitted
-from reliable_jobs.receipts import foreign_id
+from reliable_jobs.run.delivery import result_of
+from reliable_jobs.run.foreign_messages import foreign_id
 from reliable_jobs.status import CELERY_STATES, Reason
 
 

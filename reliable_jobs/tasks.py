@@ -13,11 +13,13 @@ from typing import Any
 from celery import Task, shared_task
 from celery.result import AsyncResult
 
-from reliable_jobs import bundle, bundle_run, pruner, sweeper
-from reliable_jobs.loop import SweepLoop
+from reliable_jobs.dispatch import bundles
+from reliable_jobs.run import bundle
 from reliable_jobs.schedule import PRUNE_TASK, SWEEP_TASK
+from reliable_jobs.sweep import pruner, sweeper
+from reliable_jobs.sweep.loop import SweepLoop
 
-#: Set while this process is a beat; see worker.py.
+#: Set while this process is a beat; see worker/bootstrap.py.
 beat_loop: SweepLoop | None = None
 
 
@@ -48,11 +50,11 @@ class _BundleTask(Task):
     reject_on_worker_lost = True
     retry_on_worker_lost = False
     ignore_result = True
-    Request = "reliable_jobs.requests:BundleRequest"
+    Request = "reliable_jobs.worker.requests:BundleRequest"
     keeps_connections = True
 
 
-@shared_task(base=_BundleTask, name=bundle.TASK, bind=True)
+@shared_task(base=_BundleTask, name=bundles.TASK, bind=True)
 def run_bundle(self: Any, task: str, using: str, pointers: list[list[Any]]) -> str:
     """Run the jobs of one message."""
-    return bundle_run.run(self, task, using, pointers)
+    return bundle.run(self, task, using, pointers)

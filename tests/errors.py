@@ -25,8 +25,11 @@ from django.db.models import F
 from kombu.asynchronous.timer import Timer
 
 import reliable_jobs
-from reliable_jobs import ReliableTask, bundle_attempt, delivery, parking, requests, revocation, sweeper
+from reliable_jobs import ReliableTask
 from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.run import bundle_transaction, delivery
+from reliable_jobs.sweep import sweeper
+from reliable_jobs.worker import parking, requests, revocation
 from tests.celery_app import app
 from tests.inprocess import HOSTNAME, InProcess
 
@@ -36,7 +39,7 @@ ROUNDS = 25
 
 
 #: Called by Celery itself: what would be raised before their first line is not the package's.
-ENTRIES = (ReliableTask.__call__.__code__, delivery.deliver.__code__, bundle_attempt.Attempt.body.__code__)
+ENTRIES = (ReliableTask.__call__.__code__, delivery.deliver.__code__, bundle_transaction.Attempt.body.__code__)
 
 
 class Injected(RuntimeError):

@@ -31,11 +31,11 @@ from django.db import connections
 from django.test import override_settings
 from kombu import Connection, Producer, Queue
 
-from reliable_jobs import publisher as publisher_module
-from reliable_jobs import sweeper
-from reliable_jobs.message import HEADER, outgoing
+from reliable_jobs.dispatch import publisher as publisher_module
+from reliable_jobs.dispatch.publisher import Publisher, publisher
+from reliable_jobs.message.row_to_message import HEADER, outgoing
 from reliable_jobs.models import Job, JobEvent
-from reliable_jobs.publisher import Publisher, publisher
+from reliable_jobs.sweep import sweeper
 from tests.celery_app import app, use_broker
 from tests.databases import by_hand
 from tests.testapp.models import Effect

@@ -23,10 +23,10 @@ from django.utils import timezone
 from kombu import Connection, Producer, Queue
 from kombu.utils.imports import symbol_by_name
 
-from reliable_jobs import publisher as publisher_module
-from reliable_jobs import sweeper
-from reliable_jobs.message import HEADER, outgoing
+from reliable_jobs.dispatch import publisher as publisher_module
+from reliable_jobs.message.row_to_message import HEADER, outgoing
 from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.sweep import sweeper
 from tests.celery_app import app, use_broker
 from tests.testapp.models import Effect
 

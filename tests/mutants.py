@@ -70,7 +70,7 @@ MUTANTS = [
     Mutant(
         "publish-before-commit",
         "I1",
-        "on_commit.py",
+        "dispatch/on_commit.py",
         "transaction.on_commit(hook, using=alias)",
         "hook()",
         (f"{I1}::test_no_message_goes_out_before_the_commit",),
@@ -78,7 +78,7 @@ MUTANTS = [
     Mutant(
         "weak-batch",
         "I1",
-        "on_commit.py",
+        "dispatch/on_commit.py",
         "return self._by_alias.setdefault(alias, weakref.WeakValueDictionary())",
         "return self._by_alias.setdefault(alias, {})",
         (f"{I1}::test_a_savepoint_rolled_back_takes_its_jobs_along_and_the_others_go_out_in_one_publish",),
@@ -86,7 +86,7 @@ MUTANTS = [
     Mutant(
         "one-hook-for-all",
         "I1 I2",
-        "on_commit.py",
+        "dispatch/on_commit.py",
         "transaction.on_commit(hook, using=alias)",
         "len(hook.pending) > 1 or transaction.on_commit(hook, using=alias)",
         (f"{I1}::test_a_savepoint_rolled_back_takes_its_jobs_along_and_the_others_go_out_in_one_publish",),
@@ -94,7 +94,7 @@ MUTANTS = [
     Mutant(
         "encoded-between-copies",
         "I1",
-        "template.py",
+        "enqueue/template.py",
         "    if not _PLAIN.issuperset(map(type, args)) or not _PLAIN.issuperset(map(type, kwargs.values())):\n"
         "        return None\n",
         "",
@@ -104,7 +104,7 @@ MUTANTS = [
     Mutant(
         "calls-between-copies",
         "I1",
-        "bulk.py",
+        "enqueue/bulk.py",
         "while block := list(itertools.islice(taken, BLOCK)):",
         "for block in [taken]:",
         ("tests/test_template.py::test_calls_may_come_from_the_database_that_they_are_written_to",),
@@ -112,7 +112,7 @@ MUTANTS = [
     Mutant(
         "mandatory",
         "I7",
-        "wire.py",
+        "dispatch/amqp_frames.py",
         "(0, exchange, routing_key, mandatory, False)",
         "(0, exchange, routing_key, False, False)",
         (f"{I5}::test_a_returned_message_counts_as_not_sent_is_visible_and_goes_out_when_the_binding_is_there",),
@@ -120,7 +120,7 @@ MUTANTS = [
     Mutant(
         "breaker",
         "I9",
-        "publisher.py",
+        "dispatch/publisher.py",
         "            self._open = True\n",
         "            self._open = False\n",
         (f"{I5}::test_a_broker_that_is_away_at_commit_delays_the_job_and_not_the_request",),
@@ -128,7 +128,7 @@ MUTANTS = [
     Mutant(
         "probe-with-a-body",
         "I9",
-        "link.py",
+        "dispatch/connection.py",
         '"reliable_jobs.probe", b"probe",',
         '"reliable_jobs.probe", b"",',
         (f"{I5}::test_a_broker_under_its_memory_alarm_never_confirms_and_loses_nothing",),
@@ -136,7 +136,7 @@ MUTANTS = [
     Mutant(
         "size-limit",
         "I7",
-        "capture.py",
+        "enqueue/render.py",
         "if len(payload) > (MAX_FOLLOWING_BYTES if self.follows else settings.MAX_BODY_BYTES):",
         "if False:",
         (f"{I7}::test_an_oversized_call_is_refused_at_the_call_and_writes_nothing",),
@@ -145,7 +145,7 @@ MUTANTS = [
     Mutant(
         "row-lock",
         "I4",
-        "statements.py",
+        "lifecycle/sql.py",
         "annotate(now=Now()).lock().values_list(",
         "annotate(now=Now()).values_list(",
         (f"{I4}::test_of_five_copies_at_once_one_runs",),
@@ -193,7 +193,7 @@ MUTANTS = [
     Mutant(
         "careful-path",
         "I6",
-        "arrival.py",
+        "run/arrival.py",
         'careful=not task.atomic or redelivered or _number(pointer.get("send")) > 1,',
         "careful=not task.atomic,",
         (f"{I6}::test_a_job_that_kills_its_process_ends_failed_and_its_neighbours_finish_unblamed[prefork]",),
@@ -201,7 +201,7 @@ MUTANTS = [
     Mutant(
         "hold-redelivered",
         "I2",
-        "delivery.py",
+        "run/delivery.py",
         "(REDELIVERY_PATIENCE if delivery.redelivered else first)",
         "first",
         (f"{I2}::test_a_redelivered_message_is_held_until_the_row_of_the_killed_run_is_free",),
@@ -218,7 +218,7 @@ MUTANTS = [
     Mutant(
         "adopted-not-atomic",
         "I2",
-        "adopted.py",
+        "task/adopted_task.py",
         "    atomic = False\n    reruns = False",
         "    reruns = False",
         (f"{ADOPTION}::test_e1_an_adopted_task_commits_as_it_goes",),
@@ -226,7 +226,7 @@ MUTANTS = [
     Mutant(
         "adopted-begun-once-after-a-crash",
         "I2",
-        "execution.py",
+        "run/execution.py",
         "return claim.job.crashes > (settings.MAX_CRASHES if task.reruns else 1)",
         "return claim.job.crashes > settings.MAX_CRASHES",
         (f"{ADOPTION}::test_e1_an_adopted_app_keeps_the_document_whose_script_fails_or_is_killed",),
@@ -234,7 +234,7 @@ MUTANTS = [
     Mutant(
         "adopted-begun-once-after-a-database-error",
         "I2",
-        "outcome.py",
+        "run/outcomes.py",
         "if task.reruns and isinstance(error, DatabaseError)",
         "if isinstance(error, DatabaseError)",
         (f"{ADOPTION}::test_e1_a_database_error_in_an_adopted_task_runs_it_again_only_if_it_may_run_twice",),
@@ -242,7 +242,7 @@ MUTANTS = [
     Mutant(
         "adopted-left-out",
         "I2",
-        "adopted.py",
+        "task/adopted_task.py",
         "if not _is_task(order) or why_plain(cls, order) is None:",
         "if True:",
         (f"{ADOPTION}::test_e4_named_tasks_are_left_out",),
@@ -250,7 +250,7 @@ MUTANTS = [
     Mutant(
         "codec-of-the-projects-own",
         "I7",
-        "content.py",
+        "message/decode.py",
         "if kind not in PLAIN_DATA and kind not in settings.TRUSTED_CONTENT_TYPES and kind not in trusted:",
         "if False:",
         (
@@ -260,7 +260,7 @@ MUTANTS = [
     Mutant(
         "rollback-call-undone-alone",
         "I3",
-        "outcome.py",
+        "run/outcomes.py",
         "                with transaction.atomic(using=claim.using):\n                    call()",
         "                call()",
         ("tests/test_on_rollback.py::test_e2_a_call_that_raises_is_undone_alone",),
@@ -269,7 +269,7 @@ MUTANTS = [
     Mutant(
         "reconnected",
         "I3",
-        "outcome.py",
+        "run/outcomes.py",
         "if self.session is None or connection.connection is self.session:",
         "if True:",
         ("tests/test_ends_of_runs.py::test_b6_a_task_that_connects_anew_does_not_succeed_without_its_effects",),
@@ -277,7 +277,7 @@ MUTANTS = [
     Mutant(
         "conflict-window",
         "I6",
-        "retry.py",
+        "backoff.py",
         "return max(CONFLICT_WINDOW, limit * (CONFLICT_PAUSE + 2.0 * run))",
         "return CONFLICT_WINDOW",
         ("tests/test_ends_of_runs.py::test_a12_a_long_job_that_always_conflicts_ends_failed",),
@@ -285,7 +285,7 @@ MUTANTS = [
     Mutant(
         "savepoint",
         "I3",
-        "savepoint.py",
+        "run/transaction.py",
         "                self._leave(None)\n        except BaseException as error:\n            self._leave(error)\n",
         "                self._leave(None)\n        except BaseException:\n            self._leave(None)\n",
         (f"{I3}::test_a_body_that_fails_leaves_nothing_but_its_failure",),
@@ -293,16 +293,16 @@ MUTANTS = [
     Mutant(
         "deferred-constraints",
         "I3",
-        "savepoint.py",
+        "run/transaction.py",
         'before = ["SET CONSTRAINTS ALL IMMEDIATE", self._connection.ops.savepoint_commit_sql(self._name)]',
         "before = [self._connection.ops.savepoint_commit_sql(self._name)]",
         (f"{I3}::test_a_deferred_constraint_that_would_fail_at_commit_fails_the_body_instead",),
-        also=(("execution.py", "return aftermath.after_broken_transaction(task, run, ended, error)", "raise"),),
+        also=(("run/execution.py", "return aftermath.after_broken_transaction(task, run, ended, error)", "raise"),),
     ),
     Mutant(
         "broken-commit-is-looked-into",
         "I2 I3",
-        "execution.py",
+        "run/execution.py",
         "return aftermath.after_broken_transaction(task, run, ended, error)",
         "raise",
         (f"{I3}::test_a_body_that_commits_by_hand_is_told_what_to_do_and_does_not_count_as_done",),
@@ -310,7 +310,7 @@ MUTANTS = [
     Mutant(
         "broken-commit-is-recorded",
         "I2",
-        "execution.py",
+        "run/execution.py",
         "return aftermath.after_broken_transaction(task, run, ended, error)",
         "raise",
         (f"{I3}::test_a_body_that_commits_by_hand_is_told_what_to_do_and_does_not_count_as_done",),
@@ -318,12 +318,12 @@ MUTANTS = [
         # tracer's wrapper.
         also=(
             (
-                "delivery.py",
+                "run/delivery.py",
                 "job's history says so\n        unreported.write_interruption(task, trail, error)\n",
                 "job's history says so\n        raise\n",
             ),
             (
-                "tracing.py",
+                "run/tracing.py",
                 "(unreported.write_failure if fired else unreported.write_interruption)(task, trail, error)\n",
                 "return None\n",
             ),
@@ -348,7 +348,7 @@ MUTANTS = [
     Mutant(
         "fenced-block",
         "I4",
-        "control.py",
+        "task/control.py",
         "if run.lost or not self._holds(run):",
         "if False:",
         (f"{I4}::test_a_worker_stopped_past_its_lease_wakes_up_to_nothing[slow_outside]",),
@@ -356,7 +356,7 @@ MUTANTS = [
     Mutant(
         "heartbeat",
         "I4",
-        "execution.py",
+        "run/execution.py",
         "    beat.start()\n",
         "    beat.join = lambda timeout: None\n",
         (f"{I4}::test_a_non_atomic_run_keeps_its_lease_while_it_lives",),
@@ -364,7 +364,7 @@ MUTANTS = [
     Mutant(
         "errors-told-apart",
         "I5",
-        "outcome.py",
+        "run/outcomes.py",
         "if task.reruns and isinstance(error, DatabaseError) and failures.is_transient(error, run.claim.using):",
         "if False:",
         (f"{I5}::test_a_deadlock_between_two_bodies_costs_neither_an_attempt",),
@@ -372,7 +372,7 @@ MUTANTS = [
     Mutant(
         "hold-without-database",
         "I5",
-        "holding.py",
+        "run/holding.py",
         "            if time.monotonic() >= until:\n",
         "            if True:\n",
         (f"{I5}::test_a_database_away_at_the_claim_means_held_and_neither_run_nor_failed[prefork]",),
@@ -380,7 +380,7 @@ MUTANTS = [
     Mutant(
         "backend-in-line",
         "I3",
-        "delivery.py",
+        "run/delivery.py",
         "            _align_backend(task, job)\n",
         "            pass\n",
         (f"{I3}::test_killed_between_the_settlement_and_the_ack_the_effect_happened_once_and_the_result_is_told",),
@@ -388,7 +388,7 @@ MUTANTS = [
     Mutant(
         "crash-bound",
         "I6",
-        "execution.py",
+        "run/execution.py",
         "return claim.job.crashes > (settings.MAX_CRASHES if task.reruns else 1)",
         "return False",
         (f"{I6}::test_a_job_that_kills_its_process_ends_failed_and_its_neighbours_finish_unblamed[prefork]",),
@@ -404,7 +404,7 @@ MUTANTS = [
     Mutant(
         "interruption-bound",
         "I6",
-        "outcome.py",
+        "run/outcomes.py",
         "if not task.reruns or count > settings.MAX_INTERRUPTIONS:",
         "if False:",
         (f"{I6}::test_a_job_that_takes_its_database_session_down_is_bounded",),
@@ -412,7 +412,7 @@ MUTANTS = [
     Mutant(
         "sys-exit",
         "I6",
-        "outcome.py",
+        "run/outcomes.py",
         "    if ends_process(error):\n        raise error",
         "    if isinstance(error, SystemExit):\n        raise error",
         (f"{I6}::test_sys_exit_in_a_thread_pool_fails_the_job_and_not_the_worker",),
@@ -420,7 +420,7 @@ MUTANTS = [
     Mutant(
         "time-limit-is-a-crash",
         "I6",
-        "aftermath.py",
+        "run/recovery.py",
         "return bool(time.monotonic() - began >= float(limit) - 0.5)",
         "return False",
         (f"{I6}::test_a_job_over_its_hard_time_limit_is_killed_recorded_and_bounded",),
@@ -428,7 +428,7 @@ MUTANTS = [
     Mutant(
         "expiry",
         "I7",
-        "execution.py",
+        "run/execution.py",
         "if claim.job.expires_at is not None and claim.job.expires_at <= claim.now:",
         "if False:",
         (f"{I7}::test_an_expired_job_ends_expired_and_never_runs",),
@@ -436,7 +436,7 @@ MUTANTS = [
     Mutant(
         "commit-only-when-the-fence-holds",
         "I4",
-        "joined.py",
+        "run/joined_statements.py",
         "SELECT 1 / count(*) FROM won",
         "SELECT 1 FROM won",
         ("tests/test_savepoint.py::test_a_settlement_whose_fence_does_not_hold_commits_nothing",),
@@ -444,7 +444,7 @@ MUTANTS = [
     Mutant(
         "autocommit-for-the-begin-alone",
         "I3",
-        "joined.py",
+        "run/joined_statements.py",
         "    finally:\n        driver._autocommit = False\n",
         "    finally:\n        pass\n",
         ("tests/test_joined.py::test_in_the_body_the_driver_is_as_in_any_transaction_of_djangos",),
@@ -453,7 +453,7 @@ MUTANTS = [
     Mutant(
         "bundle-taken-apart",
         "I2 I6",
-        "bundle_run.py",
+        "run/bundle.py",
         "kept.active and not redelivered\n",
         "kept.active\n",
         ("tests/test_bundle.py::test_a_process_that_is_told_to_stop_keeps_nothing_and_the_jobs_run_alone",),
@@ -461,7 +461,7 @@ MUTANTS = [
     Mutant(
         "bundle-savepoints",
         "I3",
-        "bundle_attempt.py",
+        "run/bundle_transaction.py",
         "with transaction.atomic(using=self.using) if self.singly else nullcontext():",
         "with nullcontext():",
         ("tests/test_bundle.py::test_one_that_does_not_succeed_plainly_leaves_its_neighbours_alone",),
@@ -469,7 +469,7 @@ MUTANTS = [
     Mutant(
         "bundle-rolled-back",
         "I3",
-        "bundle_attempt.py",
+        "run/bundle_transaction.py",
         "            self._broken, self.worth_singling = True, not for_good\n",
         "            pass\n",
         ("tests/test_bundle.py::test_one_that_does_not_succeed_plainly_leaves_its_neighbours_alone",),
@@ -477,7 +477,7 @@ MUTANTS = [
     Mutant(
         "bundle-claim",
         "I4",
-        "statements.py",
+        "lifecycle/sql.py",
         "task=_SOME_TASK, status=Status.WAITING, due_at__lte=Now()",
         "task=_SOME_TASK, due_at__lte=Now()",
         ("tests/test_bundle.py::test_a_copy_of_a_bundle_runs_nothing_again",),
@@ -487,7 +487,7 @@ MUTANTS = [
     Mutant(
         "ack-before-the-run",
         "I2",
-        "task.py",
+        "task/reliable_task.py",
         "    acks_late = True\n",
         "    acks_late = False\n",
         (f"{I2}::test_a_worker_killed_in_the_body_leaves_the_job_to_the_next_worker_without_any_sweep",),
@@ -495,7 +495,7 @@ MUTANTS = [
     Mutant(
         "reject-on-worker-lost",
         "I2",
-        "requests.py",
+        "worker/requests.py",
         "            self.died(EventKind.CRASH, how)\n            self.reject(requeue=True)\n",
         "            self.died(EventKind.CRASH, how)\n            self.acknowledge()\n",
         (f"{I2}::test_a_child_killed_in_the_body_gives_the_message_back_without_any_sweep",),
@@ -503,7 +503,7 @@ MUTANTS = [
     Mutant(
         "errors-around-a-run-recorded",
         "I6 I7",
-        "delivery.py",
+        "run/delivery.py",
         "job's history says so\n        unreported.write_interruption(task, trail, error)\n",
         "job's history says so\n        raise\n",
         ("tests/test_unreported.py::test_b1_an_error_of_the_worker_is_tried_again_and_ends_the_job",),
@@ -511,7 +511,7 @@ MUTANTS = [
     Mutant(
         "starts-of-hooks-counted",
         "I6",
-        "guards.py",
+        "task/guards.py",
         "        stages.delivery.claim_early(task, trail)\n",
         "        pass\n",
         (f"{I6}::test_b1_a_hook_that_kills_its_process_before_the_run_ends_its_job",),
@@ -519,7 +519,7 @@ MUTANTS = [
     Mutant(
         "errors-of-hooks-recorded",
         "I6 I7",
-        "guards.py",
+        "task/guards.py",
         "            setattr(cls, name, guarded)\n",
         "            pass\n",
         ("tests/test_unreported.py::test_b1_what_celery_fails_for_fails_the_job_at_once",),
@@ -527,7 +527,7 @@ MUTANTS = [
     Mutant(
         "time-limits-reach-the-function",
         "I5",
-        "on_commit.py",
+        "dispatch/on_commit.py",
         "            raise  # the task function's that commits here; the rows are safe\n",
         "            pass\n",
         ("tests/test_publisher_errors.py::test_b3_a_time_limit_during_a_publish_reaches_the_function",),
@@ -535,7 +535,7 @@ MUTANTS = [
     Mutant(
         "parking",
         "I7",
-        "worker.py",
+        "worker/bootstrap.py",
         '    app.steps["consumer"].add(ParkingStep)\n',
         "",
         (
@@ -546,7 +546,7 @@ MUTANTS = [
     Mutant(
         "outlive-what-cannot-be-read",
         "I7",
-        "parking.py",
+        "worker/parking.py",
         "        consumer.create_task_handler = _outliving(consumer, consumer.create_task_handler)\n",
         "",
         (f"{BAD}::test_a_message_that_no_worker_can_read_is_parked_and_ends_none[a body of two parts]",),
@@ -554,7 +554,7 @@ MUTANTS = [
     Mutant(
         "misshapen-messages",
         "I7",
-        "requests.py",
+        "worker/requests.py",
         "        if why is not None:\n",
         "        if False:\n",
         (f"{BAD}::test_a_message_that_no_worker_can_read_is_parked_and_ends_none[a follow-up that is a text]",),
@@ -562,7 +562,7 @@ MUTANTS = [
     Mutant(
         "prefetch-count-left-alone",
         "I2",
-        "worker.py",
+        "worker/bootstrap.py",
         "        instance.app.conf.worker_enable_prefetch_count_reduction = False\n",
         "        pass\n",
         ("tests/test_adversary.py::test_a_worker_with_threads_works_on_after_its_broker_connection_was_cut",),
@@ -570,7 +570,7 @@ MUTANTS = [
     Mutant(
         "the-tracers-errors-answered",
         "I2",
-        "task.py",
+        "task/reliable_task.py",
         "tracing.that_answers(self, tracer) if tracer is not None else None",
         "tracer",
         ("tests/test_adversary.py::test_a_result_backend_that_fails_starves_no_worker",),
@@ -579,7 +579,7 @@ MUTANTS = [
     Mutant(
         "sweep-due",
         "I2",
-        "sweeper.py",
+        "sweep/sweeper.py",
         "        _publish_due(app, alias, report, on_backlog)\n        _publish_overdue",
         "        _publish_overdue",
         (f"{I2}::test_work_due_later_waits_in_the_database_and_survives_the_broker",),
@@ -587,7 +587,7 @@ MUTANTS = [
     Mutant(
         "sweep-overdue",
         "I2",
-        "sweeper.py",
+        "sweep/sweeper.py",
         "        _publish_overdue(app, alias, report)\n",
         "",
         (f"{I1}::test_a_producer_killed_between_commit_and_publish_leaves_a_job_that_the_sweeper_publishes",),
@@ -595,7 +595,7 @@ MUTANTS = [
     Mutant(
         "rescue",
         "I2",
-        "sweeper.py",
+        "sweep/sweeper.py",
         "        if _database_settled(alias):\n",
         "        if False:\n",
         (f"{I4}::test_a_worker_stopped_past_its_lease_wakes_up_to_nothing",),
@@ -603,7 +603,7 @@ MUTANTS = [
     Mutant(
         "count-the-send",
         "I8",
-        "sweeper.py",
+        "sweep/sweeper.py",
         "sends=sends + 1, check_at=Now() + seconds(pause)",
         "sends=sends",
         (f"{I2}::test_a_sweep_counts_its_send_so_that_the_next_one_does_not_repeat_it",),
@@ -611,7 +611,7 @@ MUTANTS = [
     Mutant(
         "doubling",
         "I8",
-        "retry.py",
+        "backoff.py",
         "return min(limit, grace * 2.0 ** min(max(sends, 1) - 1, 32))",
         "return min(limit, grace)",
         (f"{I2}::test_every_send_doubles_the_time_to_the_next_one",),
@@ -619,7 +619,7 @@ MUTANTS = [
     Mutant(
         "overtaking",
         "I8",
-        "sweeper.py",
+        "sweep/sweeper.py",
         "    return newest\n",
         "    return {}\n",
         ("tests/test_sweeper.py::test_in_a_queue_that_moves_only_what_was_overtaken_is_sent_again",),
@@ -627,7 +627,7 @@ MUTANTS = [
     Mutant(
         "overtaking-slack",
         "I8",
-        "sweeper.py",
+        "sweep/sweeper.py",
         "due_at__lt=due_at - seconds(OVERTAKING_SLACK)",
         "due_at__lt=due_at",
         ("tests/test_sweeper.py::test_being_overtaken_by_a_little_is_not_being_lost",),
@@ -635,7 +635,7 @@ MUTANTS = [
     Mutant(
         "prune-predicate",
         "I2",
-        "pruner.py",
+        "sweep/pruner.py",
         'ids = list(rows.lock().values_list("pk", flat=True)[:size])',
         'ids = list(rows.values_list("pk", flat=True)[:size])',
         (f"{I7}::test_a_requeue_that_races_a_prune_keeps_the_job_and_its_history",),

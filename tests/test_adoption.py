@@ -15,7 +15,9 @@ from celery.contrib.django.task import DjangoTask
 from celery.exceptions import WorkerTerminate
 from django.db import OperationalError, connection
 
-from reliable_jobs import AdoptedTask, ReliableTask, adopted, aftermath
+from reliable_jobs import AdoptedTask, ReliableTask
+from reliable_jobs.run import recovery
+from reliable_jobs.task import adopted_task as adopted
 from tests import inprocess
 from tests.adopted_site import Site, site_in
 from tests.celery_app import app as suite
@@ -417,7 +419,7 @@ def test_e1_an_error_of_the_workers_own_after_the_function_runs_it_again_only_if
     made = adopted_task(function, acks_late=late)
     result = made.delay()
     with monkeypatch.context() as broken:
-        broken.setattr(aftermath, "until_settled", fails)
+        broken.setattr(recovery, "until_settled", fails)
         jobs.deliver(*jobs.take())
     job = jobs.row(result)
     assert (job.status, jobs.effects("once")) == (status, 1)

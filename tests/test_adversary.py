@@ -17,11 +17,13 @@ from django.test import override_settings
 from django.utils import timezone
 from django_celery_results.models import TaskResult
 
-from reliable_jobs import declared, keys, lifecycle, outbox, sweeper
+from reliable_jobs import lifecycle
+from reliable_jobs.dispatch.publisher import publisher
+from reliable_jobs.enqueue import keys, outbox
 from reliable_jobs.errors import EnqueueError
 from reliable_jobs.models import Job
-from reliable_jobs.publisher import publisher
 from reliable_jobs.results import JobResult
+from reliable_jobs.sweep import ensure_jobs, sweeper
 from tests import adversary_tasks as bad
 from tests.celery_app import app
 from tests.harness import Stack, Worker, lines, wait_until
@@ -56,11 +58,11 @@ def rows_only(stack: Stack) -> Iterator[None]:
 
 @pytest.fixture
 def declarations() -> Iterator[None]:
-    before = list(declared._declared)
-    declared._declared.clear()
+    before = list(ensure_jobs._declared)
+    ensure_jobs._declared.clear()
     yield
-    declared._declared.clear()
-    declared._declared.extend(before)
+    ensure_jobs._declared.clear()
+    ensure_jobs._declared.extend(before)
 
 
 def foreign(stack: Stack, name: str) -> None:
@@ -145,16 +147,16 @@ def test_a_bad_row_of_a_declared_queryset_keeps_no_other_from_its_job(
             raise ValueError("no arguments for this one")
         return (row.name,)
 
-    declared.ensure_jobs(tasks.effect, lambda: Parent.objects.order_by("name"), args=args)
-    assert declared.sweep_declared(now=10.0**9) == 2
+    ensure_jobs.ensure_jobs(tasks.effect, lambda: Parent.objects.order_by("name"), args=args)
+    assert ensure_jobs.sweep_declared(now=10.0**9) == 2
 
 
 def test_one_task_may_have_two_declared_querysets(stack: Stack, idle_queue: str, declarations: None) -> None:
     for name in "ab":
         Parent.objects.create(name=name)
-    declared.ensure_jobs(tasks.effect, lambda: Parent.objects.filter(name="a"))
-    declared.ensure_jobs(tasks.effect, lambda: Parent.objects.filter(name="b"))
-    assert declared.sweep_declared(now=10.0**9) == 2
+    ensure_jobs.ensure_jobs(tasks.effect, lambda: Parent.objects.filter(name="a"))
+    ensure_jobs.ensure_jobs(tasks.effect, lambda: Parent.objects.filter(name="b"))
+    assert ensure_jobs.sweep_declared(now=10.0**9) == 2
 
 
 # --- publishing and overtaking ----------------------------------------------------------------------------------------

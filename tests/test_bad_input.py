@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from kombu.exceptions import KombuError
 from kombu.utils.json import dumps, loads
 
-from reliable_jobs import content, message
 from reliable_jobs.conf import Settings, load
 from reliable_jobs.errors import EnqueueError, InvalidOption, UnserialisableArguments
+from reliable_jobs.message import decode, row_to_message
 from reliable_jobs.models import Job
 from tests import inprocess
 from tests.celery_app import app
@@ -130,7 +130,7 @@ def test_an_argument_is_refused_with_its_place_or_comes_back_as_json_has_it(
     options = {} if plain else {"queue": rows.queue, "headers": {"tenant": "x"}}
     job = enqueue(lambda: tasks.add.apply_async(args, kwargs, **options))
     if job is not None:
-        found = content.arguments(job)
+        found = decode.arguments(job)
         assert dumps(found) == dumps(loads(dumps((list(args), kwargs))))
 
 
@@ -147,7 +147,7 @@ def test_many_calls_are_refused_together_or_come_back_as_json_has_them(rows: InP
         assert Job.objects.count() == before
         return
     for job_id, value in zip(ids, calls, strict=True):
-        assert dumps(content.arguments(Job.objects.get(pk=job_id))) == dumps(loads(dumps(([value, 1], {}))))
+        assert dumps(decode.arguments(Job.objects.get(pk=job_id))) == dumps(loads(dumps(([value, 1], {}))))
 
 
 #: Celery looks at some of its options itself.
@@ -194,8 +194,8 @@ def test_an_option_is_refused_by_its_name_or_leaves_a_row_that_can_be_sent(
         assert set(Job.objects.values_list("pk", flat=True)) == before
     else:
         job = rows.row(result)
-        assert content.arguments(job) == ([1, 2], {})
-        going = message.outgoing(job, "default")
+        assert decode.arguments(job) == ([1, 2], {})
+        going = row_to_message.outgoing(job, "default")
         assert going.headers["task"] == tasks.add.name
 
 

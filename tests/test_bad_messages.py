@@ -16,9 +16,9 @@ from amqp.serialization import dumps as amqp_dumps
 from hypothesis import Phase, given
 from hypothesis import strategies as st
 
-from reliable_jobs.message import HEADER
+from reliable_jobs.message.row_to_message import HEADER
 from reliable_jobs.models import Job
-from reliable_jobs.receipts import foreign_id
+from reliable_jobs.run.foreign_messages import foreign_id
 from tests.generated import examples
 from tests.harness import Stack, Worker, wait_until
 from tests.testapp import tasks

@@ -12,9 +12,11 @@ from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, WorkerTermi
 from django.db import OperationalError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 
-from reliable_jobs import ReliableTask, bundle, bundle_attempt, kept, lifecycle
-from reliable_jobs.message import HEADER
+from reliable_jobs import ReliableTask, lifecycle
+from reliable_jobs.dispatch import bundles
+from reliable_jobs.message.row_to_message import HEADER
 from reliable_jobs.models import Job
+from reliable_jobs.run import bundle_transaction, kept_connections
 from tests import inprocess
 from tests.celery_app import app
 from tests.inprocess import InProcess
@@ -28,7 +30,7 @@ RUNS: list[Any] = []
 
 @pytest.fixture(autouse=True)
 def _a_worker_that_keeps_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "active", True)
+    monkeypatch.setattr(kept_connections, "active", True)
     HEARD.clear()
     RUNS.clear()
 
@@ -111,14 +113,14 @@ def statuses(ids: list[uuid.UUID]) -> list[str]:
 def test_the_jobs_of_one_commit_travel_together_and_the_odd_one_alone(jobs: InProcess) -> None:
     ids = enqueue(*[(number,) for number in range(9)])
     messages = jobs.take()
-    assert sorted(message.headers["task"] for message in messages) == [bundle.TASK, bundle.TASK, "test_bundle.small"]
+    assert sorted(message.headers["task"] for message in messages) == [bundles.TASK, bundles.TASK, "test_bundle.small"]
     carried = [pointer[0] for message in messages for pointer in _pointers(message)]
     assert carried == [job_id.hex for job_id in ids[:8]]
     assert set(Job.objects.values_list("sends", flat=True)) == {1}
 
 
 def _pointers(message: Any) -> list[list[Any]]:
-    return json.loads(message.body)[0][2] if message.headers["task"] == bundle.TASK else []
+    return json.loads(message.body)[0][2] if message.headers["task"] == bundles.TASK else []
 
 
 def test_other_queues_and_priorities_travel_apart(jobs: InProcess) -> None:
@@ -128,7 +130,7 @@ def test_other_queues_and_priorities_travel_apart(jobs: InProcess) -> None:
             small.apply_async((number,), priority=3)
             small.apply_async((number,), time_limit=5)
     messages = jobs.take()
-    assert sorted(message.headers["task"] for message in messages) == [bundle.TASK] * 2 + ["test_bundle.small"] * 2
+    assert sorted(message.headers["task"] for message in messages) == [bundles.TASK] * 2 + ["test_bundle.small"] * 2
     assert sorted(message.properties.get("priority") or 0 for message in messages) == [0, 0, 0, 3]
 
 
@@ -149,7 +151,7 @@ def test_the_sweeper_bundles_first_sends_and_sends_the_others_alone(jobs: InProc
     first = Job.objects.order_by("pk")[0]
     Job.objects.update(due_at=first.created_at)
     assert jobs.sweep().published == 4
-    assert [message.headers["task"] for message in jobs.take()] == [bundle.TASK]
+    assert [message.headers["task"] for message in jobs.take()] == [bundles.TASK]
     Job.objects.update(check_at=first.created_at)
     assert jobs.sweep().republished == 4
     assert [message.headers["task"] for message in jobs.take()] == ["test_bundle.small"] * 4
@@ -282,7 +284,7 @@ def test_what_failed_before_what_has_follow_ups_and_what_has_expired_goes_alone(
 def test_a_worker_that_closes_connections_around_tasks_takes_bundles_apart(
     jobs: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept, "active", False)
+    monkeypatch.setattr(kept_connections, "active", False)
     ids = enqueue((0,), (1,))
     jobs.finish()
     assert statuses(ids) == ["succeeded"] * 2
@@ -352,7 +354,7 @@ def test_one_that_tampers_with_the_transaction_costs_its_neighbours_nothing(jobs
 def test_an_error_between_two_bodies_fails_neither(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = enqueue((0,), (1,), (2,))
     (message,) = jobs.take()
-    real, calls = bundle_attempt.outgoing, []
+    real, calls = bundle_transaction.outgoing, []
 
     def outgoing(*args: Any) -> Any:
         calls.append(1)
@@ -361,7 +363,7 @@ def test_an_error_between_two_bodies_fails_neither(jobs: InProcess, monkeypatch:
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(bundle_attempt, "outgoing", outgoing)
+        patch.setattr(bundle_transaction, "outgoing", outgoing)
         jobs.deliver(message)
     assert [what for what, _ in HEARD if what.startswith("on_")] == []
     assert effects() == []
@@ -385,8 +387,8 @@ def test_a_claim_reads_all_that_a_bundle_wants_to_know_at_once(jobs: InProcess) 
             small.name, dict.fromkeys(Job.objects.values_list("pk", flat=True), 0), "default"
         )
         with CaptureQueriesContext(connection) as queries:
-            bundle_attempt.outgoing(first.job, "default")
-            bundle_attempt.content(first.job)
+            bundle_transaction.outgoing(first.job, "default")
+            bundle_transaction.content(first.job)
     assert len(queries) == 0
 
 
@@ -411,8 +413,8 @@ def test_where_the_stack_gets_deep_the_rest_is_another_transaction(
     jobs: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = enqueue(*[(number,) for number in range(4)])
-    monkeypatch.setattr(bundle_attempt, "LOOK_EVERY", 1)
-    monkeypatch.setattr(bundle_attempt, "_stack_is_deep", lambda: True)
+    monkeypatch.setattr(bundle_transaction, "LOOK_EVERY", 1)
+    monkeypatch.setattr(bundle_transaction, "_stack_is_deep", lambda: True)
     jobs.work()
     assert statuses(ids) == ["succeeded"] * 4
     assert set(Job.objects.values_list("sends", flat=True)) == {1}

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from celery import chain, chord, group, shared_task
 
-from reliable_jobs import ReliableTask, capture
+from reliable_jobs import ReliableTask
+from reliable_jobs.enqueue import render
 from reliable_jobs.errors import JobTooLarge
 from reliable_jobs.models import Job
 from tests import inprocess
@@ -161,7 +162,7 @@ def test_c8_a_functions_own_call_keeps_its_limit(jobs: InProcess) -> None:
 
 
 def test_c8_what_no_broker_takes_is_refused_with_its_reason(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture, "MAX_FOLLOWING_BYTES", 90_000)
+    monkeypatch.setattr(render, "MAX_FOLLOWING_BYTES", 90_000)
     (large.s(100_000) | length.s()).apply_async()
     jobs.work()
     job = Job.objects.get()

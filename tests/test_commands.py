@@ -25,11 +25,12 @@ from django.db.models import F, Subquery
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from reliable_jobs import ReliableTask, sweeper
+from reliable_jobs import ReliableTask
+from reliable_jobs.dispatch.publisher import Publisher
 from reliable_jobs.management import base
 from reliable_jobs.management.base import in_chunks
 from reliable_jobs.models import Job, JobEvent
-from reliable_jobs.publisher import Publisher
+from reliable_jobs.sweep import sweeper
 from reliable_jobs.testing import override_dispatch, run_jobs
 from tests.celery_app import app
 from tests.testapp.tasks import add, effect, fails

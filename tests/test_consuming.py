@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from reliable_jobs.models import JobEvent
-from reliable_jobs.watchdog import EXIT_STATUS
+from reliable_jobs.worker.watchdog import EXIT_STATUS
 from tests import consuming
 from tests.consuming import RABBITMQ, REDIS, Site, survive
 from tests.harness import Stack, lines, server_urls, wait_until

@@ -14,8 +14,8 @@ from django.db import transaction
 from django.utils import timezone
 
 from reliable_jobs import DayLongTask, ReliableTask, RetriedTask, TenHourTask
-from reliable_jobs.content import arguments
 from reliable_jobs.errors import RetryNotAllowed, RunTakenAway
+from reliable_jobs.message.decode import arguments
 from reliable_jobs.models import Job
 from reliable_jobs.status import Reason
 from tests import inprocess

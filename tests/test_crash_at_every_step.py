@@ -12,10 +12,10 @@ from django.db.models.functions import Now
 from django_celery_results.models import TaskResult
 
 from reliable_jobs import lifecycle
+from reliable_jobs.dispatch.publisher import publisher
 from reliable_jobs.lifecycle import Claim, seconds
-from reliable_jobs.message import outgoing
+from reliable_jobs.message.row_to_message import outgoing
 from reliable_jobs.models import Job
-from reliable_jobs.publisher import publisher
 from tests.celery_app import app
 from tests.crashes import Cut, Scenario, WarmProcesses, prefork_children
 from tests.harness import Stack

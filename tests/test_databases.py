@@ -17,10 +17,11 @@ from django.db import connections, transaction
 from django.test import override_settings
 from django.utils import timezone
 
-from reliable_jobs import databases, pruner, sweeper
-from reliable_jobs.message import HEADER
+from reliable_jobs import databases
+from reliable_jobs.message.row_to_message import HEADER
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.results import JobResult
+from reliable_jobs.sweep import pruner, sweeper
 from tests import inprocess
 from tests.celery_app import app
 from tests.harness import Stack

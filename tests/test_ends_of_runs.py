@@ -19,9 +19,10 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.test import override_settings
 
-from reliable_jobs import ReliableTask, lifecycle, outcome, retry
+from reliable_jobs import ReliableTask, backoff, lifecycle
 from reliable_jobs.lifecycle import seconds
 from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.run import outcomes
 from tests import inprocess
 from tests.inprocess import InProcess
 from tests.testapp.models import Effect
@@ -361,8 +362,8 @@ def test_b8_a_base_exception_of_the_tasks_own_is_its_failure(jobs: InProcess, er
 def test_b8_what_tells_a_process_or_a_greenlet_to_stop_is_no_failure() -> None:
     gevent = pytest.importorskip("gevent")
     stops = [KeyboardInterrupt(), WorkerShutdown(0), SystemExit(-241), gevent.Timeout(), gevent.GreenletExit()]
-    assert all(outcome.ends_process(error) for error in stops)
-    assert not any(outcome.ends_process(error) for error in [SystemExit(1), _Own(), GeneratorExit(), ValueError()])
+    assert all(outcomes.ends_process(error) for error in stops)
+    assert not any(outcomes.ends_process(error) for error in [SystemExit(1), _Own(), GeneratorExit(), ValueError()])
 
 
 # --- A12: conflicts with other transactions ---------------------------------------------------------------------------
@@ -408,8 +409,8 @@ def test_a12_a_long_job_that_always_conflicts_ends_failed(jobs: InProcess) -> No
 @pytest.mark.parametrize("run", [0.0, 25.0, 3600.0])
 @pytest.mark.parametrize("limit", [1, 100, 10_000])
 def test_a12_so_many_runs_and_pauses_fit_into_the_window(run: float, limit: int) -> None:
-    pauses = [retry.conflict_delay(limit) for _ in range(500)]
-    assert limit * (run + statistics.mean(pauses)) < retry.conflict_window(limit, run)
+    pauses = [backoff.conflict_delay(limit) for _ in range(500)]
+    assert limit * (run + statistics.mean(pauses)) < backoff.conflict_window(limit, run)
 
 
 @pytest.mark.servers

@@ -19,8 +19,9 @@ from billiard.einfo import ExceptionInfo
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.worker.request import Request
 
-from reliable_jobs import ReliableTask, kept
+from reliable_jobs import ReliableTask
 from reliable_jobs.models import Job
+from reliable_jobs.run import kept_connections
 from tests import inprocess
 from tests.celery_app import app
 from tests.errors import Calls, Told, Worker, history, inline_aside
@@ -231,10 +232,10 @@ def worker_pool_apply(end: Callable[[Request], None]) -> Callable[[], None]:
 
 @pytest.fixture
 def worker(jobs: InProcess, monkeypatch: pytest.MonkeyPatch, settings: Any) -> Iterator[Worker]:
-    monkeypatch.setattr(kept, "active", True)
+    monkeypatch.setattr(kept_connections, "active", True)
     settings.RELIABLE_JOBS = {"WORKER_CONN_MAX_AGE": 600.0, "LEASE": 0.5, "HOLD": 0.2}
-    monkeypatch.setattr("reliable_jobs.tracing.PAUSE", 0.0)
-    monkeypatch.setattr("reliable_jobs.delivery.REDELIVERY_PATIENCE", 0.2)
+    monkeypatch.setattr("reliable_jobs.run.tracing.PAUSE", 0.0)
+    monkeypatch.setattr("reliable_jobs.run.delivery.REDELIVERY_PATIENCE", 0.2)
     with inline_aside():
         made = Worker(jobs)
         with made.listening():

@@ -18,7 +18,7 @@ from django.utils import timezone
 from django_celery_results.models import TaskResult
 
 from reliable_jobs import ReliableTask
-from reliable_jobs.message import HEADER
+from reliable_jobs.message.row_to_message import HEADER
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.status import Reason
 from tests import inprocess

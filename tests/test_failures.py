@@ -17,7 +17,7 @@ from django.db import (
 )
 from django.db.transaction import TransactionManagementError
 
-from reliable_jobs import failures
+from reliable_jobs.lifecycle import db_errors
 from tests.harness import Stack, Transaction
 from tests.inprocess import extra_database
 from tests.testapp.models import Parent
@@ -31,15 +31,15 @@ def caught(statement: str, params: list[object] | None = None) -> DatabaseError:
 
 @pytest.mark.parametrize("error", [ValueError("x"), TimeoutError(), ConnectionError("broker"), ValidationError("x")])
 def test_what_no_database_raised_is_the_bodys_own(error: Exception) -> None:
-    assert not failures.is_transient(error, "default")
+    assert not db_errors.is_transient(error, "default")
 
 
 @pytest.mark.parametrize(("attribute", "state"), [("sqlstate", "40001"), ("pgcode", "40001"), ("pgcode", "25006")])
 def test_a13_both_drivers_sqlstates_are_read(attribute: str, state: str) -> None:
     error = OperationalError("x")
     error.__cause__ = type("DriverError", (Exception,), {attribute: state})()
-    assert failures.sqlstate(error) == state
-    assert failures.sqlstate(OperationalError("x")) is None
+    assert db_errors.sqlstate(error) == state
+    assert db_errors.sqlstate(OperationalError("x")) is None
 
 
 @pytest.mark.django_db
@@ -47,12 +47,12 @@ def test_a_duplicate_is_the_bodys_own() -> None:
     Parent.objects.create(name="one")
     with pytest.raises(IntegrityError) as error, transaction.atomic():
         Parent.objects.create(name="one")
-    assert not failures.is_transient(error.value, "default")
+    assert not db_errors.is_transient(error.value, "default")
 
 
 @pytest.mark.django_db
 def test_a_wrong_statement_is_the_bodys_own() -> None:
-    assert not failures.is_transient(caught("SELECT * FROM no_such_table"), "default")
+    assert not db_errors.is_transient(caught("SELECT * FROM no_such_table"), "default")
 
 
 @pytest.mark.django_db(transaction=True)
@@ -64,7 +64,7 @@ def test_a_locked_sqlite_file_is_the_databases_trouble(tmp_path: Path) -> None:
         with pytest.raises(OperationalError) as error, other.cursor() as cursor:
             cursor.execute("CREATE TABLE u (x)")
         other.close()
-        assert failures.is_transient(error.value, alias)
+        assert db_errors.is_transient(error.value, alias)
 
 
 @pytest.mark.servers
@@ -89,7 +89,7 @@ def test_a_locked_sqlite_file_is_the_databases_trouble(tmp_path: Path) -> None:
 def test_the_sqlstate_tells_whose_trouble_it_is(stack: Stack, statement: str, transient: bool) -> None:
     error = caught(statement)
     connection.close()
-    assert failures.is_transient(error, "default") == transient
+    assert db_errors.is_transient(error, "default") == transient
 
 
 @pytest.mark.servers
@@ -100,8 +100,8 @@ def test_a_server_that_refuses_is_the_databases_trouble(stack: Stack) -> None:
     try:
         with pytest.raises(OperationalError) as error:
             connection.ensure_connection()
-        assert failures.sqlstate(error.value) is None
-        assert failures.is_transient(error.value, "default")
+        assert db_errors.sqlstate(error.value) is None
+        assert db_errors.is_transient(error.value, "default")
     finally:
         connection.settings_dict["PORT"] = before
 
@@ -114,14 +114,14 @@ def test_a_lock_timeout_is_the_bodys_own_and_a_deadlock_is_not(stack: Stack) -> 
         cursor.execute("SET LOCAL lock_timeout = 50")
         Parent.objects.select_for_update().get(pk=row.pk)
     held.end()
-    assert not failures.is_conflict(error.value, "default")
-    assert not failures.is_transient(error.value, "default")
-    assert failures.is_conflict(caught("DO $$ BEGIN RAISE SQLSTATE '40P01'; END $$"), "default")
+    assert not db_errors.is_conflict(error.value, "default")
+    assert not db_errors.is_transient(error.value, "default")
+    assert db_errors.is_conflict(caught("DO $$ BEGIN RAISE SQLSTATE '40P01'; END $$"), "default")
 
 
 def test_an_integrity_error_is_no_conflict() -> None:
-    assert not failures.is_conflict(IntegrityError("x"), "default")
-    assert not failures.is_conflict(ValueError(), "default")
+    assert not db_errors.is_conflict(IntegrityError("x"), "default")
+    assert not db_errors.is_conflict(ValueError(), "default")
 
 
 @pytest.mark.django_db
@@ -133,7 +133,7 @@ def test_a_broken_transaction_gets_advice() -> None:
         except ValueError:
             pass
         Parent.objects.create(name="after")
-    text = failures.describe(error.value)
+    text = db_errors.describe(error.value)
     assert "savepoint" in text
     assert "atomic = False" in text
 
@@ -142,12 +142,12 @@ def test_a_broken_transaction_gets_advice() -> None:
 def test_a_durable_block_inside_a_body_gets_advice() -> None:
     with pytest.raises(RuntimeError) as error, transaction.atomic(), transaction.atomic(durable=True):
         pass
-    assert "self.fenced()" in failures.describe(error.value)
+    assert "self.fenced()" in db_errors.describe(error.value)
 
 
 def test_an_ordinary_error_gets_none() -> None:
-    assert failures.describe(ValueError("no")) == "ValueError: no"
-    assert failures.describe(ValueError()) == "ValueError"
+    assert db_errors.describe(ValueError("no")) == "ValueError: no"
+    assert db_errors.describe(ValueError()) == "ValueError"
 
 
 def test_the_trace_shows_the_cause() -> None:
@@ -157,32 +157,32 @@ def test_the_trace_shows_the_cause() -> None:
         except KeyError as inner:
             raise ValueError("outer") from inner
     except ValueError as error:
-        text = failures.trace(error)
+        text = db_errors.trace(error)
     assert "KeyError: 'inner'" in text
     assert "ValueError: outer" in text
 
 
 def test_a_secret_is_taken_out_however_it_was_printed() -> None:
     text = "no user 'hunter2' with hunter2 and [1, 2, 3]"
-    assert failures.redact(text, ["hunter2", [1, 2, 3]]) == "no user [hidden] with [hidden] and [hidden]"
+    assert db_errors.redact(text, ["hunter2", [1, 2, 3]]) == "no user [hidden] with [hidden] and [hidden]"
 
 
 def test_a_secret_that_holds_a_shorter_one_is_taken_out_whole() -> None:
-    assert failures.redact("token abc-def-ghi", ["abc", "abc-def-ghi"]) == "token [hidden]"
+    assert db_errors.redact("token abc-def-ghi", ["abc", "abc-def-ghi"]) == "token [hidden]"
 
 
 def test_a_secret_of_one_letter_does_not_blank_the_text() -> None:
-    assert failures.redact("a text", ["a", "", None, 1]) == "a text"
+    assert db_errors.redact("a text", ["a", "", None, 1]) == "a text"
 
 
 @pytest.mark.parametrize("secret", ["pass\nword", "pässwörd", 'it\'s "quoted"'])
 def test_a_secret_with_odd_letters_is_taken_out_in_both_forms(secret: str) -> None:
     text = f"plain {secret} and repr {secret!r}"
-    assert failures.redact(text, [secret]) == "plain [hidden] and repr [hidden]"
+    assert db_errors.redact(text, [secret]) == "plain [hidden] and repr [hidden]"
 
 
 def test_the_parts_of_a_secret_dict_are_secrets_too() -> None:
     """An error rarely prints the whole dict: it prints the value that was wrong."""
-    assert "4111111111111111" not in failures.redact(
+    assert "4111111111111111" not in db_errors.redact(
         "card 4111111111111111 was refused", [{"card": "4111111111111111", "name": "Ann"}]
     )

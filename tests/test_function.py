@@ -14,10 +14,11 @@ from asgiref.sync import async_to_sync, sync_to_async
 from celery import shared_task
 from django.db import connection
 
-from reliable_jobs import ReliableTask, RetriedTask, function
+from reliable_jobs import ReliableTask, RetriedTask
 from reliable_jobs.errors import InvalidOption
 from reliable_jobs.idempotency import GetOrCreateTask, IdempotentTask
 from reliable_jobs.models import Job
+from reliable_jobs.task import function
 from tests import inprocess
 from tests.celery_app import app
 from tests.harness import Stack

@@ -14,7 +14,8 @@ from celery.app.trace import build_tracer
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, connections, transaction
 
-from reliable_jobs import keys, lifecycle
+from reliable_jobs import lifecycle
+from reliable_jobs.enqueue import keys
 from reliable_jobs.errors import InvalidOption
 from reliable_jobs.idempotency import GetOrCreateTask, IdempotentTask, UpdateOrCreateTask, once
 from reliable_jobs.models import Job

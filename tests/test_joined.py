@@ -11,8 +11,9 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from psycopg import ClientCursor, errors
 
-from reliable_jobs import ReliableTask, joined
+from reliable_jobs import ReliableTask
 from reliable_jobs.models import Job
+from reliable_jobs.run import joined_statements
 from tests import inprocess
 from tests.inprocess import InProcess
 from tests.testapp.models import Effect
@@ -41,7 +42,7 @@ def does(what: str = "") -> None:
 
 @pytest.fixture(autouse=True)
 def fresh_session(monkeypatch: pytest.MonkeyPatch, jobs: InProcess) -> Iterator[None]:
-    monkeypatch.setattr(joined, "_switched_off", set())
+    monkeypatch.setattr(joined_statements, "_switched_off", set())
     SEEN.clear()
     connection.close()
     yield

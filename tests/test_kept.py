@@ -13,7 +13,7 @@ from celery.concurrency import gevent, prefork, solo, thread
 from celery.fixups.django import DjangoFixup
 from django.db import connection, connections
 
-from reliable_jobs import kept
+from reliable_jobs.run import kept_connections
 from tests.harness import PATIENCE, Stack, wait_until
 from tests.testapp import tasks
 
@@ -39,7 +39,7 @@ def worker(app: Celery, pool: Any) -> Any:
 
 def fixup_of(app: Celery) -> DjangoFixup:
     found = [fixup for fixup in app._fixups if isinstance(fixup, DjangoFixup)]
-    assert found, "Celery keeps its Django fixup somewhere else now: see reliable_jobs/kept.py"
+    assert found, "Celery keeps its Django fixup somewhere else now: see reliable_jobs/run/kept_connections.py"
     return found[0]
 
 
@@ -79,7 +79,7 @@ def test_connections_are_kept_around_reliable_tasks_only(
 ) -> None:
     closings = Closings(project, monkeypatch)
     assert closings.around(reliable=True) == 2
-    assert kept.keep_connections(worker(project, pool))
+    assert kept_connections.keep_connections(worker(project, pool))
     assert closings.around(reliable=True) == 0
     assert closings.around(reliable=False) == 2
     assert connections.settings["default"]["CONN_MAX_AGE"] == 600
@@ -92,7 +92,7 @@ def test_where_it_is_not_safe_or_not_wanted_celerys_way_stays(
 ) -> None:
     settings.RELIABLE_JOBS = {"WORKER_CONN_MAX_AGE": age}
     closings = Closings(project, monkeypatch)
-    assert not kept.keep_connections(worker(project, pool))
+    assert not kept_connections.keep_connections(worker(project, pool))
     assert closings.around(reliable=True) == 2
     assert connections.settings["default"]["CONN_MAX_AGE"] == 0
 
@@ -103,8 +103,8 @@ def test_a_projects_own_age_stays_and_every_kept_connection_is_checked_before_us
 ) -> None:
     own = {**connections.settings["default"], "CONN_MAX_AGE": 5}
     other = {**connections.settings["default"], "CONN_MAX_AGE": 0}
-    monkeypatch.setattr(kept, "connections", types.SimpleNamespace(settings={"own": own, "other": other}))
-    kept._set_ages()
+    monkeypatch.setattr(kept_connections, "connections", types.SimpleNamespace(settings={"own": own, "other": other}))
+    kept_connections._set_ages()
     assert (own["CONN_MAX_AGE"], own["CONN_HEALTH_CHECKS"]) == (5, True)
     assert (other["CONN_MAX_AGE"], other["CONN_HEALTH_CHECKS"]) == (600, True)
 
@@ -112,8 +112,8 @@ def test_a_projects_own_age_stays_and_every_kept_connection_is_checked_before_us
 @pytest.mark.django_db
 def test_a_database_with_a_pool_keeps_celerys_way(project: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     pooled = {**connections.settings["default"], "OPTIONS": {"pool": True}}
-    monkeypatch.setattr(kept, "connections", types.SimpleNamespace(settings={"default": pooled}))
-    assert not kept.keep_connections(worker(project, prefork.TaskPool))
+    monkeypatch.setattr(kept_connections, "connections", types.SimpleNamespace(settings={"default": pooled}))
+    assert not kept_connections.keep_connections(worker(project, prefork.TaskPool))
 
 
 def test_a15_a_forked_child_forgets_its_parents_pools(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,10 +125,15 @@ def test_a15_a_forked_child_forgets_its_parents_pools(monkeypatch: pytest.Monkey
     pooled._connection_pools = pools
     plain = types.SimpleNamespace(alias="default", connection="kept")
     both = types.SimpleNamespace(all=lambda initialized_only: [plain, pooled])
-    monkeypatch.setattr(kept, "connections", both)
-    monkeypatch.setattr(kept, "_left_to_the_parent", [])
-    kept._forget_pools()
-    assert (pools, pooled.connection, plain.connection, kept._left_to_the_parent) == ({}, None, "kept", [pool])
+    monkeypatch.setattr(kept_connections, "connections", both)
+    monkeypatch.setattr(kept_connections, "_left_to_the_parent", [])
+    kept_connections._forget_pools()
+    assert (pools, pooled.connection, plain.connection, kept_connections._left_to_the_parent) == (
+        {},
+        None,
+        "kept",
+        [pool],
+    )
 
 
 def sessions(stack: Stack) -> dict[int, Any]:

@@ -19,11 +19,11 @@ from django.db.models import DurationField, ExpressionWrapper, F
 from django.test import override_settings
 
 from reliable_jobs import ReliableTask
-from reliable_jobs.capture import Capture
 from reliable_jobs.clock import Now
-from reliable_jobs.content import PLAIN_DATA, NotDecoded, arguments, headers_of, same_call
+from reliable_jobs.enqueue.render import Capture
 from reliable_jobs.errors import InvalidOption, JobTooLarge, UnserialisableArguments
-from reliable_jobs.message import HEADER, Rendered, outgoing, rerouted
+from reliable_jobs.message.decode import PLAIN_DATA, NotDecoded, arguments, headers_of, same_call
+from reliable_jobs.message.row_to_message import HEADER, Rendered, outgoing, rerouted
 from reliable_jobs.models import Job
 from tests import inprocess
 from tests.celery_app import app
@@ -546,7 +546,7 @@ def test_b9_what_would_close_the_brokers_connection_is_refused_at_the_call(rows:
 
 
 def test_b9_a_header_just_below_the_limit_fits_into_the_frame(rows: InProcess) -> None:
-    from reliable_jobs.wire import publication
+    from reliable_jobs.dispatch.amqp_frames import publication
 
     row = row_of(echo.apply_async((1,), headers={"x": "h" * 126_000}))
     frames = publication(outgoing(row, "default"), channel=1, frame_max=131_072, mandatory=True)

@@ -18,7 +18,9 @@ from django.db import DatabaseError, connection, transaction
 from django.test import TestCase, override_settings
 from django.utils import timezone
 
-from reliable_jobs import keys, on_commit, outbox, publisher
+from reliable_jobs.dispatch import on_commit, publisher
+from reliable_jobs.dispatch.publisher import Publisher
+from reliable_jobs.enqueue import keys, outbox
 from reliable_jobs.errors import (
     AmbiguousTransaction,
     EnqueueError,
@@ -27,9 +29,8 @@ from reliable_jobs.errors import (
     KeyConflict,
     UnserialisableArguments,
 )
-from reliable_jobs.message import HEADER
+from reliable_jobs.message.row_to_message import HEADER
 from reliable_jobs.models import Job
-from reliable_jobs.publisher import Publisher
 from reliable_jobs.testing import enqueued_jobs, override_dispatch
 from tests import inprocess
 from tests.celery_app import app
@@ -308,7 +309,7 @@ def test_a_queue_named_by_an_enum_is_the_value_in_the_row_too(jobs: InProcess) -
 
 
 def test_django_still_marks_the_transactions_of_its_test_case() -> None:
-    """outbox.py tells them apart by a private attribute; should Django rename it, this test says so."""
+    """enqueue/outbox.py tells them apart by a private attribute; should Django rename it, this test says so."""
     assert "_from_testcase = True" in inspect.getsource(TestCase._enter_atomics)
 
 

@@ -18,11 +18,13 @@ from celery.worker.request import create_request_cls
 from django.db.models.functions import Now
 from kombu.utils.imports import symbol_by_name
 
-from reliable_jobs import ReliableTask, holding, lifecycle, parking, revocation
+from reliable_jobs import ReliableTask, lifecycle
 from reliable_jobs.conf import settings
-from reliable_jobs.execution import NotStarted
 from reliable_jobs.lifecycle import seconds
 from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.run import holding
+from reliable_jobs.run.execution import NotStarted
+from reliable_jobs.worker import parking, revocation
 from tests import inprocess
 from tests.celery_app import app
 from tests.errors import Worker, inline_aside

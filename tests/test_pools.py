@@ -13,8 +13,8 @@ import pytest
 from celery.concurrency import get_implementation, prefork, solo, thread
 from django.db import connection
 
-from reliable_jobs import aftermath, pools
 from reliable_jobs.conf import settings
+from reliable_jobs.run import pools, recovery
 from tests.harness import Stack, Worker, lines, wait_until
 from tests.testapp import tasks
 from tests.testapp.models import Parent
@@ -61,9 +61,9 @@ def test_a16_outside_of_a_worker_prefork_is_assumed() -> None:
 def test_a16_a_shutdown_after_a_limit_that_nobody_enforces_is_no_time_limit() -> None:
     tasks.has_a_limit.push_request(reliable_began=-1e6)
     try:
-        assert aftermath.is_out_of_time(tasks.has_a_limit, SystemExit())
+        assert recovery.is_out_of_time(tasks.has_a_limit, SystemExit())
         with running(thread.TaskPool):
-            assert not aftermath.is_out_of_time(tasks.has_a_limit, SystemExit())
+            assert not recovery.is_out_of_time(tasks.has_a_limit, SystemExit())
     finally:
         tasks.has_a_limit.pop_request()
 

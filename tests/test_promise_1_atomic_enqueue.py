@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from django.db import transaction
 
+from reliable_jobs.dispatch.publisher import Publisher
 from reliable_jobs.models import Job
-from reliable_jobs.publisher import Publisher
 from tests.harness import Stack
 from tests.testapp import tasks
 from tests.testapp.models import Effect

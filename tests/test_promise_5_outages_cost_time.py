@@ -10,7 +10,7 @@ import pytest
 from django.db import connection, transaction
 from kombu import Exchange
 
-from reliable_jobs.publisher import publisher
+from reliable_jobs.dispatch.publisher import publisher
 from tests.celery_app import app
 from tests.harness import PATIENCE, Stack, lines, wait_until
 from tests.private_servers import CuttableProxy, PrivatePostgres, PrivateRabbitMQ

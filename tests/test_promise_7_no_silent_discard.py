@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from django.utils import timezone
 
-from reliable_jobs import lifecycle, pruner
+from reliable_jobs import lifecycle
 from reliable_jobs.errors import JobTooLarge
 from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.sweep import pruner
 from tests.celery_app import app
 from tests.harness import Stack, Transaction, Worker, lines, wait_until
 from tests.testapp import tasks

@@ -14,9 +14,10 @@ from django.db.models import QuerySet
 from django.test import override_settings
 from django.utils import timezone
 
-from reliable_jobs import lifecycle, pruner
+from reliable_jobs import lifecycle
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.status import FINAL
+from reliable_jobs.sweep import pruner
 from tests import inprocess
 from tests.harness import Stack, Transaction
 

@@ -14,9 +14,9 @@ from celery import Celery
 from kombu import Exchange, Queue
 from kombu.transport import memory
 
-from reliable_jobs.link import BrokerTimeout, Link, Receipt
-from reliable_jobs.message import Outgoing
-from reliable_jobs.publisher import MAX_IDLE, Publisher, publisher
+from reliable_jobs.dispatch.connection import BrokerTimeout, Link, Receipt
+from reliable_jobs.dispatch.publisher import MAX_IDLE, Publisher, publisher
+from reliable_jobs.message.row_to_message import Outgoing
 from tests import inprocess
 from tests.celery_app import app
 from tests.harness import Stack, wait_until

@@ -17,10 +17,10 @@ from django.db import transaction
 from django.test import override_settings
 
 import reliable_jobs
-from reliable_jobs import publisher as publisher_module
-from reliable_jobs import sweeper
+from reliable_jobs.dispatch import publisher as publisher_module
+from reliable_jobs.dispatch.publisher import Publisher, publisher
 from reliable_jobs.models import Job, JobEvent
-from reliable_jobs.publisher import Publisher, publisher
+from reliable_jobs.sweep import sweeper
 from tests import inprocess
 from tests.celery_app import app
 from tests.errors import Calls

@@ -18,10 +18,10 @@ from django.db.models import F
 from django.test import Client, override_settings
 from django.urls import reverse
 
-from reliable_jobs import sweeper
-from reliable_jobs.loop import SweepLoop
+from reliable_jobs.dispatch.publisher import publisher
 from reliable_jobs.models import Job
-from reliable_jobs.publisher import publisher
+from reliable_jobs.sweep import sweeper
+from reliable_jobs.sweep.loop import SweepLoop
 from tests import inprocess
 from tests.celery_app import app
 from tests.harness import Stack, wait_until

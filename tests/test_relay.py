@@ -15,9 +15,11 @@ from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django.utils import timezone
 
-from reliable_jobs import outbox, pruner, relay, sweeper, wake
+from reliable_jobs.dispatch import notify
+from reliable_jobs.enqueue import outbox
 from reliable_jobs.models import Job
-from reliable_jobs.relay import Relay
+from reliable_jobs.sweep import pruner, relay, sweeper
+from reliable_jobs.sweep.relay import Relay
 from tests import inprocess
 from tests.celery_app import app
 from tests.harness import PATIENCE, Process, Stack, wait_until
@@ -34,7 +36,7 @@ def by_relay(settings: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def nobody_was_woken_lately() -> None:
-    wake._last.clear()
+    notify._last.clear()
 
 
 def test_draining_publishes_everything_that_is_due_and_nothing_else(jobs: InProcess, by_relay: None) -> None:
@@ -89,7 +91,7 @@ def test_a_commit_wakes_the_relays_and_a_rollback_does_not(
     jobs: InProcess, by_relay: None, monkeypatch: pytest.MonkeyPatch, enqueue: Any
 ) -> None:
     nudged: list[str] = []
-    monkeypatch.setattr(wake, "nudge", nudged.append)
+    monkeypatch.setattr(notify, "nudge", nudged.append)
     with pytest.raises(ZeroDivisionError), transaction.atomic():
         enqueue()
         raise ZeroDivisionError
@@ -114,7 +116,7 @@ def notifications(seconds: float, act: Any) -> int:
     raw = connection.connection
     connection.ensure_connection()
     with connection.cursor() as cursor:
-        cursor.execute(f"LISTEN {wake.CHANNEL}")
+        cursor.execute(f"LISTEN {notify.CHANNEL}")
         raw = connection.connection
         act()
         return sum(1 for _ in raw.notifies(timeout=seconds))
@@ -142,7 +144,7 @@ def test_a_relay_is_woken_by_a_commit_long_before_it_would_look(stack: Stack, se
         running.wait_for_line("Relay is ready")
         wait_until(lambda: listeners() >= 1, "the relay listens")
         for number in range(3):
-            wake._last.clear()
+            notify._last.clear()
             stack.ends(tasks.effect.delay(f"woken {number}"), seconds=PATIENCE)
         running.popen.send_signal(signal.SIGTERM)
         wait_until(lambda: not running.alive, "the relay ends when told")
@@ -260,8 +262,8 @@ def test_relays_killed_in_mid_work_leave_every_job_to_the_next_one_and_none_twic
 @pytest.mark.servers
 @pytest.mark.promise("I1")
 def test_a_database_without_notify_is_polled(stack: Stack, idle_queue: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wake, "nudge", lambda alias: None)
+    monkeypatch.setattr(notify, "nudge", lambda alias: None)
     tasks.effect.bulk_delay((f"polled {n}",) for n in range(outbox.MAX_ON_COMMIT + 1))
     relay_process(stack, "--interval", "0.2").wait_for_line("Relay is ready")
     wait_until(lambda: not Job.objects.filter(sends=0).exists(), "all are sent")
-    assert relay.SHORT < wake.ACTIVE / 2
+    assert relay.SHORT < notify.ACTIVE / 2

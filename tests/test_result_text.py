@@ -14,9 +14,10 @@ from celery.result import GroupResult, result_from_tuple
 from django.test import override_settings
 from kombu.exceptions import ContentDisallowed
 
-from reliable_jobs import ReliableTask, result_text
+from reliable_jobs import ReliableTask
 from reliable_jobs.admin.content import shown_result
-from reliable_jobs.delivery import result_of
+from reliable_jobs.message import result_text
+from reliable_jobs.run.delivery import result_of
 from tests import inprocess
 from tests.celery_app import app
 from tests.inprocess import InProcess

@@ -6,7 +6,7 @@ import datetime
 
 import pytest
 
-from reliable_jobs.retry import (
+from reliable_jobs.backoff import (
     Limits,
     crash_delay,
     handback_delay,

@@ -23,7 +23,7 @@ from kombu.serialization import register, unregister
 from kombu.utils.json import dumps, loads
 
 from reliable_jobs import ReliableTask, lifecycle
-from reliable_jobs.content import NotDecoded, content
+from reliable_jobs.message.decode import NotDecoded, content
 from reliable_jobs.models import Job, JobEvent
 from tests import inprocess
 from tests.celery_app import app

@@ -9,7 +9,7 @@ import time
 import pytest
 from django.db import connection
 
-from reliable_jobs.sql_words import ends_transaction
+from reliable_jobs.run.sql_words import ends_transaction
 
 #: Expressions that hold what only looks like the end of a literal, of a comment or of the transaction.
 EXPRESSIONS = (

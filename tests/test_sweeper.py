@@ -15,14 +15,16 @@ from django.db import transaction
 from django.test import override_settings
 from django.utils import timezone
 
-from reliable_jobs import databases, declared, sweeper
-from reliable_jobs.declared import ensure_jobs, sweep_declared
-from reliable_jobs.link import BrokerTimeout, Receipt
-from reliable_jobs.loop import SweepLoop
-from reliable_jobs.message import HEADER
+from reliable_jobs import databases
+from reliable_jobs.backoff import next_check
+from reliable_jobs.dispatch.connection import BrokerTimeout, Receipt
+from reliable_jobs.dispatch.publisher import Publisher
+from reliable_jobs.message.row_to_message import HEADER
 from reliable_jobs.models import Job
-from reliable_jobs.publisher import Publisher
-from reliable_jobs.retry import next_check
+from reliable_jobs.sweep import ensure_jobs as declared
+from reliable_jobs.sweep import sweeper
+from reliable_jobs.sweep.ensure_jobs import ensure_jobs, sweep_declared
+from reliable_jobs.sweep.loop import SweepLoop
 from tests import inprocess
 from tests.celery_app import app
 from tests.harness import Stack, Transaction

@@ -13,11 +13,12 @@ from celery.result import AsyncResult
 from django.db import connection, transaction
 
 import reliable_jobs
-from reliable_jobs import ReliableTask, tracing
-from reliable_jobs.content import arguments
+from reliable_jobs import ReliableTask
 from reliable_jobs.errors import BodyOutOfMemory, EnqueueError, InvalidOption
+from reliable_jobs.message.decode import arguments
 from reliable_jobs.models import Job
-from reliable_jobs.trail import TRAIL
+from reliable_jobs.run import tracing
+from reliable_jobs.run.trail import TRAIL
 from tests import inprocess
 from tests.celery_app import app
 from tests.inprocess import InProcess
@@ -223,7 +224,7 @@ def test_celerys_options_are_taken(jobs: InProcess, options: dict[str, Any]) -> 
 
 
 def test_a_shadow_name_and_a_time_limit_travel(jobs: InProcess) -> None:
-    from reliable_jobs.content import headers_of
+    from reliable_jobs.message.decode import headers_of
 
     headers = headers_of(jobs.row(add.apply_async((1,), shadow="seen as", time_limit=5, soft_time_limit=4)))
     assert (headers["shadow"], headers["timelimit"]) == ("seen as", [5, 4])

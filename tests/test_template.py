@@ -24,13 +24,14 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from reliable_jobs import ReliableTask, bulk, outbox, template
-from reliable_jobs import rows as rows_module
-from reliable_jobs.capture import Capture
+from reliable_jobs import ReliableTask
+from reliable_jobs.enqueue import bulk, outbox, template
+from reliable_jobs.enqueue import insert as rows_module
+from reliable_jobs.enqueue.render import Capture
+from reliable_jobs.enqueue.template import Template, is_safe, template_of
 from reliable_jobs.errors import EnqueueError, InvalidOption, JobTooLarge, UnserialisableArguments
-from reliable_jobs.message import Rendered
+from reliable_jobs.message.row_to_message import Rendered
 from reliable_jobs.models import Job
-from reliable_jobs.template import Template, is_safe, template_of
 from tests import inprocess
 from tests.celery_app import app
 from tests.harness import Stack
@@ -312,7 +313,7 @@ class HalfRead:
 def test_values_may_be_encoded_from_the_database_that_they_are_written_to(
     stack: Stack, idle_queue: str, monkeypatch: pytest.MonkeyPatch, where: int, kind: type
 ) -> None:
-    from reliable_jobs.content import arguments
+    from reliable_jobs.message.decode import arguments
 
     monkeypatch.setattr(bulk, "BLOCK", 3)
     monkeypatch.setattr(outbox, "MAX_ON_COMMIT", 1)
@@ -408,7 +409,7 @@ def one_value_again_and_again() -> Iterator[Any]:
 
 @pytest.mark.parametrize("calls", [one_dict_again_and_again, one_list_again_and_again, one_value_again_and_again])
 def test_a_call_holds_what_it_held_when_it_was_given(rows: InProcess, calls: Callable[[], Iterator[Any]]) -> None:
-    from reliable_jobs.content import arguments
+    from reliable_jobs.message.decode import arguments
 
     written = [arguments(Job.objects.get(pk=job_id)) for job_id in tasks.effect.bulk_delay(calls())]
     values = [args[0] if args else kwargs["name"] for args, kwargs in written]
@@ -501,7 +502,7 @@ def test_sensitive_calls_stay_hidden_in_bulk(rows: InProcess) -> None:
     "value", [decimal.Decimal("1.5"), datetime.date(2031, 2, 3), uuid.UUID(int=7), b"\x00\xff", {"a": [1, None]}]
 )
 def test_a_value_comes_back_as_it_was_by_way_of_a_template(rows: InProcess, value: Any) -> None:
-    from reliable_jobs.content import arguments
+    from reliable_jobs.message.decode import arguments
 
     template_of(echo, celerys(echo), (1,), {})
     row = Job.objects.get(pk=echo.delay(value, k=value).id)
@@ -674,7 +675,7 @@ def test_e6_bulk_delay_goes_through_a_subclass_apply_async(rows: InProcess) -> N
 
 
 def test_e6_bulk_delay_goes_through_a_subclass_delay_or_says_why_not(rows: InProcess) -> None:
-    from reliable_jobs.content import arguments
+    from reliable_jobs.message.decode import arguments
 
     ids = own_delay.bulk_delay([(1,), {"x": 2}])
     assert [arguments(Job.objects.get(pk=one)) for one in ids] == [

@@ -14,8 +14,8 @@ from django.db import transaction
 from django.test import TestCase, TransactionTestCase
 
 from reliable_jobs import ReliableTask, RetriedTask
+from reliable_jobs.dispatch.publisher import Publisher
 from reliable_jobs.models import Job, JobEvent
-from reliable_jobs.publisher import Publisher
 from reliable_jobs.testing import assert_enqueued, enqueued_jobs, override_dispatch, run_jobs
 from tests.celery_app import app
 from tests.testapp.models import Child, Effect, Parent

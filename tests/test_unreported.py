@@ -16,8 +16,9 @@ from celery.exceptions import Ignore, Retry
 from django.test import override_settings
 from django.utils import timezone
 
-from reliable_jobs import ReliableTask, delivery, receipts
+from reliable_jobs import ReliableTask
 from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.run import delivery, foreign_messages
 from tests import inprocess
 from tests.celery_app import app
 from tests.inprocess import InProcess
@@ -254,7 +255,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(delivery, "held"), (receipts, "ensure"), (delivery.execution, "run_carefully")]
+    ("owner", "name"), [(delivery, "held"), (foreign_messages, "ensure"), (delivery.execution, "run_carefully")]
 )
 @override_settings(RELIABLE_JOBS={"MAX_INTERRUPTIONS": 2})
 def test_b1_an_error_of_the_worker_is_tried_again_and_ends_the_job(
@@ -262,7 +263,7 @@ def test_b1_an_error_of_the_worker_is_tried_again_and_ends_the_job(
 ) -> None:
     broken(monkeypatch, owner, name)
     task = make(Listening)
-    if owner is receipts:
+    if owner is foreign_messages:
         message = jobs.foreign(task.name, ["x"])
         told = jobs.deliver(message)
         assert told.answer == "acked"

@@ -17,8 +17,8 @@ from django.db.models.functions import Now
 from django.test import override_settings
 from kombu import Queue
 
-from reliable_jobs import broker_sockets, watchdog
 from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.worker import broker_sockets, watchdog
 from tests.testapp import tasks
 
 pytestmark = pytest.mark.django_db

@@ -83,7 +83,7 @@ def child(order: dict[str, Any]) -> None:
 
 def watch_broker(steps: Any) -> None:
     """Every call to the broker whose loss could matter, at the driver's public methods; and the wait for confirms."""
-    from reliable_jobs.link import Link
+    from reliable_jobs.dispatch.connection import Link
 
     def wrap(owner: Any, name: str, said: str) -> None:
         call = getattr(owner, name)
@@ -170,7 +170,7 @@ def producer(order: dict[str, Any], steps: Any) -> None:
 
 
 def sweeper(order: dict[str, Any], steps: Any) -> None:
-    from reliable_jobs import sweeper
+    from reliable_jobs.sweep import sweeper
 
     sweeper.sweep(app)
 

@@ -66,7 +66,7 @@ class OnCommit(Rival):
             effect.bulk_delay([(number,) for number in range(count)])
 
     def prune(self) -> None:
-        from reliable_jobs import pruner
+        from reliable_jobs.sweep import pruner
 
         pruner.prune()
 

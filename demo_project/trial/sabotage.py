@@ -26,8 +26,8 @@ def _without_fence() -> None:
     """A run that has lost its job is not told so: it commits, and settles, all the same."""
     from reliable_jobs import lifecycle
     from reliable_jobs.lifecycle import settle
+    from reliable_jobs.lifecycle.sql import Moment, update
     from reliable_jobs.models import Job
-    from reliable_jobs.statements import Moment, update
     from reliable_jobs.status import FINAL
 
     def transition(job: Job, using: str, status: str, *, token_now: uuid.UUID | None = None, **changes: Any) -> bool:
@@ -61,7 +61,7 @@ def _without_lock() -> None:
 
 def _without_sweep() -> None:
     """Nobody looks after what was published and not settled, what is due, or what died."""
-    from reliable_jobs import sweeper
+    from reliable_jobs.sweep import sweeper
 
     _replace(sweeper, "sweep", lambda app, actor="": sweeper.Report())
 

@@ -14,11 +14,11 @@ from celery import current_app
 from django.utils.module_loading import autodiscover_modules
 from kombu.serialization import loads
 
-from reliable_jobs import result_text
-from reliable_jobs.content import NotDecoded, TooLarge, arguments, headers_of
+from reliable_jobs.message import result_text
+from reliable_jobs.message.decode import NotDecoded, TooLarge, arguments, headers_of
 from reliable_jobs.models import Job
-from reliable_jobs.sensitive import HIDDEN
-from reliable_jobs.task import ReliableTask
+from reliable_jobs.task.reliable_task import ReliableTask
+from reliable_jobs.task.sensitive import HIDDEN
 
 if TYPE_CHECKING:
     from celery import Task

@@ -21,9 +21,9 @@ from django.utils.functional import cached_property
 
 from reliable_jobs.admin.story import holders
 from reliable_jobs.clock import Now
-from reliable_jobs.message import as_uuid
+from reliable_jobs.message.row_to_message import as_uuid
 from reliable_jobs.models import Job
-from reliable_jobs.receipts import foreign_id
+from reliable_jobs.run.foreign_messages import foreign_id
 from reliable_jobs.status import Reason, Status
 
 if TYPE_CHECKING:

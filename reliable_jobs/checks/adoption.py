@@ -10,11 +10,11 @@ from celery import Celery
 from celery.utils.imports import symbol_by_name
 from django.core.checks import CheckMessage, Warning
 
-from reliable_jobs.adopted import CELERYS, Adoption
 from reliable_jobs.checks.loading import our_settings
-from reliable_jobs.message import PICKLE
-from reliable_jobs.requests import ReliableRequest
-from reliable_jobs.task import ReliableTask
+from reliable_jobs.message.row_to_message import PICKLE
+from reliable_jobs.task.adopted_task import CELERYS, Adoption
+from reliable_jobs.task.reliable_task import ReliableTask
+from reliable_jobs.worker.requests import ReliableRequest
 
 
 def check_adoption(app: Celery) -> Iterator[CheckMessage]:
@@ -66,7 +66,7 @@ def foreign_requests(tasks: list[Any]) -> Iterator[CheckMessage]:
         yield Warning(
             "The task's Request class is not derived from ReliableRequest, so a worker child that dies is recorded "
             f"late, and hard time limits and revocations as Celery sees them: {_list(names)}.",
-            hint="Derive it from reliable_jobs.requests.ReliableRequest.",
+            hint="Derive it from reliable_jobs.worker.requests.ReliableRequest.",
             id="reliable_jobs.W053",
         )
 

@@ -14,10 +14,10 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, connections, router
 from kombu import Queue
 
-from reliable_jobs import pools
 from reliable_jobs.checks.loading import configured_app, our_settings, reliable_tasks
 from reliable_jobs.conf import load
 from reliable_jobs.models import Job
+from reliable_jobs.run import pools
 from reliable_jobs.schedule import PRUNE_TASK, SWEEP_TASK
 
 TAG = "reliable_jobs"

@@ -13,14 +13,14 @@ from celery import Celery
 from django.core.checks import CheckMessage, Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 
-from reliable_jobs import bundle
 from reliable_jobs.checks.adoption import check_adoption, foreign_requests
 from reliable_jobs.checks.celery_settings import TAG
 from reliable_jobs.checks.loading import configured_app, load_tasks, reliable_tasks
 from reliable_jobs.conf import settings
-from reliable_jobs.function import why_not
-from reliable_jobs.guards import GUARD
-from reliable_jobs.task import ReliableTask
+from reliable_jobs.dispatch import bundles
+from reliable_jobs.task.function import why_not
+from reliable_jobs.task.guards import GUARD
+from reliable_jobs.task.reliable_task import ReliableTask
 
 #: What a task class may set, where a slip of the pen changes what happens to a job and nothing says so. Names that are
 #: ordinary words (queue, name …) are left out: "queues" is somebody's own attribute.
@@ -185,10 +185,10 @@ def _windows(tasks: list[Any]) -> Iterator[CheckMessage]:
 
 
 def _bundles(tasks: list[Any]) -> Iterator[CheckMessage]:
-    odd = [task.name for task in tasks if not isinstance(task.bundle, int) or not 1 <= task.bundle <= bundle.LIMIT]
+    odd = [task.name for task in tasks if not isinstance(task.bundle, int) or not 1 <= task.bundle <= bundles.LIMIT]
     if odd:
         yield Error(
-            f"bundle is not a number from 1 to {bundle.LIMIT}: {_list(odd)}.",
+            f"bundle is not a number from 1 to {bundles.LIMIT}: {_list(odd)}.",
             hint="It says how many jobs of the task may share one message and one transaction.",
             id="reliable_jobs.E004",
         )
@@ -197,7 +197,7 @@ def _bundles(tasks: list[Any]) -> Iterator[CheckMessage]:
 
 
 def _bundles_as_configured(tasks: list[Any]) -> Iterator[CheckMessage]:
-    unfit = [task.name for task in tasks if bundle.size(task) == 1]
+    unfit = [task.name for task in tasks if bundles.size(task) == 1]
     if unfit:
         yield Warning(
             "bundle is set, but the jobs travel alone: non-atomic bodies have no transaction to share, nor those of "
@@ -205,7 +205,7 @@ def _bundles_as_configured(tasks: list[Any]) -> Iterator[CheckMessage]:
             hint="Remove bundle; or atomic = False, rate_limit, WORKER_CONN_MAX_AGE = 0.",
             id="reliable_jobs.W037",
         )
-    bundled = [task.name for task in tasks if bundle.size(task) > 1]
+    bundled = [task.name for task in tasks if bundles.size(task) > 1]
     if bundled and not settings.WORKER_SWEEP_INTERVAL:
         yield Warning(
             "revoke() and Flower's revoke do not reach jobs that travel in bundles: the sweeper beside each worker, "

@@ -9,7 +9,7 @@ from celery.utils.functional import head_from_fun
 from django.core.exceptions import ImproperlyConfigured
 from django.db import models
 
-from reliable_jobs.task import ReliableTask
+from reliable_jobs.task.reliable_task import ReliableTask
 
 
 class GetOrCreateTask(ReliableTask):

@@ -12,11 +12,11 @@ from celery import Task
 from celery.result import AsyncResult
 from django.db import IntegrityError, transaction
 
-from reliable_jobs import stages
 from reliable_jobs.errors import InvalidOption, KeyBusy
-from reliable_jobs.message import as_key
+from reliable_jobs.message.row_to_message import as_key
 from reliable_jobs.status import Status
-from reliable_jobs.task import ReliableTask
+from reliable_jobs.task import stages
+from reliable_jobs.task.reliable_task import ReliableTask
 
 if TYPE_CHECKING:
     from reliable_jobs.models import Job

@@ -10,10 +10,11 @@ from typing import TypeVar
 from celery.exceptions import SoftTimeLimitExceeded
 from django.db import transaction
 
-from reliable_jobs import result_text, stages
 from reliable_jobs.clock import Now
-from reliable_jobs.message import ENVELOPE_VERSION, as_key
+from reliable_jobs.message import result_text
+from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, as_key
 from reliable_jobs.status import Status
+from reliable_jobs.task import stages
 
 T = TypeVar("T")
 

@@ -11,9 +11,9 @@ from django.db.models import F
 from django.db.models.functions import Least
 
 from reliable_jobs.clock import Now
+from reliable_jobs.lifecycle.sql import Moment, lock_fit, lock_row
 from reliable_jobs.lifecycle.transition import Claim, Refusal, find, seconds, transition
 from reliable_jobs.models import Job
-from reliable_jobs.statements import Moment, lock_fit, lock_row
 from reliable_jobs.status import Status
 
 #: Two suspects that are claimed at the same instant would not see each other. Only those of one process matter: they

@@ -10,10 +10,12 @@ from typing import Any
 from django.db import IntegrityError, OperationalError, transaction
 from django.db.models import Case, F, Max, Value, When
 
+from reliable_jobs.backoff import crash_delay
 from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle.locks import impatient, is_lock_timeout
 from reliable_jobs.lifecycle.settle import fail, run_again
+from reliable_jobs.lifecycle.sql import Moment
 from reliable_jobs.lifecycle.transition import (
     ERROR_LIMIT,
     TRACEBACK_LIMIT,
@@ -24,10 +26,8 @@ from reliable_jobs.lifecycle.transition import (
     seconds,
     transition,
 )
-from reliable_jobs.message import rerouted
+from reliable_jobs.message.row_to_message import rerouted
 from reliable_jobs.models import Job, JobEvent
-from reliable_jobs.retry import crash_delay
-from reliable_jobs.statements import Moment
 from reliable_jobs.status import FINAL, EventKind, Reason, Status
 
 

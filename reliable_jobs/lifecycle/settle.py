@@ -8,6 +8,7 @@ from typing import Any
 
 from django.db import connections
 
+from reliable_jobs.lifecycle.sql import Moment
 from reliable_jobs.lifecycle.transition import (
     ERROR_LIMIT,
     TRACEBACK_LIMIT,
@@ -16,9 +17,8 @@ from reliable_jobs.lifecycle.transition import (
     record,
     transition,
 )
-from reliable_jobs.message import Rendered
+from reliable_jobs.message.row_to_message import Rendered
 from reliable_jobs.models import Job
-from reliable_jobs.statements import Moment
 from reliable_jobs.status import EventKind, Reason, Status
 
 

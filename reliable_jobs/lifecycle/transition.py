@@ -12,8 +12,8 @@ from typing import Any
 from django.db import transaction
 
 from reliable_jobs.clock import Now
+from reliable_jobs.lifecycle.sql import Moment, update
 from reliable_jobs.models import Job, JobEvent
-from reliable_jobs.statements import Moment, update
 from reliable_jobs.status import FINAL, TRANSITIONS, EventKind, Status
 
 ERROR_LIMIT = 10_000

@@ -13,7 +13,7 @@ from celery import Celery, current_app
 from django.db import router
 from kombu.serialization import dumps, loads
 
-from reliable_jobs.content import arguments
+from reliable_jobs.message.decode import arguments
 from reliable_jobs.models import Job
 from reliable_jobs.testing.dispatch import in_order
 

@@ -19,12 +19,12 @@ from django.db.models import F
 from kombu.message import Message
 
 from reliable_jobs.clock import Now
-from reliable_jobs.message import outgoing
+from reliable_jobs.message.row_to_message import outgoing
 from reliable_jobs.models import Job
+from reliable_jobs.run.tracing import that_answers
 from reliable_jobs.status import Status
-from reliable_jobs.task import ReliableTask
+from reliable_jobs.task.reliable_task import ReliableTask
 from reliable_jobs.testing.dispatch import in_order, override_dispatch
-from reliable_jobs.tracing import that_answers
 
 logger = logging.getLogger("reliable_jobs.testing")
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from django.utils import timezone
 
-from reliable_jobs.link import Link, Receipt
-from reliable_jobs.message import Outgoing
+from reliable_jobs.dispatch.connection import Link, Receipt
+from reliable_jobs.message.row_to_message import Outgoing
 from tests.chaos import ledger
 
 #: A file with the seconds by which this process's clock is wrong. (``time.time`` and Django's ``timezone.now``; the

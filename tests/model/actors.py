@@ -19,7 +19,7 @@ import psycopg
 from django.db import OperationalError, connections
 from django.db.backends.postgresql.base import DatabaseWrapper
 
-from reliable_jobs import aftermath, delivery
+from reliable_jobs.run import delivery, recovery
 from tests.harness import wait_until
 
 #: A step takes milliseconds. One that takes this long waits for something; what for, the database is asked.
@@ -238,7 +238,7 @@ def instrumented() -> Iterator[None]:
         mock.patch.object(DatabaseWrapper, "_commit", commit),
         mock.patch.object(DatabaseWrapper, "get_new_connection", connect),
         mock.patch.object(delivery, "time", time),
-        mock.patch.object(aftermath, "time", time),
+        mock.patch.object(recovery, "time", time),
         # Two more looks at a row that is locked: nobody moves meanwhile.
         mock.patch.object(delivery, "REDELIVERY_PATIENCE", 0.15),
         # Held over a commit at which an actor may stand; actors are processes, and it is one of one process.

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from reliable_jobs import statements
+from reliable_jobs.lifecycle import sql
 from tests.mutants import MUTANTS, ROOT, mutated
 
 _PACKAGE = ROOT / "reliable_jobs"
@@ -58,7 +58,7 @@ def _function(module: types.ModuleType, path: tuple[str, ...]) -> types.Function
 
 def _forget_statements() -> None:
     """Statements are compiled once for each shape: what was made by other code is no use."""
-    for made in vars(statements).values():
+    for made in vars(sql).values():
         if isinstance(made, functools._lru_cache_wrapper):
             made.cache_clear()
 

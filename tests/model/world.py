@@ -15,10 +15,12 @@ from celery.worker.request import create_request_cls
 from django.db import transaction
 from kombu.utils.imports import symbol_by_name
 
-from reliable_jobs import execution, lifecycle, pruner, sweeper
+from reliable_jobs import lifecycle
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import KeyConflict
-from reliable_jobs.message import Outgoing
+from reliable_jobs.message.row_to_message import Outgoing
+from reliable_jobs.run import execution
+from reliable_jobs.sweep import pruner, sweeper
 from tests.celery_app import app
 from tests.model import jobs, promises
 from tests.model.actors import current

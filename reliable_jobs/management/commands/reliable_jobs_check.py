@@ -8,8 +8,8 @@ from celery import Celery
 from django.core.management.base import CommandError, CommandParser
 
 from reliable_jobs.adopt.report import as_text, report_on, summary
-from reliable_jobs.content import NotDecoded, arguments
 from reliable_jobs.management.base import JobCommand, in_chunks
+from reliable_jobs.message.decode import NotDecoded, arguments
 from reliable_jobs.models import Job
 from reliable_jobs.status import UNFINISHED
 

@@ -6,7 +6,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error as DatabaseError
 
-from reliable_jobs import pruner
+from reliable_jobs.sweep import pruner
 
 
 def _positive(text: str) -> int:

@@ -7,7 +7,7 @@ from django.core.management.base import CommandError, CommandParser
 
 from reliable_jobs.conf import settings
 from reliable_jobs.management.base import JobCommand, seconds
-from reliable_jobs.relay import Relay
+from reliable_jobs.sweep.relay import Relay
 
 
 class Command(JobCommand):

@@ -9,8 +9,8 @@ from celery import Celery
 from django.core.management.base import CommandError, CommandParser
 from django.db import close_old_connections, connections
 
-from reliable_jobs import sweeper
 from reliable_jobs.management.base import JobCommand, seconds
+from reliable_jobs.sweep import sweeper
 
 logger = logging.getLogger("reliable_jobs.sweeper")
 

@@ -1,0 +1,346 @@
+"""One broker connection: declare, publish, await every confirm.
+
+On AMQP (py-amqp) all messages of a call go out in one pipeline on a channel in confirm mode, ``mandatory``, and then
+every delivery tag is waited for. RabbitMQ *acks* an unroutable message after returning it, so a return outweighs the
+ack; it carries no delivery tag and is told apart by ``message_id``. Other transports know no confirms: there a publish
+that did not raise counts, and the sweeper makes up for what they lose.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import struct
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from amqp.exceptions import ConnectionError as AmqpConnectionError
+from amqp.exceptions import FrameSyntaxError
+from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
+from kombu import Producer
+from kombu.transport.base import Transport
+
+from reliable_jobs.dispatch import amqp_frames
+from reliable_jobs.message.row_to_message import Outgoing
+
+logger = logging.getLogger("reliable_jobs.publisher")
+
+#: Bytes that are written at once.
+CHUNK = 64 * 1024
+#: Messages on the wire before the first confirm is awaited.
+WINDOW = 500
+_NOT_CONFIRMED = "not confirmed in time"
+#: What py-amqp raises for a header or property that AMQP has no type for.
+_UNENCODABLE = (FrameSyntaxError, struct.error, TypeError, ValueError, OverflowError)
+
+
+@dataclasses.dataclass
+class Receipt:
+    """What became of a batch. A job in none of the three is *unknown*: it may or may not have arrived."""
+
+    confirmed: set[uuid.UUID] = dataclasses.field(default_factory=set)
+    #: Unroutable, with the broker's words.
+    returned: dict[uuid.UUID, str] = dataclasses.field(default_factory=dict)
+    nacked: set[uuid.UUID] = dataclasses.field(default_factory=set)
+    #: Why the batch was cut short, if it was.
+    error: Exception | None = None
+    #: The message that could not be encoded for the wire, where that was why.
+    unsendable: uuid.UUID | None = None
+    attempts: int = 1
+    #: The connection ended while it published, and not because the broker was going down.
+    died: bool = False
+
+    def worth_another_try(self, job_id: uuid.UUID) -> bool:
+        """Whether a message is neither confirmed nor given up. The first return counts as a queue that was deleted
+        behind a kept connection: another one declares it anew."""
+        return job_id not in self.confirmed and (self.attempts == 1 or job_id not in self.returned)
+
+    def given_up(self) -> dict[uuid.UUID, str]:
+        """What no further attempt will take."""
+        gone = dict(self.returned) if self.attempts > 1 else {}
+        if self.unsendable is not None:
+            gone[self.unsendable] = f"can't be encoded for the broker: {self.error!r}"
+        return gone
+
+    def unpack(self, bundles: Mapping[uuid.UUID, Sequence[uuid.UUID]]) -> None:
+        """Say of each job in a bundle what became of the bundle."""
+        for bundle_id, job_ids in bundles.items():
+            for some in (self.confirmed, self.nacked):
+                if bundle_id in some:
+                    some.remove(bundle_id)
+                    some.update(job_ids)
+            if bundle_id in self.returned:
+                self.returned.update(dict.fromkeys(job_ids, self.returned.pop(bundle_id)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Depth:
+    """Of a queue. Messages that a consumer has prefetched are not counted as ready."""
+
+    ready: int
+    consumers: int
+
+    @property
+    def abandoned(self) -> bool:
+        """Messages wait and nobody consumes them. (An empty queue without a consumer has lost its messages: more must
+        be sent, not least because some sites start their workers when they see one.)"""
+        return self.ready > 0 and self.consumers == 0
+
+
+def _ends_connection(error: Exception) -> bool:
+    """Whether the connection is gone, by the broker's will or without a word; not where the broker is shut down (320)
+    or closed the channel alone."""
+    if isinstance(error, (BrokerTimeout, *_UNENCODABLE)):
+        return False
+    return isinstance(error, (OSError, AmqpConnectionError)) and getattr(error, "code", None) != 320
+
+
+class BrokerTimeout(Exception):
+    """The broker did not answer within the time budget."""
+
+
+def _within(timeout: float, transport: Transport, theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Transport options that bound each wait on the network; the project's own values win."""
+    options = dict(theirs)
+    if transport.driver_name == "py-amqp":
+        # connect_timeout bounds each read of the handshake as well (amqp.Connection.connect).
+        options.update(confirm_publish=False, connect_timeout=timeout)
+        options.setdefault("read_timeout", timeout)
+        options.setdefault("write_timeout", timeout)
+    elif transport.driver_type == "redis":
+        options.setdefault("socket_connect_timeout", timeout)
+        options.setdefault("socket_timeout", timeout)
+    elif transport.driver_type == "sqs":
+        # What kombu hands to botocore, which waits 60 s for each and tries five times. One call connects and reads.
+        client = {"connect_timeout": timeout / 2, "read_timeout": timeout / 2, "retries": {"total_max_attempts": 1}}
+        options["client-config"] = {**client, **(options.get("client-config") or {})}
+    return options
+
+
+class Link:
+    """One broker connection with its channel."""
+
+    def __init__(self, app: Celery, timeout: float) -> None:
+        self.app = app
+        self.pid = os.getpid()
+        self.declared: set[str] = set()
+        self.used = False
+        self.connection = app.connection_for_write(heartbeat=0, connect_timeout=timeout)
+        self.amqp = self.connection.transport.driver_name == "py-amqp"
+        self.connection.transport_options = _within(
+            timeout, self.connection.transport, self.connection.transport_options or {}
+        )
+        try:
+            self.connection.ensure_connection(max_retries=1, interval_start=0, timeout=timeout)
+            # The driver's own connection: kombu's quietly reconnects, leaves the old socket open, and would wait on the
+            # new one for acks of the old.
+            self.raw: Any = self.connection.connection
+            self.channel: Any = self.raw.channel() if self.amqp else self.connection.channel()
+            if self.amqp:
+                self._confirm_mode()
+        except BaseException:
+            self.drop()
+            raise
+
+    def _confirm_mode(self) -> None:
+        self.tag = 0
+        self.open_tags: dict[int, uuid.UUID] = {}
+        self.receipt = Receipt()
+        self.channel.confirm_select()
+        self.channel.events["basic_ack"].add(self._on_ack)
+        self.channel.events["basic_nack"].add(self._on_nack)
+        self.channel.events["basic_return"].add(self._on_return)
+
+    def _settled(self, delivery_tag: int, multiple: bool) -> list[uuid.UUID]:
+        tags = [tag for tag in self.open_tags if tag <= delivery_tag] if multiple else [delivery_tag]
+        return [self.open_tags.pop(tag) for tag in tags if tag in self.open_tags]
+
+    def _on_ack(self, delivery_tag: int, multiple: bool) -> None:
+        self.receipt.confirmed.update(
+            job_id for job_id in self._settled(delivery_tag, multiple) if job_id not in self.receipt.returned
+        )
+
+    def _on_nack(self, delivery_tag: int, multiple: bool) -> None:
+        self.receipt.nacked.update(self._settled(delivery_tag, multiple))
+
+    def _on_return(self, exception: Exception, exchange: str, routing_key: str, message: Any) -> None:
+        job_id = uuid.UUID(message.properties["message_id"])
+        self.receipt.returned[job_id] = f"unroutable: exchange {exchange!r}, routing key {routing_key!r}: {exception}"
+
+    def drop(self) -> None:
+        """Let go of the connection without a word to the broker: ``close()`` may wait for ever."""
+        if self.pid != os.getpid():
+            return
+        try:
+            self.connection.collect(socket_timeout=0.1)
+        except SoftTimeLimitExceeded:
+            raise  # the task function's
+        except Exception as error:  # whatever a broken connection raises
+            logger.debug("A broken connection could not be closed: %r", error)
+
+    def close(self) -> None:
+        """Say goodbye to a healthy broker, which would log a warning otherwise; its answer is waited for a second."""
+        if self.pid == os.getpid():
+            try:
+                if self.amqp:
+                    self.raw.sock.settimeout(1.0)
+                self.connection.release()
+            except SoftTimeLimitExceeded:
+                raise
+            except Exception as error:
+                logger.debug("A connection could not be closed: %r", error)
+
+    def declare(self, name: str) -> None:
+        """Declare a queue once per connection, as Celery would. A queue that exists with other arguments will do."""
+        if name in self.declared:
+            return
+        queues = self.app.amqp.queues
+        if name and (name in queues or self.app.conf.task_create_missing_queues):
+            try:
+                queues[name](self.channel).declare()
+            except self.connection.channel_errors as error:
+                if getattr(error, "code", None) != 406:
+                    raise
+                self.channel = self.raw.channel()  # 406 PRECONDITION_FAILED closed the channel
+                self._confirm_mode()
+        self.declared.add(name)
+
+    def has_declared(self, messages: Sequence[Outgoing]) -> bool:
+        return all(message.queue in self.declared for message in messages)
+
+    def declare_for(self, messages: Sequence[Outgoing]) -> Receipt:
+        """Declare the messages' queues. What went wrong stands in the receipt."""
+        receipt = Receipt()
+        try:
+            for message in messages:
+                self._declare_for(message, receipt)
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception as error:
+            receipt.error = error
+        self.used = True
+        return receipt
+
+    def publish(self, messages: Sequence[Outgoing], deadline: float) -> Receipt:
+        """Publish to queues that have been declared, and wait for the confirms until ``deadline`` (monotonic)."""
+        receipt = Receipt()
+        try:
+            if self.amqp:
+                self.receipt = receipt
+                self._pipeline(messages, deadline)
+            else:
+                self._one_by_one(messages, deadline, receipt)
+        except SoftTimeLimitExceeded:
+            raise  # the task function's, which publishes
+        except Exception as error:
+            receipt.error = error
+            receipt.died = self.amqp and _ends_connection(error)
+        self.used = True
+        return receipt
+
+    def _declare_for(self, message: Outgoing, receipt: Receipt) -> None:
+        try:
+            self.declare(message.queue)
+        except (*self.connection.channel_errors, *_UNENCODABLE):
+            # A name that the broker refuses (403 for ``amq.…``) or that can't be written: this message's own fault.
+            receipt.unsendable = message.id
+            raise
+
+    def _pipeline(self, messages: Sequence[Outgoing], deadline: float) -> None:
+        self.open_tags.clear()
+        frames = bytearray()
+        for message in messages:
+            try:
+                frames += self._frames(message)
+            except _UNENCODABLE:
+                self.receipt.unsendable = message.id
+                raise
+            if len(frames) >= CHUNK:
+                self._write(frames, deadline)
+            if len(self.open_tags) >= WINDOW:
+                self._write(frames, deadline)
+                self._await_confirms(deadline, down_to=WINDOW // 2)
+        self._write(frames, deadline)
+        self._await_confirms(deadline, down_to=0)
+
+    def _frames(self, message: Outgoing, mandatory: bool = True) -> bytes:
+        frames = amqp_frames.publication(
+            message, channel=self.channel.channel_id, frame_max=self.raw.frame_max, mandatory=mandatory
+        )
+        self.tag += 1
+        self.open_tags[self.tag] = message.id
+        return frames
+
+    def _write(self, frames: bytearray, deadline: float) -> None:
+        if frames:
+            transport = self.raw.transport
+            with transport.having_timeout(self._left(deadline)):
+                transport.write(bytes(frames))
+            frames.clear()
+
+    def probe(self, timeout: float) -> None:
+        """Have a message confirmed. Only that tells: a broker under its memory alarm lets connections in and then says
+        nothing. Without ``mandatory`` RabbitMQ acks what it can't route, so the message goes nowhere.
+
+        Raises:
+            Exception: BrokerTimeout, or the connection's own error.
+        """
+        if self.amqp:
+            deadline = time.monotonic() + timeout
+            # With a body: a message without one is complete before the alarm holds the connection up, and is confirmed.
+            nowhere = Outgoing(uuid.uuid4(), "", "", "reliable_jobs.probe", b"probe", "text/plain", "utf-8", {}, {})
+            self.receipt = Receipt()
+            self._write(bytearray(self._frames(nowhere, mandatory=False)), deadline)
+            self._await_confirms(deadline, down_to=0)
+        self.used = True
+
+    def depth(self, queue: str) -> Depth | None:
+        """What the broker says of a queue; None where it can't say: no such queue, no permission, not AMQP."""
+        if not self.amqp:
+            return None
+        channel = self.raw.channel()  # a refusal closes it
+        try:
+            answer = channel.queue_declare(queue, passive=True)
+        except self.connection.channel_errors:
+            return None
+        finally:
+            if channel.is_open:
+                channel.close()
+        self.used = True
+        return Depth(ready=answer.message_count, consumers=answer.consumer_count)
+
+    def _await_confirms(self, deadline: float, down_to: int) -> None:
+        while len(self.open_tags) > down_to:
+            try:
+                self.raw.drain_events(timeout=self._left(deadline))
+            except TimeoutError:
+                raise BrokerTimeout(_NOT_CONFIRMED) from None
+
+    def _one_by_one(self, messages: Sequence[Outgoing], deadline: float, receipt: Receipt) -> None:
+        producer = Producer(self.channel, auto_declare=False)
+        for message in messages:
+            self._left(deadline)
+            properties = {**message.properties}
+            producer.publish(
+                message.body,
+                exchange=message.exchange,
+                routing_key=message.routing_key,
+                content_type=message.content_type,
+                content_encoding=message.content_encoding,
+                headers=message.headers,
+                delivery_mode=properties.pop("delivery_mode"),
+                priority=properties.pop("priority", 0),
+                **properties,
+            )
+            receipt.confirmed.add(message.id)
+
+    @staticmethod
+    def _left(deadline: float) -> float:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise BrokerTimeout(_NOT_CONFIRMED)
+        return left

@@ -1,0 +1,320 @@
+"""Messages out, confirmed, within a time budget: the pool of broker connections and the breaker before it.
+
+A connection is used by one publish at a time, never across a fork, and never again after an error: a late ack of an
+earlier message would confirm the next one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+
+from celery import Celery, current_app
+from celery.exceptions import SoftTimeLimitExceeded
+
+from reliable_jobs.conf import settings
+from reliable_jobs.dispatch import bundles as bundle
+from reliable_jobs.dispatch.connect import Preparation
+from reliable_jobs.dispatch.connection import BrokerTimeout, Depth, Link, Receipt
+from reliable_jobs.message.row_to_message import Outgoing
+
+logger = logging.getLogger("reliable_jobs.publisher")
+
+#: Idle connections kept per process.
+MAX_IDLE = 10
+#: Connections that one publish may lose while it looks for the message that kills them.
+MOST_ATTEMPTS = 50
+
+
+class Publisher:
+    """Connections to one app's broker, shared by the threads of a process, and the breaker before them."""
+
+    def __init__(self, app: Celery) -> None:
+        self.app = app
+        self._reset()
+
+    def _reset(self) -> None:
+        self.pid = os.getpid()
+        self._lock = threading.Lock()
+        self._idle: list[Link] = []
+        self._open = False
+        self._probe: threading.Thread | None = None
+        #: When a probe may be started next, where one could not be (monotonic).
+        self._probe_at = 0.0
+
+    def _forked(self) -> None:
+        # kombu's after-fork hook does not cover a raw os.fork (gunicorn's preload, uWSGI).
+        if self.pid != os.getpid():
+            self._reset()
+
+    @property
+    def breaker_open(self) -> bool:
+        """Whether the last publish failed and no probe has succeeded since."""
+        self._forked()
+        if self._open:
+            self._start_probe()
+        return self._open
+
+    def publish(self, messages: Sequence[Outgoing], timeout: float | None = None) -> Receipt:
+        """Publish, wait for every confirm, and say what became of each message. Never raises a broker's error.
+
+        Args:
+            messages: any number; more than a window go out in windows on one connection.
+            timeout: seconds for everything, connecting included; PUBLISH_TIMEOUT when omitted.
+        """
+        self._forked()
+        deadline = time.monotonic() + (settings.PUBLISH_TIMEOUT if timeout is None else timeout)
+        packed, bundles = bundle.pack(self.app, messages)
+        total = self._publish(packed, deadline)
+        total.unpack(bundles)
+        return total
+
+    def _publish(self, messages: Sequence[Outgoing], deadline: float) -> Receipt:
+        total = self._attempt(messages, deadline, reuse=True)
+        while left := [message for message in messages if total.worth_another_try(message.id)]:
+            again = self._again(left, total, deadline)
+            if again is None:
+                break
+            total = again
+        if total.error is not None and not total.confirmed:
+            self._trip(total.error)
+        return total
+
+    def _again(self, left: list[Outgoing], so_far: Receipt, deadline: float) -> Receipt | None:
+        """Another attempt for what is left, where one can help: a kept connection may have died unnoticed, a queue been
+        deleted (a new connection declares it anew), one message have spoilt the batch. None when there is no point."""
+        error = so_far.error
+        exhausted = so_far.attempts > 2 + len(so_far.returned) or time.monotonic() >= deadline
+        if exhausted or isinstance(error, BrokerTimeout):
+            return None
+        if so_far.died and so_far.attempts > 1:
+            return self._without_the_guilty(left, so_far, deadline)
+        left = [message for message in left if message.id != so_far.unsendable]
+        # A refused message (no such exchange, no permission, a wrong user_id) closes the channel and does not say which
+        # one it was: one at a time finds out.
+        singly = _is_refusal(error)
+        batches = [[message] for message in left] if singly else [left]
+        total = Receipt(confirmed=so_far.confirmed, returned=so_far.given_up(), attempts=so_far.attempts + 1)
+        for batch in batches:
+            receipt = self._attempt(batch, deadline, reuse=singly)
+            total.confirmed |= receipt.confirmed
+            total.returned |= receipt.returned
+            total.nacked |= receipt.nacked
+            if singly and _is_refusal(receipt.error):
+                total.returned[batch[0].id] = f"unroutable: {receipt.error}"
+            elif receipt.error is not None:
+                total.error, total.unsendable, total.died = receipt.error, receipt.unsendable, receipt.died
+                break
+        return total
+
+    def _without_the_guilty(self, left: list[Outgoing], so_far: Receipt, deadline: float) -> Receipt:
+        """A second connection has died with these messages, so one of them may be why: RabbitMQ closes the connection
+        over a frame that it can't read, and does not say which. Halves, and halves of those, find it; the others are
+        sent. One that kills two connections by itself is given up."""
+        total = Receipt(confirmed=so_far.confirmed, returned=so_far.given_up(), attempts=so_far.attempts)
+        batches: list[list[Outgoing]] = [left]
+        suspect: uuid.UUID | None = None
+        while batches:
+            if total.attempts > MOST_ATTEMPTS:
+                total.error = so_far.error
+                break
+            total.attempts += 1
+            batch = batches.pop()
+            receipt = self._attempt(batch, deadline, reuse=True)
+            total.confirmed |= receipt.confirmed
+            total.returned |= receipt.returned
+            total.nacked |= receipt.nacked
+            if receipt.error is None:
+                continue
+            if not receipt.died:
+                total.error, total.unsendable = receipt.error, receipt.unsendable
+                break
+            rest = [message for message in batch if message.id not in receipt.confirmed]
+            if len(rest) > 1:
+                half = len(rest) // 2
+                batches += [rest[half:], rest[:half]]
+            elif rest and suspect == rest[0].id:
+                total.returned[rest[0].id] = f"the broker closes the connection over it: {receipt.error!r}"
+            elif rest:
+                suspect = rest[0].id
+                batches.append(rest)
+        return total
+
+    def _attempt(self, messages: Sequence[Outgoing], deadline: float, reuse: bool) -> Receipt:
+        if not messages:
+            return Receipt()
+        link, receipt = self._idle_link() if reuse else None, Receipt()
+        if link is None or not link.has_declared(messages):
+            try:
+                link, receipt = Preparation(self.app, link, messages).result(deadline - time.monotonic())
+            except SoftTimeLimitExceeded:
+                raise
+            except Exception as error:
+                return Receipt(error=error)
+        if receipt.error is None:
+            try:
+                receipt = link.publish(messages, deadline)
+            except BaseException:
+                # A time limit of the task function that publishes: the broker is not to blame, and what is still on
+                # its way on this connection would confirm the next messages.
+                link.drop()
+                raise
+        if receipt.error is None and not receipt.returned:
+            self._keep(link)
+        else:
+            link.drop()
+        return receipt
+
+    def _idle_link(self) -> Link | None:
+        with self._lock:
+            return self._idle.pop() if self._idle else None
+
+    def _keep(self, link: Link) -> None:
+        with self._lock:
+            keep = len(self._idle) < MAX_IDLE
+            if keep:
+                self._idle.append(link)
+        if not keep:
+            link.close()
+
+    def reachable(self, timeout: float = 5.0) -> bool:
+        """Whether the broker takes and confirms a message now. Not for requests: it may take the whole timeout."""
+        self._forked()
+        for reuse in (True, False):
+            try:
+                link = (self._idle_link() if reuse else None) or Link(self.app, timeout=timeout)
+            except Exception:
+                return False
+            try:
+                link.probe(timeout)
+            except Exception as error:
+                link.drop()
+                if _is_refusal(error):
+                    return True  # a user who may not write to the default exchange: the broker lives
+                if not link.used:
+                    return False
+            else:
+                self._keep(link)
+                return True
+        return False
+
+    def depths(self, queues: Sequence[str], timeout: float = 2.0) -> dict[str, Depth]:
+        """What the broker says of queues; those of which it could not say anything within the time are left out.
+
+        Args:
+            timeout: seconds for all of them, connecting included.
+        """
+        self._forked()
+        if self._open or not queues:
+            return {}
+        found: dict[str, Depth] = {}
+
+        def look() -> None:
+            for reuse in (True, False):
+                link = None
+                try:
+                    link = (self._idle_link() if reuse else None) or Link(self.app, timeout=timeout)
+                    for queue in queues:
+                        depth = link.depth(queue)
+                        if depth is not None:
+                            found[queue] = depth
+                except Exception as error:  # a kept connection may have died; a broker that is away says nothing
+                    logger.info("The broker could not be asked about its queues: %s", error)
+                    if link is not None:
+                        link.drop()
+                else:
+                    self._keep(link)
+                    return
+
+        # In a thread of its own, because nothing else bounds it: see Preparation.
+        thread = threading.Thread(target=look, name="reliable_jobs-depths", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no room for another thread
+            return {}
+        thread.join(timeout)
+        return dict(found)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._forked()
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for link in idle:
+            link.close()
+
+    def _trip(self, error: Exception) -> None:
+        with self._lock:
+            if self._open:
+                return
+            self._open = True
+            idle, self._idle = self._idle, []
+        logger.warning(
+            "Broker %s can't be reached or does not confirm (%s: %s). Jobs are safe in the database; the sweeper "
+            "publishes them when it is back.",
+            self.app.connection_for_write().as_uri(),
+            type(error).__name__,
+            error,
+        )
+        for link in idle:
+            link.drop()
+        self._start_probe()
+
+    def _start_probe(self) -> None:
+        """Start the thread that closes the breaker, unless it lives. Where none can be started (a limit on threads),
+        whoever asks for the breaker next tries again, once a second."""
+        with self._lock:
+            now = time.monotonic()
+            if now < self._probe_at or (self._probe is not None and self._probe.is_alive()):
+                return
+            self._probe_at = now + 1.0
+            probe = threading.Thread(target=self._probe_until_back, name="reliable_jobs-probe", daemon=True)
+            try:
+                probe.start()
+            except RuntimeError as error:
+                logger.warning("No thread to look for the broker's return (%s); trying again.", error)
+            else:
+                self._probe, self._probe_at = probe, 0.0
+
+    def _probe_until_back(self, sleep: Callable[[float], None] = time.sleep) -> None:
+        pause = 0.5
+        while not self.reachable(timeout=2.0):
+            sleep(pause)
+            pause = min(pause * 2, 15.0)
+        self._open = False
+        self.close()  # the probe's own connection: whoever has closed this publisher meanwhile would not close it again
+        logger.warning("Broker is back; publishing on commit again.")
+
+
+def _is_refusal(error: Exception | None) -> bool:
+    """Whether the broker closed the channel over one message: AMQP's soft errors."""
+    return getattr(error, "code", None) in (311, 403, 404, 405, 406)
+
+
+_publishers: dict[int, Publisher] = {}
+_publishers_lock = threading.Lock()
+
+
+def _new_lock_after_fork() -> None:
+    global _publishers_lock
+    _publishers_lock = threading.Lock()
+
+
+# The sweeper's thread beside a worker may hold it at the moment when the pool forks a new child.
+os.register_at_fork(after_in_child=_new_lock_after_fork)
+
+
+def publisher(app: Celery | None = None) -> Publisher:
+    """The process's publisher for an app (the current one by default)."""
+    real = app if app is not None else current_app._get_current_object()
+    with _publishers_lock:
+        found = _publishers.get(id(real))
+        if found is None or found.app is not real:
+            found = _publishers[id(real)] = Publisher(real)
+            atexit.register(found.close)
+        return found

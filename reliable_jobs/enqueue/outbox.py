@@ -1,0 +1,222 @@
+"""One row in the caller's transaction. Once that has committed, dispatch/on_commit.py publishes its message."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import datetime
+import itertools
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from celery import Celery
+from django.conf import settings as django_settings
+from django.db import connections, router
+
+from reliable_jobs import databases
+from reliable_jobs.conf import settings
+from reliable_jobs.dispatch import on_commit
+from reliable_jobs.dispatch.publisher import publisher
+from reliable_jobs.enqueue import insert, keys
+from reliable_jobs.enqueue.insert import Each
+from reliable_jobs.enqueue.keys import Request
+from reliable_jobs.enqueue.template import Template
+from reliable_jobs.errors import AmbiguousTransaction, EnqueueError
+from reliable_jobs.lifecycle.sql import Moment
+from reliable_jobs.message.row_to_message import Unsent
+from reliable_jobs.models import Job
+
+#: Jobs of one transaction that its commit publishes; the rest is born unsent and published by the sweeper.
+MAX_ON_COMMIT = 1000
+
+
+def enqueue(app: Celery, request: Request, *, using: str | None = None, transactional: bool = True) -> uuid.UUID:
+    """Write the job's row and see to its dispatch on commit. Returns the job's id: with a key, or a task id that is
+    waiting already, that of the existing job.
+
+    Raises:
+        AmbiguousTransaction, KeyConflict, KeyBusy, EnqueueError: with nothing written.
+        django.db.Error: the row can't be written; inside a transaction that one is then broken, as with any write.
+    """
+    alias = using or write_alias()
+    if transactional:
+        return _write(app, request, alias)
+    return _outside_transaction(app, request, alias)
+
+
+def write_alias() -> str:
+    """The database whose open transaction the job belongs to; the router's write alias where none is open.
+
+    Raises:
+        AmbiguousTransaction: transactions are open on two databases that both hold the jobs table.
+    """
+    default = router.db_for_write(Job)
+    open_aliases = [
+        connection.alias
+        for connection in connections.all(initialized_only=True)
+        if on_commit.in_users_transaction(connection) and router.allow_migrate_model(connection.alias, Job)
+    ]
+    if any(alias != default for alias in open_aliases):
+        open_aliases = list(databases.distinct(sorted(open_aliases, key=lambda alias: alias != default)))
+    if len(open_aliases) > 1:
+        raise AmbiguousTransaction(
+            f"Transactions are open on {' and '.join(sorted(open_aliases))}; a job can commit with only one of them. "
+            "Say which: apply_async(..., using='…')."
+        )
+    return open_aliases[0] if open_aliases else default
+
+
+def pointer_alias(pointer: Any) -> str:
+    """The database that a message's pointer names; where it names none of ours, the one that a job would go to."""
+    using = pointer.get("using") if isinstance(pointer, dict) else None
+    return using if isinstance(using, str) and using in connections else write_alias()
+
+
+def _write(app: Celery, request: Request, alias: str) -> uuid.UUID:
+    immediate = not request.later and _dispatches_now(app, alias)
+    values = _values(request, sends=1 if immediate else 0)
+    if request.key is None and not request.id_given:
+        insert.insert(alias, values)
+    else:
+        existing = keys.insert_unless_there(values, request, alias)
+        if existing is not None:
+            return existing
+    if immediate:
+        on_commit.dispatch_on_commit(app, alias, [Unsent(request.job_id, request.rendered)])
+        return request.job_id
+    if on_commit.commits_by_hand(alias):
+        return request.job_id
+    if settings.DISPATCH == "relay" and not request.later:
+        on_commit.wake_on_commit(alias)
+    on_commit.note(alias, [str(request.job_id)])
+    return request.job_id
+
+
+def enqueue_many(
+    app: Celery, request: Request, template: Template, blocks: Iterable[Iterable[Each]], alias: str
+) -> list[str]:
+    """Write many jobs that differ in their arguments only, in the open transaction; returns their ids, in order.
+
+    As many as one commit can publish are published by it, more by the sweepers or relays.
+
+    Args:
+        request: what they have in common; its id is not used.
+        blocks: as :func:`rows.insert_many` takes them.
+
+    Raises:
+        django.db.Error: with nothing written.
+    """
+    rest = iter(blocks)
+    head: list[Each] = []
+    begun: Iterator[Each] = iter(())
+    while len(head) <= MAX_ON_COMMIT and (block := next(rest, None)) is not None:
+        begun = iter(block)
+        head += itertools.islice(begun, MAX_ON_COMMIT + 1 - len(head))
+    pending = sum(len(hook.messages) for hook in on_commit.pending(alias).values())
+    immediate = pending + len(head) <= MAX_ON_COMMIT and not request.later and _dispatches_now(app, alias)
+    common = _values(request, sends=1 if immediate else 0)
+    for name in ("id", "body", "envelope"):
+        del common[name]
+    if template.own_root:
+        del common["root_id"]
+    ids: list[str] = []
+
+    def noted(block: Iterable[Each]) -> Iterator[Each]:
+        for job in block:
+            ids.append(job.id)
+            yield job
+
+    insert.insert_many(alias, common, map(noted, itertools.chain([itertools.chain(head, begun)], rest)))
+    if immediate and head:
+        common_part = request.rendered
+        on_commit.dispatch_on_commit(
+            app,
+            alias,
+            [
+                Unsent(uuid.UUID(one.id), dataclasses.replace(common_part, body=one.body, envelope=one.envelope))
+                for one in head
+            ],
+        )
+    elif not on_commit.commits_by_hand(alias):
+        if not request.later:
+            on_commit.wake_on_commit(alias)
+        on_commit.note(alias, ids)
+    return ids
+
+
+def _dispatches_now(app: Celery, alias: str) -> bool:
+    """Whether the commit is to publish; if not, rows are born unsent and a sweeper does."""
+    if settings.DISPATCH == "relay" or on_commit.commits_by_hand(alias) or publisher(app).breaker_open:
+        return False
+    # What one request can't publish within its budget is better not begun: the sweeper takes it in windows.
+    return len(on_commit.pending(alias)) < MAX_ON_COMMIT
+
+
+def _seconds_until(moment: Any) -> Any:
+    """Seconds from now until a time, by this machine's clock; anything else as it is."""
+    if isinstance(moment, datetime.datetime):
+        return (moment - datetime.datetime.now(datetime.timezone.utc)).total_seconds()
+    return moment
+
+
+def _values(request: Request, sends: int) -> dict[str, Any]:
+    rendered = request.rendered
+    due = Moment()
+    eta, expires = request.eta, request.expires
+    if not django_settings.USE_TZ:
+        # The database's times are naive then, and in a zone that depends on the database: what lies between is not.
+        eta, expires = None, _seconds_until(expires)
+    if eta is not None:
+        # Not before the eta by the database's clock, however fast this machine's runs.
+        due = Moment(at=eta)
+    elif request.later:
+        due = Moment(delay=_seconds_until(request.eta) or request.countdown or 0.0)
+    if isinstance(expires, (int, float)):
+        expires_at: Any = Moment(delay=expires)
+    else:
+        expires_at = expires
+    return {
+        "id": request.job_id,
+        "task": rendered.task,
+        "queue": rendered.queue,
+        "priority": rendered.priority,
+        "due_at": due,
+        "check_at": Moment(delay=settings.GRACE) if sends else None,
+        "sends": sends,
+        "expires_at": expires_at,
+        "key": request.key,
+        "live_key": request.key,
+        "key_forever": request.key_forever or None,
+        "body": rendered.body,
+        "content_type": rendered.content_type,
+        "content_encoding": rendered.content_encoding,
+        "envelope": rendered.envelope,
+        "root_id": rendered.root_id,
+        "parent_id": rendered.parent_id,
+    }
+
+
+def _outside_transaction(app: Celery, request: Request, alias: str) -> uuid.UUID:
+    """Write on a connection of its own, so that the job stays although the caller's transaction rolls back."""
+    if on_commit.commits_by_hand(alias):
+        raise EnqueueError(
+            f"{request.rendered.task}: transactional=False is not possible while autocommit is off on database "
+            f"{alias!r}. Commit first, or use transaction.atomic() instead of set_autocommit(False)."
+        )
+    if not connections[alias].in_atomic_block:
+        return _write(app, request, alias)
+    if connections[alias].vendor == "sqlite" and on_commit.in_users_transaction(connections[alias]):
+        raise EnqueueError(
+            f"{request.rendered.task}: transactional=False inside an open transaction needs a second writer, which "
+            "SQLite does not have. Enqueue before the transaction, or after it."
+        )
+
+    def write() -> uuid.UUID:
+        try:
+            return _write(app, request, alias)
+        finally:
+            connections[alias].close()
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="reliable_jobs") as executor:
+        return executor.submit(write).result()

@@ -1,0 +1,7 @@
+"""One delivery: claim the row, call the task function, settle.
+
+Enters: a message that the worker has taken, by way of the task's ``__call__``. Leaves: a settled row and an answer for
+Celery's tracer. Never here: a change of ``status`` past lifecycle/, or an acknowledgement before the settlement.
+Read delivery.py first, then execution.py. outcomes.py says how a function ended, recovery.py what is done where it
+did not.
+"""

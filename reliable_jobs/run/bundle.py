@@ -1,0 +1,86 @@
+"""A bundle's jobs, run in one transaction and settled by one statement.
+
+    BEGIN → lock the rows → SAVEPOINT → body, body, body … → deferred constraints → RELEASE → settle all → COMMIT
+
+Only plain successes are settled here. At first the bodies share one savepoint. When one of them fails, all is rolled
+back and run again with a savepoint for each; what fails then, or wishes to be run again, is rolled back alone and sent
+in a message of its own, which takes the careful path. So is every job of a bundle that was redelivered (its worker was
+killed, perhaps by one of them), that ran out of time, or whose transaction broke.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from django.db import Error as DatabaseError
+from django.db import connections
+
+from reliable_jobs import lifecycle
+from reliable_jobs.dispatch import bundles
+from reliable_jobs.enqueue.outbox import pointer_alias
+from reliable_jobs.lifecycle import db_errors
+from reliable_jobs.run import delivery, kept_connections
+from reliable_jobs.run.bundle_transaction import Attempt
+from reliable_jobs.run.execution import NotStarted
+from reliable_jobs.run.holding import held
+from reliable_jobs.sweep import sweeper
+
+
+def run(carrier: Any, name: str, using: str, pointers: list[list[Any]]) -> str:
+    """Run the jobs of a bundle and say what became of them. Called by the task that carries it.
+
+    Args:
+        name: of their task.
+        using: database alias.
+        pointers: id and rev of each.
+
+    Raises:
+        celery.exceptions.Reject: the database could not be reached; the message goes back to the broker.
+    """
+    alias = pointer_alias({"using": using})
+    revs = {uuid.UUID(job_id): int(rev) for job_id, rev in pointers}
+    task = carrier.app.tasks.get(name)
+    redelivered = bool(carrier.request.delivery_info.get("redelivered"))
+    together = bundles.size(task) > 1 and kept_connections.active and not redelivered
+    # MySQL commits what went before an ALTER TABLE or TRUNCATE of a body, its neighbours' effects among it.
+    together = together and connections[alias].vendor in ("postgresql", "sqlite")
+    done, left = 0, revs if together else {}
+    while left:
+        attempt = Attempt(carrier, task, alias, left)
+        done += held(alias, f"A bundle of {name}", attempt.run)
+        if attempt.worth_singling:
+            attempt = Attempt(carrier, task, alias, left, singly=True)
+            done += held(alias, f"A bundle of {name}", attempt.run)
+        left = attempt.not_begun
+    if done < len(revs):
+        _send_alone(carrier.app, alias, revs, delivery.REDELIVERY_PATIENCE if redelivered else 0.0)
+    return f"{done} of {len(revs)} jobs of {name}"
+
+
+def _send_alone(app: Any, alias: str, revs: Mapping[uuid.UUID, int], patience: float) -> None:
+    """Send what is still waiting, each job in a message of its own.
+
+    Args:
+        patience: seconds to wait for rows that are locked, maybe by the session of a killed worker.
+    """
+    until = time.monotonic() + patience
+    left = set(revs)
+    while left:
+        left = held(alias, "Jobs of a bundle", functools.partial(_send_some, app, alias, left))
+        if time.monotonic() >= until:
+            return  # they run elsewhere; if not, the sweeper will find them
+        time.sleep(0.1)
+
+
+def _send_some(app: Any, alias: str, job_ids: set[uuid.UUID]) -> set[uuid.UUID]:
+    """Send those that are free; returns those that wait, and are not."""
+    try:
+        return lifecycle.waiting_of(job_ids - sweeper.send_again(app, alias, job_ids), alias)
+    except DatabaseError as error:
+        if db_errors.prevents_start(error):
+            raise NotStarted(str(error)) from error
+        raise

@@ -1,0 +1,196 @@
+"""deliver: from a message that Celery's tracer hands over to a run, or to nothing.
+
+What the tracer is told: the value, the body's own exception, or Celery's Retry, Ignore and Reject. The row is the
+result of record and is written before the tracer hears of anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from django.db import Error as DatabaseError
+from django.db import connections
+
+from reliable_jobs import lifecycle
+from reliable_jobs.backoff import crash_delay
+from reliable_jobs.lifecycle import Refusal, db_errors
+from reliable_jobs.message import result_text
+from reliable_jobs.models import Job
+from reliable_jobs.run import execution, unreported_errors
+from reliable_jobs.run.arrival import Delivery, ensure_receipt, read_delivery
+from reliable_jobs.run.holding import held
+from reliable_jobs.run.outcomes import Outcome
+from reliable_jobs.run.trail import TRAIL, Trail
+from reliable_jobs.status import CELERY_STATES, CLOSES, Status
+
+if TYPE_CHECKING:
+    from reliable_jobs.protocols import RunnableTask
+
+logger = logging.getLogger("reliable_jobs.delivery")
+
+#: How long a redelivered message waits for the row of a killed worker whose session outlives it by a moment, seconds.
+REDELIVERY_PATIENCE = 5.0
+#: InnoDB locks, for a moment, rows that a statement only examines: there a first message waits so long before the lock
+#: is taken for a run's, in seconds.
+INNODB_PATIENCE = 2.0
+
+
+def deliver(task: RunnableTask, args: Any, kwargs: Any) -> Any:
+    """Run one delivery of a job to its settlement and answer the tracer.
+
+    Raises:
+        celery.exceptions.Retry, Ignore, Reject: for the tracer.
+        Exception: the body's own, after the failure was written.
+    """
+    task.request.reliable_began = time.monotonic()
+    info = task.request.delivery_info  # without a call, as in ReliableTask.__call__
+    trail = (info.get(TRAIL) if isinstance(info, dict) else None) or Trail()
+    trail.reached = True
+    try:
+        delivery = read_delivery(task)
+        ended = held(delivery.using, f"Job {delivery.job_id}", lambda: _deliver(task, delivery, trail, args, kwargs))
+        if isinstance(ended.error, Ignore):
+            setattr(ended.error, CLOSES, "task-retried" if ended.status == Status.WAITING else "task-succeeded")
+        trail.answer = (ended.value, ended.error)
+    except (Ignore, Reject, Retry) as signal:
+        if not hasattr(signal, CLOSES):
+            setattr(signal, CLOSES, "task-rejected")  # taken away while it ran, or given back
+        trail.answer = (None, signal)
+    except Exception as error:  # of the worker's own code: whatever it is, the job's history says so
+        unreported_errors.write_interruption(task, trail, error)
+    # Without a call: from here on nothing may fail.
+    value, ends = trail.answer or (None, None)
+    if ends is not None:
+        raise ends
+    return value
+
+
+def claim_early(task: RunnableTask, trail: Trail) -> None:
+    """Claim before a hook of the project's that comes before the task function, so that a start in which the hook kills
+    its process is counted. On the careful path only; the first start of a job is not counted.
+
+    Raises:
+        celery.exceptions.Retry, Ignore, Reject, CrashLimitExceeded: the hook is not to run; the answer is in the trail.
+    """
+    try:
+        delivery = read_delivery(task)
+        held(delivery.using, f"Job {delivery.job_id}", lambda: _claim_early(task, delivery, trail))
+    except (Ignore, Reject) as signal:
+        trail.answer = (None, signal)
+    except Exception as error:  # as in deliver()
+        unreported_errors.write_interruption(task, trail, error)
+    if trail.answer is not None and trail.answer[1] is not None:
+        raise trail.answer[1]
+
+
+def _claim_early(task: RunnableTask, delivery: Delivery, trail: Trail) -> None:
+    if not delivery.careful and not _has_crashed(delivery):
+        return
+    ensure_receipt(task, delivery)
+    patience = _patience(delivery)
+    while True:
+        claim = execution.claim_carefully(task, delivery.job_id, delivery.rev, delivery.using)
+        if not isinstance(claim, Refusal):
+            break
+        if claim is not Refusal.LOCKED or time.monotonic() >= patience:
+            _refused(task, delivery, claim)
+        time.sleep(0.1)
+    if not execution.condemned(task, claim):
+        trail.claim = claim
+        return
+    ended = execution.run_claimed(task, claim, (), {})
+    if isinstance(ended, Refusal):
+        _refused(task, delivery, ended)
+    trail.answer = (ended.value, ended.error)
+
+
+def _patience(delivery: Delivery) -> float:
+    """Until when to wait for a row that is held (monotonic)."""
+    first = INNODB_PATIENCE if connections[delivery.using].vendor == "mysql" else 0.0
+    return time.monotonic() + (REDELIVERY_PATIENCE if delivery.redelivered else first)
+
+
+def _has_crashed(delivery: Delivery) -> bool:
+    """What a claim would say of a rescued job, whose message looks like a first one."""
+    try:
+        job = lifecycle.find(delivery.job_id, delivery.using)
+    except DatabaseError as error:
+        if db_errors.prevents_start(error):
+            raise execution.NotStarted(str(error)) from error
+        raise
+    return job is not None and bool(job.crashes)
+
+
+def _deliver(task: RunnableTask, delivery: Delivery, trail: Trail, args: Any, kwargs: Any) -> Outcome:
+    if trail.claim is not None:
+        claim, trail.claim = trail.claim, None
+        ended = execution.run_claimed(task, claim, args, kwargs)
+        if isinstance(ended, Refusal):
+            _refused(task, delivery, ended)
+        return ended
+    ensure_receipt(task, delivery)
+    call = (task, delivery.job_id, delivery.rev, delivery.using, args, kwargs)
+    careful = delivery.careful
+    patience = _patience(delivery)
+    while True:
+        answer = execution.run_carefully(*call) if careful else execution.run_first(*call)
+        if answer is Refusal.SUSPECT:
+            careful = True
+        elif not isinstance(answer, Refusal):
+            return answer
+        elif answer is not Refusal.LOCKED or time.monotonic() >= patience:
+            _refused(task, delivery, answer)
+        else:
+            time.sleep(0.05)
+
+
+#: How monitors see a delivery of a job that has ended: as the row has.
+_ENDED = {
+    Status.SUCCEEDED: "task-succeeded",
+    Status.FAILED: "task-failed",
+    Status.CANCELLED: "task-revoked",
+    Status.EXPIRED: "task-revoked",
+}
+#: Of the others. A job that runs elsewhere is closed by its run; one that waits comes again; one without a row never.
+_CLOSED = {Refusal.LOCKED: "task-rejected", Refusal.MISSING: "task-revoked"}
+
+
+def _refused(task: RunnableTask, delivery: Delivery, why: Refusal) -> NoReturn:
+    """A delivery that gets no claim runs nothing and fires nothing."""
+    ignored = Ignore(f"job {delivery.job_id}: {why.value}")
+    closes = _CLOSED.get(why, "task-retried")
+    if why is Refusal.FINAL:
+        job = lifecycle.find(delivery.job_id, delivery.using)
+        if job is not None:
+            closes = _ENDED.get(Status(job.status), closes)
+            _align_backend(task, job)
+    elif why is Refusal.MISSING:
+        logger.warning(
+            "Job %s has no row any more (pruned, or its transaction was undone); message dropped.", delivery.job_id
+        )
+    elif why is Refusal.ALONE:
+        lifecycle.step_back(delivery.job_id, delivery.using, crash_delay(2))
+    setattr(ignored, CLOSES, closes)
+    raise ignored
+
+
+def _align_backend(task: RunnableTask, job: Job) -> None:
+    """Bring the result backend in line with the settled row: a worker may have died between commit and store."""
+    if task.request.ignore_result or task.ignore_result:
+        return
+    try:
+        task.backend.store_result(task.request.id, result_of(job), CELERY_STATES[job.status], request=task.request)
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception as error:  # a backend may raise anything; the row stays right
+        logger.warning("Job %s: the result backend could not be brought in line: %s", job.pk, error)
+
+
+def result_of(job: Job) -> Any:
+    """The settled row's result as Celery knows it: the value, or an exception made from the recorded error."""
+    if job.status == Status.SUCCEEDED:
+        return None if job.result is None else result_text.decode(job.result)
+    return RuntimeError(job.error or job.status)

@@ -1,0 +1,102 @@
+"""Database connections between the jobs of a worker.
+
+Celery's Django fixup closes every connection before and after every task, whatever CONN_MAX_AGE says: most of a small
+job's time goes into connecting. Around reliable tasks Django's own rules hold instead (``close_old_connections``), with
+WORKER_CONN_MAX_AGE for databases whose CONN_MAX_AGE is 0, Django's default. Health checks are on, except for the
+database that holds the job: its first statement is the claim, and one that fails because the connection has died costs
+nothing and is tried again at once.
+
+Plain tasks keep Celery's way. So do greenlet pools and pools that we don't know (a greenlet for every task would leave
+a connection for every task), and databases with a pool of connections.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from celery import signals
+from celery.concurrency import prefork, solo, thread
+from celery.fixups.django import DjangoFixup, DjangoWorkerFixup
+from django.db import close_old_connections, connections
+
+from reliable_jobs.conf import settings
+
+logger = logging.getLogger("reliable_jobs.worker")
+
+#: Whether this worker does it.
+active = False
+
+_POOLS = (prefork.TaskPool, solo.TaskPool, thread.TaskPool)
+
+
+def keep_connections(worker: Any) -> bool:
+    """Keep this worker's connections between reliable tasks. Says whether it could. Call it before the pool starts."""
+    if not settings.WORKER_CONN_MAX_AGE or not issubclass(worker.pool_cls, _POOLS):
+        return False
+    if any(configured.get("OPTIONS", {}).get("pool") for configured in connections.settings.values()):
+        return False  # the fixup closes what a forked child has inherited of its parent's pool
+    # Private: the fixup that hides behind an app's signals. Pinned by tests/test_kept.py.
+    fixups = [fixup for fixup in worker.app._fixups or () if isinstance(fixup, DjangoFixup)]
+    for fixup in fixups:
+        celerys = fixup.worker_fixup
+        signals.task_prerun.disconnect(celerys.on_task_prerun)
+        signals.task_postrun.disconnect(celerys.on_task_postrun)
+        ours = _Around(celerys)
+        signals.task_prerun.connect(ours.task_prerun, weak=False)
+        signals.task_postrun.connect(ours.task_postrun, weak=False)
+    global active
+    active = bool(fixups)
+    if active:
+        _set_ages()
+    return active
+
+
+#: In a child: its parent's pools. A pool that is deleted tries to stop its threads, which are not here.
+_left_to_the_parent: list[Any] = []
+
+
+def leave_pools_to_the_parent() -> None:
+    """From now on, forget the connection pools of ``OPTIONS["pool"]`` in each child that this process forks.
+
+    Celery's fixup closes them there, and with them the parent's sessions, which the sweeper uses.
+    """
+    os.register_at_fork(after_in_child=_forget_pools)
+
+
+def _forget_pools() -> None:
+    # Private: where Django keeps its pools, by alias. Pinned by tests/test_kept.py.
+    for connection in connections.all(initialized_only=True):
+        if connection.alias in getattr(connection, "_connection_pools", ()):
+            connection.connection = None  # returned to its pool it would wait for a thread that is not here
+    for connection in connections.all(initialized_only=True):
+        pools = getattr(connection, "_connection_pools", {})
+        _left_to_the_parent.extend(pools.values())
+        pools.clear()
+
+
+def _set_ages() -> None:
+    for configured in connections.settings.values():
+        if configured.get("CONN_MAX_AGE") == 0:
+            configured["CONN_MAX_AGE"] = settings.WORKER_CONN_MAX_AGE
+        # A body may use any of them; the one that its claim has tried is not tried again: see run/delivery.py.
+        configured["CONN_HEALTH_CHECKS"] = True
+
+
+class _Around:
+    """What happens around a task instead of what the fixup does."""
+
+    def __init__(self, celerys: DjangoWorkerFixup) -> None:
+        self.celerys = celerys
+
+    def task_prerun(self, sender: Any, **kwargs: Any) -> None:
+        if not getattr(sender, "keeps_connections", False):
+            self.celerys.on_task_prerun(sender, **kwargs)
+
+    def task_postrun(self, sender: Any, **kwargs: Any) -> None:
+        if not getattr(sender, "keeps_connections", False):
+            self.celerys.on_task_postrun(sender, **kwargs)
+        elif not sender.request.is_eager and not sender.request.get("reliable_bundle"):  # that has a postrun of its own
+            close_old_connections()
+            self.celerys.close_cache()

@@ -1,0 +1,183 @@
+"""Errors that no run has reported: raised between a message's arrival and its answer, before the claim or around it.
+
+Such an error becomes the job's history and ends the job after a bounded number of tries. What Celery itself fails a
+task for (``before_start``, a ``__call__`` of the project's) fails the job at once, as a function's own error does, and
+is written before Celery's hooks hear of it. Any other error comes from the worker: the job runs again, with back-off,
+until MAX_INTERRUPTIONS. Neither is a crash.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from celery.exceptions import Ignore, Reject, Retry
+from django.db import Error as DatabaseError
+from django.db import connections, transaction
+
+from reliable_jobs import lifecycle
+from reliable_jobs.backoff import interruption_delay
+from reliable_jobs.conf import settings
+from reliable_jobs.errors import NotRecorded, WorkerFailed
+from reliable_jobs.lifecycle import Claim, Refusal, db_errors
+from reliable_jobs.run import outcomes, recovery
+from reliable_jobs.run.arrival import Delivery, ensure_receipt, read_delivery
+from reliable_jobs.run.execution import NotStarted
+from reliable_jobs.run.holding import held
+from reliable_jobs.run.outcomes import Interrupted, Outcome, Run, worker_name
+from reliable_jobs.run.trail import Trail
+from reliable_jobs.status import CLOSES, EventKind, Reason
+
+if TYPE_CHECKING:
+    from reliable_jobs.protocols import RunnableTask
+
+logger = logging.getLogger("reliable_jobs.delivery")
+
+
+def write_failure(task: RunnableTask, trail: Trail, error: BaseException) -> None:
+    """A hook raised: end the job as if its function had, or as the Ignore, Retry or Reject says. Sets the answer.
+
+    Raises:
+        celery.exceptions.Reject: the database can't be reached; the message goes back.
+    """
+
+    def ending(claim: Claim) -> Outcome:
+        if isinstance(error, Ignore):
+            worker = worker_name(task)
+            return Outcome(lambda claim: lifecycle.succeed(claim, worker, None, Reason.IGNORED), error=error)
+        try:
+            return outcomes.from_exception(task, Run(claim), error)
+        except Interrupted as interrupted:
+            return outcomes.interruption(task, claim, interrupted.__cause__ or interrupted)
+
+    _write(task, trail, error, ending)
+
+
+def write_interruption(task: RunnableTask, trail: Trail, error: BaseException) -> None:
+    """The worker's own code failed: run again with back-off, or fail when the budget is used up. Sets the answer.
+
+    Raises:
+        celery.exceptions.Reject: the database can't be reached; the message goes back.
+    """
+    text, trace = described(task, error)
+
+    def ending(claim: Claim) -> Outcome:
+        count, worker = claim.job.interruptions + 1, worker_name(task)
+        shown = f"the worker failed around this run: {text}"
+        why = ""
+        if count > settings.MAX_INTERRUPTIONS:
+            why = (
+                f"the worker failed {count} times around a run (MAX_INTERRUPTIONS={settings.MAX_INTERRUPTIONS}): {text}"
+            )
+        elif claim.token is not None and not task.reruns:  # left by this thread, and its function may have begun
+            why = f"the worker failed around a run that is not begun again, as acks_late is off: {text}"
+        if why:
+            return Outcome(
+                lambda claim: lifecycle.fail(
+                    claim, worker, Reason.INTERRUPTED, why, trace, kind=EventKind.INTERRUPTION
+                ),
+                error=WorkerFailed(why),
+            )
+        delay = interruption_delay(count - 1)
+        return Outcome(
+            lambda claim: lifecycle.run_again(
+                claim,
+                worker,
+                Reason.INTERRUPTED,
+                delay=delay,
+                error=shown,
+                traceback=trace,
+                kind=EventKind.INTERRUPTION,
+                interruption=1,
+            ),
+            error=Retry(shown, when=delay),
+        )
+
+    _write(task, trail, error, ending)
+
+
+def note(task: RunnableTask, error: BaseException) -> None:
+    """Add an error that came after the job's settlement to its history; the settlement stands. Never raises."""
+    try:
+        text, trace = described(task, error)
+        logger.warning("Job %s: an error after its run was settled: %s", task.request.id, type(error).__name__)
+        delivery = read_delivery(task)
+        lifecycle.record(
+            delivery.job_id,
+            delivery.using,
+            EventKind.FAILURE,
+            worker_name(task),
+            f"after the run had been settled, which stands: {text}",
+            trace,
+        )
+    except Exception as trouble:  # the history is poorer, the job is right
+        logger.warning("An error after a job's run could not be recorded: %r", trouble)
+
+
+def described(task: RunnableTask, error: BaseException) -> tuple[str, str]:
+    """Text and traceback as they may be shown."""
+    text, trace = db_errors.describe(error), db_errors.trace(error)
+    try:
+        secrets = task.secrets(task.request.args, task.request.kwargs)
+    except Exception:  # of the arguments' own code; what can't be told apart is hidden
+        return type(error).__name__, ""
+    return db_errors.redact(text, secrets), db_errors.redact(trace, secrets)
+
+
+def _write(task: RunnableTask, trail: Trail, error: BaseException, ending: Callable[[Claim], Outcome]) -> None:
+    """Raises:
+    NotRecorded: to write it failed as well.
+    """
+    try:
+        trail.answer = _written(task, error, ending)
+    except Reject:
+        raise
+    except Exception as trouble:
+        trail.error = error
+        logger.critical("A job's error (%s) could not be recorded: %r", type(error).__name__, trouble)
+        text = f"{described(task, error)[0]}\n(To record it failed: {type(trouble).__name__})"
+        raise NotRecorded(text) from trouble
+
+
+def _written(
+    task: RunnableTask, error: BaseException, ending: Callable[[Claim], Outcome]
+) -> tuple[Any, BaseException | None]:
+    delivery = read_delivery(task)
+    _clean_connection(delivery.using)
+
+    def attempt() -> Outcome | Refusal:
+        try:
+            ensure_receipt(task, delivery)
+            return _claim_and_settle(task, delivery, ending)
+        except DatabaseError as trouble:
+            if db_errors.prevents_start(trouble):
+                raise NotStarted(str(trouble)) from trouble
+            raise
+
+    ended = held(delivery.using, f"The error of job {delivery.job_id}", attempt)
+    if isinstance(ended, Refusal):
+        # A copy: the job has ended, runs elsewhere, or is not due. Nothing fires for it.
+        logger.warning("Job %s: %s; a message of it met %s.", delivery.job_id, ended.value, type(error).__name__)
+        ignored = Ignore(f"job {delivery.job_id}: {ended.value}")
+        setattr(ignored, CLOSES, "task-rejected")
+        return None, ignored
+    logger.warning("Job %s: an error outside its function was recorded: %s", delivery.job_id, type(error).__name__)
+    return ended.value, ended.error
+
+
+def _claim_and_settle(task: RunnableTask, delivery: Delivery, ending: Callable[[Claim], Outcome]) -> Outcome | Refusal:
+    with transaction.atomic(using=delivery.using):
+        claim = lifecycle.claim_to_report(delivery.job_id, delivery.rev, delivery.using, worker_name(task))
+        if isinstance(claim, Refusal):
+            return claim
+        ended = ending(claim)
+        return ended if ended.settle(claim) else Refusal.LOCKED
+
+
+def _clean_connection(using: str) -> None:
+    """Leave no transaction of the broken run open; a test's own is not touched."""
+    connection: Any = connections[using]
+    blocks = connection.atomic_blocks
+    if not any(getattr(block, "_from_testcase", False) for block in blocks):
+        recovery.reset_if_open(using, 0)

@@ -1,0 +1,144 @@
+"""The dispatcher process: publishes due rows as they come, and sweeps and prunes beside that.
+
+    woken, or a pause is over → due rows in windows, until there are none → every second the whole sweep, now and then
+    the pruner → a pause: short while there was work lately, ``interval`` when there was none
+
+A window's time is spent in turn on the database and on waiting for the broker's confirms, so while there is a backlog
+a second thread does the same: one's rows are read while the other's are confirmed. Any number of relays may run;
+SKIP LOCKED shares the rows out.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from celery import Celery
+from django.db import close_old_connections, connections
+
+from reliable_jobs import databases
+from reliable_jobs.dispatch.notify import ACTIVE, Ear
+from reliable_jobs.sweep import pruner, sweeper
+
+logger = logging.getLogger("reliable_jobs.relay")
+_T = TypeVar("_T")
+
+#: Pause between two looks while there was work lately, in seconds.
+SHORT = 0.02
+#: How often the whole sweep and the pruner run, in seconds.
+SWEEP_EVERY = 1.0
+PRUNE_EVERY = 3600.0
+
+
+class Relay:
+    """See the module's docstring.
+
+    Args:
+        interval: seconds between two looks at idle databases. On PostgreSQL a commit wakes the relay sooner.
+    """
+
+    def __init__(self, app: Celery, *, interval: float = 1.0) -> None:
+        self.app = app
+        self.interval = interval
+        self.published = 0
+        #: Whether the last round met an error.
+        self.failed = False
+        self._wake = threading.Event()
+        self._stopped = False
+        self._sweep_at = self._prune_at = 0.0
+        self._worked_at = -ACTIVE
+        self._second: concurrent.futures.ThreadPoolExecutor | None = None
+
+    def stop(self) -> None:
+        """End after the round at hand: SWEEP_LIMIT rows for each thread at most. Safe to call from a signal handler."""
+        self._stopped = True
+
+    def run(self) -> None:
+        """Until :meth:`stop`."""
+        ears = [Ear(alias, self._wake.set) for alias in databases.aliases()]
+        for ear in ears:
+            ear.start()
+        try:
+            with self._second_thread():
+                while not self._stopped:
+                    if not self._round():
+                        self._pause()
+        finally:
+            for ear in ears:
+                ear.stop()
+
+    def drain(self) -> bool:
+        """Until nothing is due that could be published. False when something went wrong on the way."""
+        with self._second_thread():
+            while not self._stopped and self._round() and not self.failed:
+                pass
+        return not self.failed
+
+    @contextlib.contextmanager
+    def _second_thread(self) -> Iterator[None]:
+        with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="reliable_jobs-relay") as self._second:
+            try:
+                yield
+            finally:
+                self._submit(connections.close_all)
+                self._second = None
+
+    def _submit(self, work: Callable[[], _T]) -> concurrent.futures.Future[_T] | None:
+        """Have the second thread do something, if there is one to be had."""
+        try:
+            return self._second.submit(work) if self._second is not None else None
+        except RuntimeError as error:  # no room for another thread
+            logger.warning("Relay: no second thread (%s); going on with one.", error)
+            return None
+
+    def _pause(self) -> None:
+        active = time.monotonic() - self._worked_at < ACTIVE
+        # In small steps: a signal handler may set no event, its lock may be held by what it interrupts.
+        until = time.monotonic() + (SHORT if active else self.interval)
+        while not self._stopped and not self._wake.wait(min(0.1, max(0.0, until - time.monotonic()))):
+            if time.monotonic() >= until:
+                break
+        self._wake.clear()
+
+    def _round(self) -> bool:
+        """Publish what is due; sweep and prune when it is time. Says whether anything was published."""
+        self.failed = False
+        found = self._by_two(lambda more: sweeper.publish_due(self.app, more))
+        if time.monotonic() >= self._sweep_at and not self._stopped:
+            self._sweep_at = time.monotonic() + SWEEP_EVERY
+            found += self._by_two(lambda more: sweeper.sweep(self.app, actor="relay", on_backlog=more).published)
+        if found:
+            self._worked_at = time.monotonic()
+        self.published += found
+        if time.monotonic() >= self._prune_at:
+            self._prune_at = time.monotonic() + PRUNE_EVERY
+            self._try(pruner.prune)
+        return bool(found)
+
+    def _by_two(self, work: Callable[[sweeper.OnBacklog], int]) -> int:
+        """Do what publishes due rows, with the second thread's help from the first full window on. Returns how many
+        rows both have published."""
+        helps: list[concurrent.futures.Future[int] | None] = []
+
+        def help_out() -> None:
+            if not helps:
+                helps.append(self._submit(lambda: self._try(lambda: sweeper.publish_due(self.app))))
+
+        found = self._try(lambda: work(help_out))
+        return found + sum(future.result() for future in helps if future is not None)
+
+    def _try(self, work: Callable[[], int]) -> int:
+        try:
+            close_old_connections()
+            return work()
+        except Exception as error:
+            # A relay that dies would be noticed only when jobs are late; it says so and goes on.
+            logger.warning("Relay: %s: %s; trying again.", type(error).__name__, error)
+            connections.close_all()
+            self.failed = True
+            return 0

@@ -1,0 +1,297 @@
+"""The calling half of a reliable task: ``delay()`` and its kin, from the arguments to the outbox."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import itertools
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import sync_to_async
+from celery import Task
+from celery.contrib.django.task import DjangoTask
+from celery.result import AsyncResult
+from django.db import transaction
+
+from reliable_jobs.enqueue.render import Capture, leave_unsubscribed
+from reliable_jobs.enqueue.template import Template, is_safe, template_of
+from reliable_jobs.errors import EnqueueError, InvalidOption, UnserialisableArguments
+from reliable_jobs.message.row_to_message import Rendered, as_key, as_uuid
+from reliable_jobs.task import stages
+from reliable_jobs.task.function import why_not
+from reliable_jobs.task.sensitive import Sensitive
+from reliable_jobs.task.times import Times
+
+if TYPE_CHECKING:
+    from reliable_jobs.enqueue.keys import Request
+
+
+class Call(Times, Sensitive, DjangoTask):
+    """What a caller uses of :class:`~reliable_jobs.task.reliable_task.ReliableTask`."""
+
+    #: Of this task's plain calls in this process, once there was one; see enqueue/template.py.
+    template: Template | None = None
+
+    def apply_async(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        task_id: str | None = None,
+        producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        *,
+        countdown: float | None = None,
+        eta: datetime.datetime | str | None = None,
+        expires: float | datetime.datetime | str | None = None,
+        key: str | int | uuid.UUID | None = None,
+        key_forever: bool = False,
+        using: str | None = None,
+        transactional: bool = True,
+        **options: Any,
+    ) -> AsyncResult[Any]:
+        """Write the job; publish it when the transaction commits.
+
+        All of Celery's options are taken. ``producer``, ``connection`` and the publish-retry options have no effect:
+        the outbox dispatches. New ones:
+
+        Args:
+            countdown: seconds from now before which the job does not start.
+            eta: the same as a time; a naive one is in Celery's ``timezone`` (UTC by default).
+            expires: seconds, or a time, after which the job must not start any more.
+            key: idempotency key, unique per task: the same key is the same job while that one is unfinished. A number
+                or a UUID is the same key as its text.
+            key_forever: the key stays taken after the job has settled, until its row is pruned.
+            using: the database alias to write to; by default the one whose transaction is open.
+            transactional: False writes on a connection of its own, so that the job stays though the caller rolls back.
+
+        Raises:
+            TypeError: the arguments don't fit the task's signature.
+            reliable_jobs.errors.EnqueueError: unserialisable or oversized arguments, a key or task id in use for
+                something else, transactions open on two databases. Nothing was written.
+        """
+        self._refuse_generator()
+        app = self._get_app()
+        if app.conf.task_always_eager:
+            eager = {"countdown": countdown, "eta": eta, "expires": expires}
+            options.update({name: value for name, value in eager.items() if value is not None})
+            return super().apply_async(args, kwargs, task_id, None, link, link_error, shadow, **options)
+        job_id = self._job_id(task_id)
+        text = as_key(key)
+        if key is not None and text is None:
+            raise InvalidOption(
+                f"{self.name}: key={key!r} must be a string of 1 to 255 characters without NUL, a whole number or a "
+                "UUID."
+            )
+        rendered = self._render(args, kwargs, job_id, link, link_error, shadow, options)
+        request = self._request(job_id, rendered, countdown=countdown, eta=eta, expires=expires)
+        request = dataclasses.replace(request, key=text, key_forever=key_forever, id_given=task_id is not None)
+        written = stages.outbox.enqueue(app, request, using=using, transactional=transactional)
+        result = self.AsyncResult(str(written))
+        result.ignored = bool(options.get("ignore_result", self.ignore_result))
+        parent = app.current_worker_task
+        if parent and options.get("add_to_parent", True):
+            parent.add_trail(result)
+        return result
+
+    def delay_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
+        """The same as ``delay()``, which already waits for the commit. With ``task_always_eager`` the function runs
+        after the commit, as Celery's DjangoTask has it, while an eager ``delay()`` runs at once."""
+        if self._get_app().conf.task_always_eager:
+            return self.apply_async_on_commit(args, kwargs)
+        return self.delay(*args, **kwargs)
+
+    def apply_async_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
+        """The same as ``apply_async()``, which already waits for the commit; eager as :meth:`delay_on_commit`."""
+        if not self._get_app().conf.task_always_eager:
+            return self.apply_async(*args, **kwargs)
+        task_id = kwargs.setdefault("task_id", str(uuid.uuid4()))
+        using = kwargs.get("using") or stages.outbox.write_alias()
+        transaction.on_commit(functools.partial(self.apply_async, *args, **kwargs), using=using)
+        return self.AsyncResult(task_id)
+
+    def bulk_delay(self, calls: Iterable[Any], **options: Any) -> list[str]:
+        """Enqueue many calls at once: all of them with the transaction, or none. Thousands take a COPY on PostgreSQL
+        and INSERTs of many rows elsewhere.
+
+            send_reminder.bulk_delay(((user_id,) for user_id in ids), queue="mail", countdown=60)
+
+        Args:
+            calls: for each job its positional arguments (a tuple or list), or its keyword arguments (a dict).
+            options: for all of them, as :meth:`apply_async` takes them, but what is one job's own. A subclass's own
+                ``apply_async`` is called for each job; its own ``delay`` too, and then there may be no options.
+
+        Returns:
+            The jobs' ids in the order of the calls. ``self.AsyncResult(id)`` makes a result of one.
+
+        Raises:
+            TypeError: arguments don't fit the task's signature, or a call is neither a sequence nor a dict.
+            reliable_jobs.errors.EnqueueError: as :meth:`apply_async`. Nothing was written.
+        """
+        refused = {"task_id", "key", "key_forever", "transactional", "shadow"} & set(options)
+        if refused:
+            raise InvalidOption(
+                f"{self.name}: bulk_delay takes no {' or '.join(sorted(refused))}; call apply_async for each such job."
+            )
+        app = self._get_app()
+        self._refuse_generator()
+        pairs: Iterator[tuple[Any, Any]] = map(self._call, calls)
+        first = next(pairs, None)
+        if first is None:
+            return []
+        own_delay = getattr(self.delay, "__func__", None) is not Task.delay
+        if own_delay and options:
+            raise InvalidOption(
+                f"{self.name}: bulk_delay can't pass {', '.join(sorted(options))} through the task's own delay(). "
+                "Override apply_async() instead, which takes options, or leave them out."
+            )
+        using = options.pop("using", None) or stages.outbox.write_alias()
+        times = {name: options.pop(name, None) for name in ("countdown", "eta", "expires")}
+        pairs = itertools.chain([first], pairs)
+
+        def singly(args: Any, kwargs: Any) -> str:
+            if own_delay:
+                return str(self.delay(*args, **kwargs).id)
+            return str(self.apply_async(args, kwargs, using=using, **times, **options).id)
+
+        with transaction.atomic(using=using):
+            ours = not own_delay and getattr(self.apply_async, "__func__", None) is Call.apply_async
+            safe = ours and not app.conf.task_always_eager and is_safe(self, super().apply_async)
+            template = Template.make(self, *first, **options) if safe else None
+            if template is None:
+                return [singly(*pair) for pair in pairs]
+            blocks = stages.bulk.Blocks(template, self._check_arguments, pairs)
+            ids = stages.outbox.enqueue_many(
+                app, self._request(uuid.uuid4(), template.rendered, **times), template, blocks, using
+            )
+            for number, pair in blocks.odd():
+                ids.insert(number, singly(*pair))
+            return ids
+
+    def _call(self, call: Any) -> tuple[Any, dict[str, Any]]:
+        if isinstance(call, dict):
+            return (), call
+        if isinstance(call, (tuple, list)):
+            return call, {}
+        raise TypeError(
+            f"{self.name}: bulk_delay takes a tuple or list of arguments, or a dict of keyword arguments, for each "
+            f"job, not {call!r}. For one argument write ({call!r},)."
+        )
+
+    async def adelay(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
+        """``delay()`` for async views: the row is written in Django's thread for database work."""
+        return await self.aapply_async(args, kwargs)
+
+    async def aapply_async(self, *args: Any, **options: Any) -> AsyncResult[Any]:
+        """``apply_async()`` for async views."""
+        return await sync_to_async(self.apply_async)(*args, **options)
+
+    def _request(
+        self, job_id: uuid.UUID, rendered: Rendered, *, countdown: Any = None, eta: Any = None, expires: Any = None
+    ) -> Request:
+        if expires is None:
+            expires = getattr(self, "expires", None)
+        return stages.keys.Request(
+            job_id=job_id,
+            rendered=rendered,
+            countdown=self._seconds("countdown", countdown),
+            eta=None if countdown else self._time("eta", eta),
+            expires=self._seconds_or_time("expires", expires),
+        )
+
+    def _job_id(self, task_id: Any) -> uuid.UUID:
+        if task_id is None:
+            return uuid.uuid4()
+        found = as_uuid(task_id)
+        if found is None:
+            raise InvalidOption(
+                f"{self.name}: task_id={task_id!r} is not a UUID. For a natural id use key={task_id!r}: the same key "
+                "is the same job."
+            )
+        return found
+
+    def _render(
+        self,
+        args: Any,
+        kwargs: Any,
+        job_id: uuid.UUID,
+        link: Any,
+        link_error: Any,
+        shadow: str | None,
+        options: dict[str, Any],
+    ) -> Rendered:
+        args, kwargs = () if args is None else args, {} if kwargs is None else kwargs
+        plain = not options and not link and not link_error and not shadow
+        if plain and isinstance(args, (list, tuple)) and isinstance(kwargs, dict):
+            template = template_of(self, super().apply_async, args, kwargs)
+            if template is not None:
+                self._check_arguments(args, kwargs)
+                filled = template.fill(job_id, args, kwargs)
+                if filled is not None:
+                    return filled
+        capture = Capture()
+        self.render_into(capture, args, kwargs, str(job_id), link, link_error, shadow, **options)
+        if capture.rendered is None:
+            raise InvalidOption(f"{self.name}: Celery did not render a message; is apply_async overridden?")
+        return capture.rendered
+
+    def render_into(
+        self,
+        capture: Capture,
+        args: Any,
+        kwargs: Any,
+        task_id: str,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Have Celery make the message, with its times left out: they live in the row."""
+        options = {name: value for name, value in options.items() if name not in ("connection", "publisher")}
+        if self.sensitive:
+            shown = self._shown(args or (), kwargs or {})
+            options.update(argsrepr=shown[0], kwargsrepr=shown[1])
+            capture.sensitive = True
+        # Celery need not publish again what is only written down.
+        options.update(countdown=None, eta=None, expires=None, add_to_parent=False, retry=False)
+        capture.follows = self._follows_a_job()
+        leave_unsubscribed(self._get_app().backend)
+        try:
+            super().apply_async(args, kwargs, task_id, capture, link, link_error, shadow, **options)
+        except EnqueueError:
+            raise
+        except (ValueError, RecursionError) as error:
+            # Of a number with thousands of digits, or a list in a list in a list: making its text fails first.
+            raise UnserialisableArguments(
+                f"{self.name}: the call can't be written as a message ({type(error).__name__}: {error}). "
+                "Pass a primary key, a URL or plain data."
+            ) from error
+
+    def _follows_a_job(self) -> bool:
+        """Whether Celery or the settlement of a job makes this call, not a task function. A plain task's own calls
+        can't be told from what Celery starts for it."""
+        parent = self._get_app().current_worker_task
+        if parent is None:
+            return False
+        run = parent.request.get("reliable_run")
+        return run is None or not run.open
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[Any]:
+        """The result of a job of this task: its row answers first, then the result backend."""
+        kwargs.setdefault("backend", stages.results.OfTask(self))
+        return stages.results.JobResult(task_id, app=self._get_app(), task_name=self.name, **kwargs)
+
+    def _refuse_generator(self) -> None:
+        why = why_not(self.run)
+        if why is not None:
+            raise InvalidOption(f"{self.name} {why}. Use a loop in the function, or return a list.")
+
+    def _check_arguments(self, args: Any, kwargs: Any) -> None:
+        """As Celery does at the call, unless the task has ``typing = False``. Raises TypeError."""
+        check = getattr(self, "__header__", None)
+        if check is not None and self.typing:
+            check(*args, **kwargs)

@@ -1,0 +1,234 @@
+"""What a running body may do with its own job: retry, snooze, replace, fence a transaction.
+
+Mixed into ReliableTask. Everything here only notes a wish on the run; run/execution.py writes it down at the end.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from celery import Task
+from celery.canvas import Signature, _chain, maybe_signature
+from celery.exceptions import Ignore, Retry
+from django.db import transaction
+
+from reliable_jobs.backoff import Limits
+from reliable_jobs.conf import settings
+from reliable_jobs.errors import InvalidOption, RetryNotAllowed, RunTakenAway
+from reliable_jobs.task import stages
+
+if TYPE_CHECKING:
+    from reliable_jobs.message.row_to_message import Rendered
+    from reliable_jobs.run.outcomes import Run
+
+
+class RunControl(Task):
+    """The half of ReliableTask that a body calls on ``self``."""
+
+    retry_window: float | None = None
+
+    @contextmanager
+    def fenced(self) -> Iterator[None]:
+        """A transaction of a non-atomic body that commits only while this run still owns its job.
+
+        Raises:
+            RunTakenAway: the lease ended and the job belongs to another run. Nothing in the block was committed.
+        """
+        run = self._run_in_progress()
+        if run is None:
+            with transaction.atomic(using=stages.outbox.write_alias()):
+                yield
+            return
+        with transaction.atomic(using=run.claim.using):
+            if run.lost or not self._holds(run):
+                raise RunTakenAway(f"Job {run.claim.job.pk} belongs to another run now; stop, and keep nothing.")
+            yield
+            if run.claim.token is not None and not self.atomic:
+                # The heartbeat could not, while the row was locked here: the lease may be over, and the lock goes now.
+                stages.lifecycle.extend_lease(run.claim, settings.LEASE)
+
+    @staticmethod
+    def _holds(run: Run) -> bool:
+        return run.claim.token is None or stages.lifecycle.hold_by_token(run.claim)
+
+    def on_rollback(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Call a function if this run fails, for good or until another attempt. What an atomic task function writes
+        itself, a failure noted on a model for example, is undone with its error::
+
+            @shared_task(base=ReliableTask, bind=True)
+            def parse(self, upload_id):
+                self.on_rollback(Upload.objects.filter(pk=upload_id).update, state="failed")
+                ...
+
+        The call belongs to the transaction that records the run's end, for good or for another attempt: both are
+        committed, or neither. A call that raises is undone alone, and logged. A run that is killed or broken off calls
+        nothing; ``on_failure`` hears of a job that is given up for that. Outside a worker's run nothing is called:
+        there the caller's transaction decides.
+        """
+        run = self._run_in_progress()
+        if run is not None:
+            run.on_rollback.append(functools.partial(function, *args, **kwargs))
+
+    @property
+    def idempotency_key(self) -> str:
+        """Stable through every retry, crash and requeue of this job: hand it to payment providers and mail APIs."""
+        return str(self.request.id)
+
+    def _run_in_progress(self) -> Run | None:
+        run = self.request.get("reliable_run")
+        return run if run is not None and run.open else None
+
+    # --- run again ----------------------------------------------------------------------------------------------------
+
+    def retry(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: BaseException | None = None,
+        throw: bool = True,
+        eta: datetime.datetime | None = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Retry:
+        """Celery's ``retry()``, kept in the row: no message waits anywhere. The body's database effects are undone.
+
+        Args:
+            args, kwargs: other arguments for the next run; omitted ones stay.
+            exc: what to raise when no retry is left; the current exception is recorded either way.
+            throw: False returns instead of raising; the job still runs again when this body ends.
+            eta, countdown: when; ``default_retry_delay`` seconds from now when both are omitted.
+            max_retries: for this call, instead of the task's.
+            **options: of ``apply_async`` for the next run: queue, priority, headers, expires …
+
+        Raises:
+            celery.exceptions.Retry: always, unless ``throw`` is False.
+            celery.exceptions.MaxRetriesExceededError: none is left and no ``exc`` was given.
+            RetryNotAllowed: the run has ended already (``on_failure`` and the like).
+        """
+        request = self.request
+        if request.called_directly or request.is_eager:
+            return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+        run = self._run_in_progress()
+        if run is None:
+            raise RetryNotAllowed(
+                f"{self.name}: retry() was called after the run had ended (in on_failure, on_success or a signal?). "
+                "The job is settled already. Name the errors to retry in autoretry_for, or call retry() inside run()."
+            )
+        at = self._row_time(run, self._time("eta", eta))
+        if at is None and countdown is None:
+            countdown = self.default_retry_delay
+        delay = (at - run.claim.now).total_seconds() if at is not None else self._seconds("countdown", countdown) or 0.0
+        limits = Limits(self._max_retries(max_retries), self.retry_window)
+        refusal = limits.refuses(run.claim.job.attempt, run.claim.age, delay)
+        if refusal is not None:
+            if exc is not None:
+                raise exc
+            raise self.MaxRetriesExceededError(
+                f"Can't retry {self.name}[{request.id}]: {refusal}", task_args=request.args, task_kwargs=request.kwargs
+            )
+        expires = self._row_time(run, self._seconds_or_time("expires", options.pop("expires", None)))
+        if isinstance(expires, float):
+            expires = run.claim.now + datetime.timedelta(seconds=expires)
+        content = None
+        if args is not None or kwargs is not None or options:
+            content = self._render_again(args, kwargs, options)
+        cause = exc if exc is not None else sys.exc_info()[1]
+        run.again = stages.outcomes.Again(delay=max(0.0, delay), at=at, content=content, expires=expires, cause=cause)
+        signal = Retry(exc=exc, when=at or countdown)
+        if throw:
+            raise signal
+        return signal
+
+    @staticmethod
+    def _row_time(run: Run, moment: Any) -> Any:
+        """A time as the job's database has it: without ``USE_TZ`` its times are naive, in a zone of its own."""
+        now = run.claim.now
+        if not isinstance(moment, datetime.datetime) or now.tzinfo is not None:
+            return moment
+        return now + (moment - datetime.datetime.now(datetime.timezone.utc))
+
+    def _max_retries(self, given: int | None) -> int | None:
+        if given is not None:
+            return given
+        inherited = next(cls for cls in type(self).__mro__ if "max_retries" in vars(cls)) is Task
+        if self.retry_window is not None and inherited and "max_retries" not in vars(self):
+            return None
+        return self.max_retries
+
+    def _render_again(self, args: Any, kwargs: Any, options: dict[str, Any]) -> Rendered:
+        request = self.request
+        kept = {name: value for name, value in request.as_execution_options().items() if value is not None}
+        for name in ("task_id", "expires", "retries", "origin"):
+            kept.pop(name, None)
+        info = request.delivery_info or {}
+        if not info.get("exchange") and info.get("routing_key"):
+            kept["queue"] = info["routing_key"]
+        if info.get("priority") is not None:
+            kept["priority"] = info["priority"]
+        merged = {**kept, **options}
+        link, link_error, shadow = (merged.pop(name, None) for name in ("link", "link_error", "shadow"))
+        return self._render(
+            request.args if args is None else args,
+            request.kwargs if kwargs is None else kwargs,
+            request.id,
+            link,
+            link_error,
+            shadow,
+            merged,
+        )
+
+    def snooze(self, countdown: float = 0.0) -> Ignore:
+        """Run this job again later by its own wish: ``raise self.snooze(60)``. Costs no attempt; what the body wrote
+        stays, so long work can go on from where it was.
+
+        Args:
+            countdown: seconds until the next run.
+
+        Raises:
+            RetryNotAllowed: outside a run.
+        """
+        run = self._run_in_progress()
+        if run is None:
+            raise RetryNotAllowed(f"{self.name}: snooze() works only inside a worker's run of the task.")
+        run.again = stages.outcomes.Again(delay=self._seconds("countdown", countdown) or 0.0, counts=False)
+        return Ignore(f"snoozed for {countdown:g} s")
+
+    def on_replace(self, sig: Signature) -> Any:
+        """The end of Celery's ``replace()``: the same job, with other content. What the body wrote stays.
+
+        Raises:
+            celery.exceptions.Ignore: always, in a worker.
+            InvalidOption: the replacement is not a single reliable task.
+        """
+        run = self._run_in_progress()
+        if run is None:
+            return super().on_replace(sig)
+        head: Any = sig
+        rest: list[Any] = []
+        if isinstance(sig, _chain):  # Celery appends what was to follow this job
+            head, *rest = (maybe_signature(part, app=self.app) for part in sig.tasks)
+        target = self.app.tasks.get(head.task)
+        # In a chain of the body's making the last part has this job's id, whose row is the first part's.
+        own_chain = any(part.options.get("task_id") == self.request.id for part in rest)
+        if own_chain or head.get("subtask_type") is not None or not getattr(target, "writes_outbox", False):
+            raise InvalidOption(
+                f"{self.name}: replace() takes one reliable task, not {sig!r}. Start a canvas with delay() instead."
+            )
+        options = {name: value for name, value in head.options.items() if name not in ("task_id", "countdown", "eta")}
+        if rest:
+            options["chain"] = rest[::-1]
+        link, link_error, shadow = (options.pop(name, None) for name in ("link", "link_error", "shadow"))
+        content = target._render(head.args, head.kwargs, self.request.id, link, link_error, shadow, options)
+        expires = self._row_time(run, self._seconds_or_time("expires", head.options.get("expires")))
+        if isinstance(expires, float):
+            expires = run.claim.now + datetime.timedelta(seconds=expires)
+        countdown = self._seconds("countdown", head.options.get("countdown"))
+        at = None if countdown else self._row_time(run, self._time("eta", head.options.get("eta")))
+        run.again = stages.outcomes.Again(delay=countdown or 0.0, at=at, counts=False, content=content, expires=expires)
+        raise Ignore("Replaced by new task")

@@ -1,0 +1,57 @@
+"""The modules that a task leads to when it is called or run, imported at first use.
+
+A project subclasses ReliableTask in its celery.py, which is imported before Django's apps are loaded; these modules
+import models. So a task's own modules go through this one: ``stages.outbox.enqueue(…)``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reliable_jobs import lifecycle, models, results
+    from reliable_jobs.enqueue import bulk, keys, outbox
+    from reliable_jobs.run import delivery, execution, outcomes, tracing, unreported_errors
+
+__all__ = [
+    "bulk",
+    "delivery",
+    "execution",
+    "keys",
+    "lifecycle",
+    "models",
+    "outbox",
+    "outcomes",
+    "results",
+    "tracing",
+    "unreported_errors",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import them all, once.
+
+    Raises:
+        django.core.exceptions.AppRegistryNotReady: a task is called before Django is set up.
+    """
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from reliable_jobs import lifecycle, models, results
+    from reliable_jobs.enqueue import bulk, keys, outbox
+    from reliable_jobs.run import delivery, execution, outcomes, tracing, unreported_errors
+
+    imported = (
+        bulk,
+        delivery,
+        execution,
+        keys,
+        lifecycle,
+        models,
+        outbox,
+        outcomes,
+        results,
+        tracing,
+        unreported_errors,
+    )
+    globals().update(zip(__all__, imported, strict=True))
+    return globals()[name]

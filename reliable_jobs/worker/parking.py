@@ -1,0 +1,230 @@
+"""Messages that nobody here can run are kept, not dropped (I7).
+
+Celery rejects an unknown task, acks an undecodable body, and either way the message is gone. A message that is shaped
+otherwise than it expects (a body of two parts, a header of another type) even ends the worker, and then the next one,
+to which it is redelivered. Here it becomes visible first: a job of ours is handed back to waiting until DEPLOY_GRACE is
+over, a message from elsewhere becomes a failed row that a person can requeue once the code is there.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from celery import bootsteps
+from celery.utils.time import timezone
+from celery.worker import state as worker_state
+from django.db import connections
+from kombu.asynchronous.timer import to_timestamp
+from kombu.utils import json as kombu_json
+
+from reliable_jobs import lifecycle
+from reliable_jobs.backoff import handback_delay
+from reliable_jobs.clock import Now
+from reliable_jobs.enqueue.outbox import pointer_alias, write_alias
+from reliable_jobs.lifecycle import db_errors
+from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, HEADER, as_uuid
+from reliable_jobs.models import Job
+from reliable_jobs.run.foreign_messages import foreign_id
+
+logger = logging.getLogger("reliable_jobs.worker")
+
+#: How long the consumer waits for a message to be parked, in seconds.
+PATIENCE = 30.0
+
+
+def aside(work: Callable[[], None], what: str) -> threading.Thread | None:
+    """Do database work of the parent process in a thread of its own; errors are logged, never raised. None where no
+    thread can be started."""
+
+    def run() -> None:
+        try:
+            work()
+        except Exception:
+            logger.exception("Could not record: %s", what)
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=run, name="reliable_jobs-aside", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:  # no room for another thread
+        logger.error("Could not record: %s (%s)", what, error)
+        return None
+    return thread
+
+
+class ParkingStep(bootsteps.StartStopStep):
+    """Puts our answers in front of the consumer's for messages that it would log and drop."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:
+        super().__init__(consumer, **kwargs)
+        for name in ("on_unknown_task", "on_unknown_message", "on_invalid_task", "on_decode_error"):
+            setattr(consumer, name, _parking_first(consumer, name, getattr(consumer, name)))
+        consumer.create_task_handler = _outliving(consumer, consumer.create_task_handler)
+
+
+def _outliving(consumer: Any, create: Callable[..., Any]) -> Callable[..., Any]:
+    """What makes the consumer's handler of messages; its handler parks what Celery stumbles over in reading it."""
+
+    def create_task_handler(*args: Any, **kwargs: Any) -> Callable[[Any], Any]:
+        handle = create(*args, **kwargs)
+
+        def on_task_received(message: Any) -> Any:
+            try:
+                return handle(message)
+            except (*consumer.connection_errors, *consumer.channel_errors):
+                raise
+            except Exception as error:  # Celery's, a strategy's, a receiver's or our own
+                request = _reserved(message)
+                if message.acknowledged or (request is not None and consumer.pool.uses_semaphore):
+                    raise  # no longer a matter of this message alone
+                if request is not None:
+                    worker_state.task_ready(request)
+                return consumer.on_invalid_task(None, message, error)
+
+        return on_task_received
+
+    return create_task_handler
+
+
+def _reserved(message: Any) -> Any:
+    return next((request for request in list(worker_state.reserved_requests) if request.message is message), None)
+
+
+def misshapen(request: Any) -> str | None:
+    """What in a message would fail only after the worker has taken it: in the pool's child, where nobody could park it.
+    None when it will do.
+
+    Args:
+        request: the worker's, as it was read.
+    """
+    said = request.request_dict
+    if not isinstance(request.id, str) or not request.id:
+        return f"id={request.id!r} is no text: another message like it would count as a copy of this one"
+    args, kwargs, embed = request._payload
+    if not isinstance(args, (list, tuple)):
+        return f"the positional arguments are a {type(args).__name__}"
+    if not isinstance(kwargs, dict) or not all(isinstance(name, str) for name in kwargs):
+        return "the keyword arguments are no object with texts as names"
+    if embed is not None and not isinstance(embed, dict):
+        return f"what is to follow is a {type(embed).__name__}"
+    follow = embed or {}
+    for name in ("callbacks", "errbacks", "chain"):
+        steps = follow.get(name)
+        if steps and not (isinstance(steps, (list, tuple)) and all(isinstance(step, dict) for step in steps)):
+            return f"{name} is no list of signatures"
+    if follow.get("chord") and not isinstance(follow["chord"], dict):
+        return "chord is no signature"
+    forged = {name for name in (*said, *follow) if name != HEADER and str(name).startswith("reliable_")}
+    forged |= (set(follow) & set(said)) - {"callbacks", "errbacks", "chain", "chord"}
+    if forged:
+        return f"{sorted(forged)} would replace what the worker itself says of the message"
+    limits = said.get("timelimit")
+    if limits and not (isinstance(limits, (list, tuple)) and len(limits) == 2 and all(map(_is_limit, limits))):
+        return f"timelimit={limits!r} is no pair of seconds"
+    if request.eta is not None:
+        try:
+            to_timestamp(timezone.to_system(request.eta) if request.utc else request.eta, request.app.timezone)
+        except (OverflowError, ValueError) as error:
+            return f"eta={request.eta!r} is no time that a worker can wait for: {error}"
+    retries = said.get("retries")
+    if retries is not None and not isinstance(retries, int):
+        return f"retries={retries!r} is no number"
+    return None
+
+
+def _is_limit(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 10**9)
+
+
+def _parking_first(consumer: Any, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def handler(*args: Any) -> Any:
+        message = args[0] if name == "on_decode_error" else args[1]
+        error = args[-1] if name != "on_unknown_message" else "not a task message"
+        if not kept(message, f"{name.removeprefix('on_').replace('_', ' ')}: {error!r}", consumer.hostname, error):
+            # Neither acked nor rejected: it comes back when this connection ends, and nothing is lost.
+            logger.critical("A message that can't be run could not be parked; it is held unacknowledged.")
+            return None
+        try:
+            return original(*args)
+        except consumer.connection_errors:
+            raise
+        except Exception as trouble:
+            # It reads the message once more, and may tell the result backend of an id that no database takes.
+            logger.error("Celery could not answer a message that has been parked: %r", trouble)
+            if not message.acknowledged:
+                message.reject_log_error(logger, consumer.connection_errors)
+            return None
+
+    return handler
+
+
+def kept(message: Any, why: str, worker: Any, error: Any = None) -> bool:
+    """Park a message; says whether that was done within PATIENCE seconds. Never raises.
+
+    Args:
+        error: its traceback goes into the history.
+    """
+    done: list[bool] = []
+
+    def work() -> None:
+        trace = db_errors.trace(error) if isinstance(error, Exception) else ""
+        park_message(message, why, str(worker), trace)
+        done.append(True)
+
+    thread = aside(work, why)
+    if thread is not None:
+        thread.join(PATIENCE)
+        if thread.is_alive():
+            logger.error("To park a message takes longer than %g s: %s", PATIENCE, why)
+    return bool(done)
+
+
+def park_message(message: Any, why: str, worker: str, trace: str = "") -> None:
+    """Keep a broker message that this worker can't run: one of ours is handed back until DEPLOY_GRACE is over, one from
+    elsewhere becomes a failed row that a person can requeue.
+
+    Raises:
+        django.db.Error: it could not be written.
+    """
+    headers = message.headers if isinstance(message.headers, dict) else {}
+    pointer = headers.get(HEADER)
+    if isinstance(pointer, dict) and as_uuid(headers.get("id")) is not None:
+        alias = pointer_alias(pointer)
+        job_id = foreign_id(headers["id"])
+        if lifecycle.find(job_id, alias) is not None:
+            lifecycle.hand_back(job_id, alias, worker=worker, why=why, delay=handback_delay(2), traceback=trace)
+            return
+    info = message.delivery_info or {}
+    body = message.body
+    job = Job(
+        id=foreign_id(headers["id"]) if headers.get("id") else uuid.uuid4(),
+        task=_column(headers.get("task"), 255),
+        queue=_column(info.get("routing_key"), 255),
+        due_at=Now(),
+        body=body.encode() if isinstance(body, str) else bytes(body or b""),
+        content_type=_column(message.content_type, 127),
+        content_encoding=_column(message.content_encoding, 63),
+        envelope=kombu_json.dumps(
+            {
+                "v": ENVELOPE_VERSION,
+                "exchange": info.get("exchange") or "",
+                "routing_key": info.get("routing_key") or "",
+                "headers": {str(name): value for name, value in headers.items() if name != HEADER},
+                "properties": {},
+            },
+            default=repr,
+        ),
+    )
+    lifecycle.park(job, write_alias(), worker=worker, why=why, traceback=trace)
+
+
+def _column(value: Any, limit: int) -> str:
+    text = str(value or "")
+    return lifecycle.clean(text, len(text))[:limit]

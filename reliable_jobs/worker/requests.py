@@ -1,0 +1,149 @@
+"""A message as the worker's parent process sees it: Celery's request, with the endings that reliable tasks answer
+differently. ``Task.Request`` is Celery's documented hook for it.
+
+The parent process of a prefork pool must not keep a database connection that its children would inherit: what it has
+to write is written by :func:`parking.aside`, in a short-lived thread whose connection is closed before it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from billiard.common import human_status
+from billiard.einfo import ExceptionInfo
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Ignore, InvalidTaskError
+from celery.worker import state as worker_state
+from celery.worker.request import Request
+
+from reliable_jobs import lifecycle
+from reliable_jobs.enqueue.outbox import pointer_alias
+from reliable_jobs.errors import NotRecorded
+from reliable_jobs.message.row_to_message import HEADER
+from reliable_jobs.run import foreign_messages
+from reliable_jobs.status import CLOSES, EventKind
+from reliable_jobs.worker import revocation
+from reliable_jobs.worker.parking import aside, kept, misshapen
+
+logger = logging.getLogger("reliable_jobs.worker")
+
+#: billiard ends a child on a signal with the exit code -(256 - signum).
+_SIGNAL_EXITS = range(-256, -190)
+#: The task event that closes a delivery which Celery would leave open, and the fields that its monitors read.
+_CLOSING: dict[str, dict[str, Any]] = {
+    "task-succeeded": {"result": "None", "runtime": 0.0},
+    "task-failed": {"exception": "", "traceback": ""},
+    "task-retried": {"exception": "", "traceback": ""},
+    "task-revoked": {"terminated": False, "signum": None, "expired": False},
+    "task-rejected": {"requeue": False},
+}
+
+
+class GivenBackRequest(Request):
+    """A request whose message goes back to the broker when its child process was killed: to the careful path, which
+    counts such an end and bounds it. Celery's settings for it (acks_on_timeout, retry_on_worker_lost …) do not apply:
+    the row knows how often the job has been tried.
+    """
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        if soft or worker_state.should_terminate:
+            super().on_timeout(soft, timeout)
+            return
+        worker_state.task_ready(self)
+        logger.error("Hard time limit (%ss) exceeded for %s[%s]; its work is done again.", timeout, self.name, self.id)
+        self.died(EventKind.TIME_LIMIT, f"hard time limit of {timeout} s exceeded; the process was killed")
+        self.reject(requeue=True)
+
+    def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        error = getattr(exc_info.exception, "exc", exc_info.exception)
+        if isinstance(error, TimeLimitExceeded):
+            return  # billiard reports the limit here first, and Celery would acknowledge before on_timeout
+        revoked = self._already_revoked or self._already_cancelled
+        if isinstance(error, (WorkerLostError, SystemExit, KeyboardInterrupt)) and not revoked:
+            worker_state.task_ready(self)
+            how = _how_it_died(error)
+            logger.error("The process that ran %s[%s] died (%s); its work is done again.", self.name, self.id, how)
+            self.died(EventKind.CRASH, how)
+            self.reject(requeue=True)
+            return
+        super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+    def died(self, kind: str, how: str) -> None:
+        """Record how the child process ended."""
+
+
+def _how_it_died(error: BaseException) -> str:
+    """Signal name or exit code, as far as it is known."""
+    if not isinstance(error, SystemExit):
+        return str(error) or repr(error)
+    code = error.code
+    if isinstance(code, int) and code in _SIGNAL_EXITS:
+        code = -(256 + code)
+    return f"The process ended with {human_status(code) if isinstance(code, int) else repr(code)}."
+
+
+class ReliableRequest(GivenBackRequest):
+    """The request of one job."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Raises celery.exceptions.InvalidTaskError: the consumer parks the message."""
+        super().__init__(*args, **kwargs)
+        why = misshapen(self)
+        if why is not None:
+            raise InvalidTaskError(why)
+        if not self._pointer() and self.content_type:
+            # For the receipt: the bytes as they came, in an encoding that the child does not know.
+            self.delivery_info[foreign_messages.CONTENT] = (self.content_type, self.content_encoding, self.body)
+
+    def _pointer(self) -> dict[str, Any]:
+        pointer = self.request_dict.get(HEADER)
+        return pointer if isinstance(pointer, dict) else {}
+
+    def revoked(self) -> bool:
+        """A worker remembers a revoked id for hours; a job that a person has requeued since is not revoked by that."""
+        requeued = self._pointer().get("requeues") and self.id in worker_state.revoked
+        if requeued and not revocation.newer_than_requeue(self.id, pointer_alias(self._pointer())):
+            return False
+        try:
+            return bool(super().revoked())
+        except Exception as error:  # the result backend's, which Celery tells first
+            logger.warning("Job %s: Celery could not announce that it is revoked: %r", self.id, error)
+            revocation.cancel_aside(
+                foreign_messages.foreign_id(self.id), pointer_alias(self._pointer()), terminated=False
+            )
+            self.acknowledge()
+            return True
+
+    def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        error = getattr(exc_info.exception, "exc", exc_info.exception)
+        if isinstance(error, NotRecorded):
+            worker_state.task_ready(self)
+            if kept(self.message, str(error), self.hostname):
+                self.acknowledge()
+                self.send_event("task-failed", exception=str(error), traceback=exc_info.traceback)
+            else:
+                self.reject(requeue=True)
+            return
+        super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+        if isinstance(error, Ignore):
+            kind = getattr(error, CLOSES, "task-succeeded")
+            fields = dict(_CLOSING[kind])
+            if "exception" in fields:
+                fields["exception"] = str(error)
+            self.send_event(kind, **fields)
+
+    def died(self, kind: str, how: str) -> None:
+        def write() -> None:
+            job_id, using = foreign_messages.foreign_id(self.id), pointer_alias(self._pointer())
+            lifecycle.record(job_id, using, kind, str(self.hostname), how)
+
+        aside(write, f"{kind} of job {self.id}")  # never raises: the message is to be given back in any case
+
+
+class BundleRequest(GivenBackRequest):
+    """The request of a message that carries many jobs. A revoked one among them is cancelled as any job that waits
+    without a message of its own: see :func:`revocation.cancel_newly_revoked`."""
+
+    def died(self, kind: str, how: str) -> None:
+        logger.error("A bundle's process died (%s); its jobs are sent again, each alone.", how)

@@ -1,0 +1,114 @@
+"""``revoke()``, Flower's revoke and ``terminate`` mean cancelled, never rescued.
+
+Celery keeps revoked ids in each worker's memory, for hours. A person's requeue outweighs a revocation that is older
+than it; a newer one cancels the job again.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+from celery.worker import state as worker_state
+from django.db import transaction
+
+from reliable_jobs import databases, lifecycle
+from reliable_jobs.conf import settings
+from reliable_jobs.enqueue.outbox import pointer_alias
+from reliable_jobs.message.row_to_message import HEADER, as_uuid
+from reliable_jobs.run import foreign_messages
+from reliable_jobs.status import Reason
+from reliable_jobs.worker.parking import aside
+
+#: How long a cancel of a terminated run waits for the dead child's database session to end, in seconds.
+TERMINATED_PATIENCE = 10.0
+#: How long the parent process waits to hear whether a requeue is newer than a revocation, in seconds.
+LOOK_PATIENCE = 5.0
+
+#: Revoked ids that have been dealt with, and when each was revoked; at most as many as Celery keeps.
+_seen: dict[Any, float] = {}
+
+
+def on_revoked(
+    sender: Any = None, request: Any = None, terminated: bool = False, expired: bool = False, **_: Any
+) -> None:
+    """Celery acked a message as revoked: its job is cancelled. Flower's revoke and ``terminate`` too."""
+    if not getattr(sender, "writes_outbox", False):
+        return
+    alias, job_id = pointer_alias(request.get(HEADER)), foreign_messages.foreign_id(request.id)
+    if expired:
+        # Only a message from elsewhere carries its expiry; ours has it in the row.
+        aside(lambda: expire_foreign(sender, request, job_id, alias), f"expiry of job {job_id}")
+        return
+    cancel_aside(job_id, alias, terminated=terminated)
+
+
+def cancel_aside(job_id: uuid.UUID, alias: str, *, terminated: bool) -> None:
+    aside(lambda: cancel_revoked(job_id, alias, terminated), f"revocation of job {job_id}")
+
+
+def expire_foreign(task: Any, request: Any, job_id: uuid.UUID, alias: str) -> None:
+    """Keep a message that Celery acked because its ``expires`` had passed as an expired row, to be seen (I7)."""
+    foreign_messages.ensure(task, job_id, alias, request)
+    with transaction.atomic(using=alias):
+        claim = lifecycle.claim_atomic(job_id, 0, alias)
+        if isinstance(claim, lifecycle.Claim):
+            claim.job.expires_at = request.expires
+            lifecycle.expire(claim, f"{request.hostname or 'worker'}")
+
+
+def cancel_revoked(job_id: uuid.UUID, alias: str, terminated: bool) -> None:
+    """Cancel the row; a terminated run's lock may outlive it by a moment, and its lease longer."""
+    deadline = time.monotonic() + (TERMINATED_PATIENCE if terminated else 1.0) + (settings.LEASE if terminated else 0)
+    while True:
+        lifecycle.rescue(alias, settings.SWEEP_LIMIT, actor="revoke")
+        report = lifecycle.cancel([job_id], alias, actor="revoke", reason=Reason.REVOKED)
+        if report.skipped.get(job_id) != "running" or time.monotonic() > deadline:
+            return
+        time.sleep(0.2)
+
+
+def remember_old() -> None:
+    """Call it when the worker starts: what it has read from a state file was revoked before any requeue from now on."""
+    _seen.update(worker_state.revoked.as_dict())
+
+
+def cancel_newly_revoked() -> None:
+    """``app.control.revoke`` and Flower reach this worker's memory only; a job that waits without a message (delayed,
+    retrying) would be revoked when it is due, or not at all if the worker is restarted first."""
+    revoked = worker_state.revoked.as_dict()
+    new = {task_id: stamp for task_id, stamp in revoked.items() if _seen.get(task_id) != stamp}
+    ages = {job_id: time.monotonic() - new[name] for name in new if (job_id := as_uuid(name)) is not None}
+
+    def cancel(alias: str) -> None:
+        requeued = lifecycle.requeue_ages(ages, alias)
+        wanted = [job_id for job_id, age in ages.items() if not _outweighs(requeued.get(job_id), age)]
+        lifecycle.cancel(wanted, alias, actor="revoke", reason=Reason.REVOKED)
+
+    if ages:
+        databases.on_each(cancel, "The revocation")
+    _seen.clear()
+    _seen.update(revoked)
+
+
+def _outweighs(requeued: float | None, revoked: float) -> bool:
+    """Whether a requeue came after a revocation, by their ages in seconds. Some databases tell milliseconds only."""
+    return requeued is not None and requeued < revoked - 0.005
+
+
+def newer_than_requeue(task_id: str, alias: str) -> bool:
+    """Whether a job was revoked after a person's last requeue. False where the database does not say so in time: the
+    sweep loop looks again."""
+    stamp, job_id = worker_state.revoked.as_dict().get(task_id), foreign_messages.foreign_id(task_id)
+    if stamp is None:
+        return False
+    age, newer = time.monotonic() - stamp, list[bool]()
+
+    def look() -> None:
+        newer.append(not _outweighs(lifecycle.requeue_ages([job_id], alias).get(job_id), age))
+
+    thread = aside(look, f"revocation of job {job_id}")
+    if thread is not None:
+        thread.join(LOOK_PATIENCE)
+    return newer == [True]
