@@ -1,9 +1,10 @@
 """The only writer of a job's status.
 
-Every transition is one conditional UPDATE, fenced by (id, epoch) or (id, token), that answers whether it won; the epoch
-rises with each. Rows that a run may hold are taken with SKIP LOCKED, so nobody waits for a body. All times are the
-database's. ``claims`` take a job for a run, ``settle`` records how the run ended, ``operations`` are what people, the
-sweeper and workers without the code do from outside.
+Enters: what a run, a person, a sweeper or a worker wants of a row. Leaves: whether it won, and an event where one will
+be asked for. Never here: a wait for a run, or a time of this machine's clock. Every transition is one conditional
+UPDATE, fenced by (id, epoch) or (id, token); the epoch rises with each, and rows that a run may hold are skipped.
+Read transition.py first. ``claims`` take a job for a run, ``settle`` records how the run ended, ``operations`` are what
+comes from outside a run.
 """
 
 from reliable_jobs.lifecycle.claims import (
