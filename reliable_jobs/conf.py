@@ -146,16 +146,18 @@ def _forget(*, setting: str, **kwargs: Any) -> None:
     global _loaded
     if setting == "RELIABLE_JOBS":
         _loaded = None
+        vars(settings).clear()
 
 
 setting_changed.connect(_forget, dispatch_uid="reliable_jobs.conf")
 
 
 class _Lazy:
-    """``conf.settings.GRACE`` reads the current value at each access."""
+    """``conf.settings.GRACE`` is the value as it is now. All are kept as attributes once one has been read."""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(load(), name)
+        vars(self).update(vars(load()))
+        return super().__getattribute__(name)
 
 
 settings = _Lazy()

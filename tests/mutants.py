@@ -285,7 +285,7 @@ MUTANTS = [
     Mutant(
         "savepoint",
         "I3",
-        "run/transaction.py",
+        "run/round_trips.py",
         "                self._leave(None)\n        except BaseException as error:\n            self._leave(error)\n",
         "                self._leave(None)\n        except BaseException:\n            self._leave(None)\n",
         (f"{I3}::test_a_body_that_fails_leaves_nothing_but_its_failure",),
@@ -293,7 +293,7 @@ MUTANTS = [
     Mutant(
         "deferred-constraints",
         "I3",
-        "run/transaction.py",
+        "run/round_trips.py",
         'before = ["SET CONSTRAINTS ALL IMMEDIATE", self._connection.ops.savepoint_commit_sql(self._name)]',
         "before = [self._connection.ops.savepoint_commit_sql(self._name)]",
         (f"{I3}::test_a_deferred_constraint_that_would_fail_at_commit_fails_the_body_instead",),
@@ -436,7 +436,7 @@ MUTANTS = [
     Mutant(
         "commit-only-when-the-fence-holds",
         "I4",
-        "run/joined_statements.py",
+        "run/round_trips.py",
         "SELECT 1 / count(*) FROM won",
         "SELECT 1 FROM won",
         ("tests/test_savepoint.py::test_a_settlement_whose_fence_does_not_hold_commits_nothing",),
@@ -444,7 +444,7 @@ MUTANTS = [
     Mutant(
         "autocommit-for-the-begin-alone",
         "I3",
-        "run/joined_statements.py",
+        "run/round_trips.py",
         "    finally:\n        driver._autocommit = False\n",
         "    finally:\n        pass\n",
         ("tests/test_joined.py::test_in_the_body_the_driver_is_as_in_any_transaction_of_djangos",),

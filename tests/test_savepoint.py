@@ -11,7 +11,7 @@ from django.test.utils import CaptureQueriesContext
 
 from reliable_jobs import ReliableTask
 from reliable_jobs.models import Job
-from reliable_jobs.run import joined_statements
+from reliable_jobs.run import round_trips
 from tests import inprocess
 from tests.inprocess import InProcess
 from tests.testapp.models import Child, Effect
@@ -49,7 +49,7 @@ def statements(jobs: InProcess, **options: Any) -> list[str]:
 
 def can_join() -> bool:
     connection.ensure_connection()
-    return joined_statements.can_join(connection)
+    return round_trips.can_join(connection)
 
 
 def test_a_run_makes_three_round_trips_where_statements_can_travel_together(jobs: InProcess) -> None:
@@ -129,7 +129,7 @@ def test_wrappers_of_the_users_own_around_every_statement(
 def test_one_by_one_the_statements_come_to_the_same(
     jobs: InProcess, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(joined_statements, "can_join", lambda connection: False)
+    monkeypatch.setattr(round_trips, "can_join", lambda connection: False)
     if what == "deferred" and connection.vendor == "sqlite":
         return  # as above
     expected: dict[str, Any] = {
@@ -144,8 +144,8 @@ def test_one_by_one_the_statements_come_to_the_same(
 def test_django_still_makes_and_releases_savepoints_by_the_methods_that_are_put_aside(jobs: InProcess) -> None:
     with transaction.atomic(), CaptureQueriesContext(connection) as queries:
         aside = (
-            joined_statements.savepoint_names(connection, "_savepoint"),
-            joined_statements.savepoint_names(connection, "_savepoint_commit"),
+            round_trips.savepoint_names(connection, "_savepoint"),
+            round_trips.savepoint_names(connection, "_savepoint_commit"),
         )
         with aside[0] as made, aside[1] as gone, transaction.atomic():
             assert not gone

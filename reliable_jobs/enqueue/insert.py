@@ -10,7 +10,6 @@ import datetime
 import functools
 import itertools
 import os
-import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from django.core.signals import setting_changed
 from django.db import connections, transaction
 from django.db.models.constants import OnConflict
 
-from reliable_jobs.lifecycle.sql import Moment, Shape, form_of, params_of, shape_of, sql_of
+from reliable_jobs.lifecycle.sql import Moment, Shape, params_of, shape_of, sql_of
 from reliable_jobs.models import Job
 from reliable_jobs.status import Reason, Status
 
@@ -40,7 +39,6 @@ _NEW: Mapping[str, str | int] = {
 }
 #: Columns that hold the same for all jobs of a kind. Not the queue: some sites have one for each customer.
 _OF_A_KIND = {"task", "priority", "sends", "content_type", "content_encoding"}
-_needs_no_quoting = re.compile(r"[A-Za-z0-9_./:@+-]+").fullmatch
 #: Rows of one INSERT where there is no COPY, and where the database takes that many parameters.
 _BLOCK = 500
 #: The seventeenth digit of a UUID, made one of RFC 9562.
@@ -75,7 +73,7 @@ def insert(alias: str, values: Mapping[str, Any], *, unless_there: bool = False)
     """
     connection = connections[alias]
     given = {name: value for name, value in values.items() if value is not None}
-    shape = _shape(given)
+    shape = shape_of(given, _OF_A_KIND)
     made = _statement(connection.vendor, alias, shape, unless_there)
     # As the ORM does: a caller that catches the error must not commit what PostgreSQL has given up.
     with transaction.mark_for_rollback_on_error(using=alias), connection.cursor() as cursor:
@@ -114,20 +112,6 @@ def insert_many(alias: str, common: Mapping[str, Any], blocks: Iterable[Iterable
 
 
 # --- INSERT -----------------------------------------------------------------------------------------------------------
-
-
-def _shape(values: Mapping[str, Any]) -> Shape:
-    """What all jobs of a kind have in common is written into the statement: half of the driver's work is parameters."""
-    return tuple([(name, _constant(name, value) or form_of(value)) for name, value in values.items()])
-
-
-def _constant(name: str, value: Any) -> str | None:
-    if name in _OF_A_KIND:
-        if type(value) is int:
-            return str(value)
-        if type(value) is str and _needs_no_quoting(value):
-            return f"'{value}'"
-    return None
 
 
 @functools.lru_cache(maxsize=1024)

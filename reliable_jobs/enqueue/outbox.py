@@ -147,10 +147,10 @@ def enqueue_many(
 
 def _dispatches_now(app: Celery, alias: str) -> bool:
     """Whether the commit is to publish; if not, rows are born unsent and a sweeper does."""
-    if settings.DISPATCH == "relay" or on_commit.commits_by_hand(alias) or publisher(app).breaker_open:
+    if settings.DISPATCH == "relay" or on_commit.commits_by_hand(alias):
         return False
     # What one request can't publish within its budget is better not begun: the sweeper takes it in windows.
-    return len(on_commit.pending(alias)) < MAX_ON_COMMIT
+    return len(on_commit.pending(alias)) < MAX_ON_COMMIT and not publisher(app).breaker_open
 
 
 def _seconds_until(moment: Any) -> Any:

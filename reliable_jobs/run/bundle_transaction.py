@@ -31,8 +31,8 @@ from reliable_jobs.message.row_to_message import outgoing
 from reliable_jobs.run import outcomes, recovery
 from reliable_jobs.run.execution import NotStarted
 from reliable_jobs.run.outcomes import Run, worker_name
+from reliable_jobs.run.round_trips import BodySavepoint, ConstraintViolated, check_deferred_constraints
 from reliable_jobs.run.sql_words import ends_transaction
-from reliable_jobs.run.transaction import BodySavepoint, ConstraintViolated, check_deferred_constraints
 
 logger = logging.getLogger("reliable_jobs.bundle")
 

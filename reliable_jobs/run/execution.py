@@ -4,7 +4,7 @@ First run of an atomic task, one transaction:
 
     BEGIN → lock the row → SAVEPOINT → body → deferred constraints → RELEASE → follow-ups, result, status → COMMIT
 
-(run/transaction.py says which of them travel together).
+(run/round_trips.py says which of them travel together).
 
 The careful path (the message was redelivered or sent again, the job crashed before, or the task is not atomic) commits
 a claim with token and lease first, which counts the start; the body's transaction then locks the row by that token.
@@ -30,7 +30,7 @@ from reliable_jobs.errors import BrokenTransaction, RunTakenAway
 from reliable_jobs.lifecycle import Claim, Refusal, db_errors
 from reliable_jobs.run import followups, outcomes, recovery
 from reliable_jobs.run.outcomes import Outcome, Run, worker_name
-from reliable_jobs.run.transaction import BodySavepoint, ConstraintViolated
+from reliable_jobs.run.round_trips import BodySavepoint, ConstraintViolated
 from reliable_jobs.status import Reason, Status
 
 if TYPE_CHECKING:
