@@ -1,4 +1,4 @@
-"""The broker that needs no server: kombu's filesystem transport, mended in one place.
+"""The broker that needs no server: kombu's filesystem transport, with one fault of it fixed.
 
 It loses messages by itself, which suits the demo: what a worker has fetched but not run dies with the worker, because
 fetching removes the file. Kombu's own version has one fault that would also end the consumer: a message file is visible

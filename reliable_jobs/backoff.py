@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import random
 
 #: Hours of trying that the ready-made subclasses promise.
@@ -77,7 +76,3 @@ def handback_delay(handbacks: int) -> float:
 def next_check(grace: float, sends: int, limit: float) -> float:
     """Seconds from the ``sends``-th publish to the sweeper's next look: it doubles with every send (I8)."""
     return min(limit, grace * 2.0 ** min(max(sends, 1) - 1, 32))
-
-
-def seconds_between(earlier: datetime.datetime, later: datetime.datetime) -> float:
-    return (later - earlier).total_seconds()

@@ -29,7 +29,7 @@ class KeyConflict(EnqueueError):
     """The idempotency key, or the task id, already belongs to a job with other arguments or to a settled one."""
 
 
-class KeyBusy(ReliableJobsError):
+class KeyBusy(EnqueueError):
     """Another open transaction has just used the same key and has not ended yet: try again when it has."""
 
 

@@ -96,9 +96,6 @@ class JobQuerySet(models.QuerySet["Job"]):
     def unfinished(self) -> JobQuerySet:
         return self.filter(status__in=[Status.WAITING, Status.RUNNING])
 
-    def final(self) -> JobQuerySet:
-        return self.filter(status__in=_FINAL)
-
     def lock(self, *, wait: bool = False) -> JobQuerySet:
         """Lock what can be locked at once, skipping rows that a run holds; ``wait`` only for a row that none can hold.
 

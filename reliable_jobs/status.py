@@ -77,8 +77,6 @@ class Reason(models.TextChoices):
     REVOKED = "revoked", "revoked"
     #: Requeued by a person and not run since.
     REQUEUED = "requeued", "requeued"
-    #: The lease of a non-atomic run ended without a heartbeat.
-    LEASE = "lease", "lease lost"
 
 
 class EventKind(models.TextChoices):
@@ -91,7 +89,6 @@ class EventKind(models.TextChoices):
     RESCUE = "rescue", "rescue"
     REQUEUE = "requeue", "requeue"
     CANCEL = "cancel", "cancel"
-    CANCEL_REQUEST = "cancel request", "cancel request"
     EXPIRY = "expiry", "expiry"
     PARKED = "parked", "parked"
     UNROUTABLE = "unroutable", "unroutable"

@@ -194,8 +194,8 @@ MUTANTS = [
         "careful-path",
         "I6",
         "run/arrival.py",
-        'careful=not task.atomic or redelivered or _number(pointer.get("send")) > 1,',
-        "careful=not task.atomic,",
+        'commits_claim=not task.atomic or redelivered or _number(pointer.get("send")) > 1,',
+        "commits_claim=not task.atomic,",
         (f"{I6}::test_a_job_that_kills_its_process_ends_failed_and_its_neighbours_finish_unblamed[prefork]",),
     ),
     Mutant(

@@ -650,7 +650,7 @@ def _in(**delta: float) -> datetime.datetime:
         ),
         (
             {"status": "failed", "reason": "crash", "crashes": 3},
-            "Failed: 3 starts never reported. Requeue it when mended.",
+            "Failed: 3 starts never reported. Requeue it when the cause is fixed.",
         ),
         ({"status": "failed", "reason": "time limit", "crashes": 3}, "killed by the hard time limit"),
         ({"status": "failed", "reason": "parked", "error": "no code"}, "Parked: no code. Requeue it once"),

@@ -74,7 +74,7 @@ def enqueue(task: Any, **options: Any) -> Callable[[str], Any]:
 
 
 def send_again(task: Any) -> Callable[[str], None]:
-    """The message of a second send, as a sweeper would send it: the careful path."""
+    """The message of a second send, as a sweeper would send it: a committed claim."""
 
     def prepare(name: str) -> None:
         job = task.apply_async((name,), queue=name, countdown=0.001)

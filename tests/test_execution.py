@@ -330,7 +330,7 @@ def test_a_duplicate_brings_the_result_backend_in_line(jobs: InProcess) -> None:
     assert (stored.status, json.loads(stored.result)) == ("SUCCESS", "value")
 
 
-# --- the careful path -----------------------------------------------------------------------------------------------
+# --- a committed claim -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pointer", [{"send": 2}, {"send": 1, "redelivered": True}])

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.promise("I4")]
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-@pytest.mark.parametrize("send", [1, 2], ids=["first send", "careful path"])
+@pytest.mark.parametrize("send", [1, 2], ids=["first send", "committed claim"])
 def test_of_five_copies_at_once_one_runs(
     stack: Stack, idle_queue: str, outside: Path, gate: Path, pool: str, send: int
 ) -> None:
@@ -101,7 +101,7 @@ def test_a_non_atomic_run_keeps_its_lease_while_it_lives(
 def test_an_atomic_run_is_not_rescued_while_it_holds_its_row_however_short_the_lease(
     stack: Stack, idle_queue: str, outside: Path, gate: Path
 ) -> None:
-    """The careful path: from the body's transaction on, the lock is the lease."""
+    """The committed claim: from the body's transaction on, the lock is the lease."""
     job = stack.row_only(tasks.gated, "once", str(outside), str(gate))
     stack.publish(job, send=2)
     stack.worker(LEASE=0.3)

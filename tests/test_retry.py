@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-
 import pytest
 
 from reliable_jobs.backoff import (
@@ -12,7 +10,6 @@ from reliable_jobs.backoff import (
     handback_delay,
     interruption_delay,
     next_check,
-    seconds_between,
 )
 
 TIMES = 200
@@ -84,9 +81,3 @@ def test_every_send_doubles_the_time_to_the_next_look_up_to_a_limit() -> None:
     assert next_check(15, 9, 3600) == 3600
     assert next_check(15, 10**9, 3600) == 3600
     assert next_check(15, 0, 3600) == 15
-
-
-def test_seconds_between_two_times_of_different_zones() -> None:
-    utc = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.timezone.utc)
-    berlin = utc.astimezone(datetime.timezone(datetime.timedelta(hours=1)))
-    assert seconds_between(utc, berlin + datetime.timedelta(seconds=2)) == 2

@@ -255,7 +255,8 @@ def broken(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(delivery, "held"), (foreign_messages, "ensure"), (delivery.execution, "run_carefully")]
+    ("owner", "name"),
+    [(delivery, "held"), (foreign_messages, "ensure"), (delivery.execution, "run_with_committed_claim")],
 )
 @override_settings(RELIABLE_JOBS={"MAX_INTERRUPTIONS": 2})
 def test_b1_an_error_of_the_worker_is_tried_again_and_ends_the_job(

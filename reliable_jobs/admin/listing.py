@@ -82,7 +82,7 @@ class JobChangeList(_ChangeList):
 
 
 def _crashed(rows: QuerySet[Any]) -> QuerySet[Any]:
-    # A careful run counts its start as a crash until it reports; that one is alive.
+    # A run with a committed claim counts its start as a crash until it reports; that one is alive.
     return rows.filter(crashes__gt=0).exclude(status=Status.RUNNING, crashes=1)
 
 

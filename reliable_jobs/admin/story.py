@@ -115,7 +115,7 @@ def _waiting(job: Job, now: datetime.datetime, last: JobEvent | None, depth: Dep
             left = f"in {span(job.deadline_at - now)}" if job.deadline_at > now else "at the next offer"
             text += f"; parked as failed {left}, unless a worker with the code comes first"
         text, tone = f"{text}.", "bad"
-    elif job.reason in (Reason.CRASH, Reason.TIME_LIMIT, Reason.LEASE):
+    elif job.reason in (Reason.CRASH, Reason.TIME_LIMIT):
         text = (
             f"Waiting after a crash: {job.crashes} of its starts never reported, with {settings.MAX_CRASHES} it is "
             f"given up. Runs again, with care, {_due(job, now)}."
@@ -207,15 +207,15 @@ def _settled(job: Job, now: datetime.datetime) -> Story:
 def _failed(job: Job) -> str:
     if job.reason == Reason.PARKED:
         return f"Parked: {_error(job)}. Requeue it once the workers have the code."
-    if job.reason in (Reason.CRASH, Reason.TIME_LIMIT, Reason.LEASE):
+    if job.reason in (Reason.CRASH, Reason.TIME_LIMIT):
         how = ", the last one killed by the hard time limit" if job.reason == Reason.TIME_LIMIT else ""
-        return f"Failed: {job.crashes} starts never reported{how}. Requeue it when mended."
+        return f"Failed: {job.crashes} starts never reported{how}. Requeue it when the cause is fixed."
     if job.reason == Reason.INTERRUPTED:
         return f"Failed: too many runs were interrupted. {_error(job)}. Requeue it when the database is well."
     if job.reason == Reason.REJECTED:
-        return f"Failed: the task rejected it ({_error(job)}). Requeue it when mended."
+        return f"Failed: the task rejected it ({_error(job)}). Requeue it when the cause is fixed."
     tries = f"{job.attempt} attempt{'' if job.attempt == 1 else 's'}"
-    return f"Failed after {tries}: {_error(job)}. Nothing more happens by itself; requeue it when mended."
+    return f"Failed after {tries}: {_error(job)}. Nothing more happens by itself; requeue it when the cause is fixed."
 
 
 def _kept(job: Job) -> str:

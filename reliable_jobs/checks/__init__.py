@@ -1,4 +1,4 @@
-"""System checks: each names one dangerous configuration, and its hint how to mend it.
+"""System checks: each names one dangerous configuration, and its hint how to fix it.
 
 ``manage.py check`` runs them, every worker does at its start, and ``check --deploy`` adds those that only matter in
 production. ``migrate`` and ``check --database default`` add those that must ask the database. Silence one by its id in

@@ -36,7 +36,7 @@ def enqueue(app: Celery, request: Request, *, using: str | None = None, transact
     waiting already, that of the existing job.
 
     Raises:
-        AmbiguousTransaction, KeyConflict, KeyBusy, EnqueueError: with nothing written.
+        EnqueueError: with nothing written; most are AmbiguousTransaction, KeyConflict or KeyBusy.
         django.db.Error: the row can't be written; inside a transaction that one is then broken, as with any write.
     """
     alias = using or write_alias()

@@ -28,7 +28,7 @@ class Refusal(enum.Enum):
     LOCKED = "held by another run"
     NOT_DUE = "not due yet"
     STALE = "message of an earlier content"
-    SUSPECT = "crashed before: wants the careful path"
+    SUSPECT = "crashed before: wants a committed claim"
     ALONE = "suspects run one at a time"
 
 

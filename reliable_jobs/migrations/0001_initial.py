@@ -22,7 +22,7 @@ class Migration(migrations.Migration):
                 ('queue', models.CharField(max_length=255)),
                 ('priority', models.SmallIntegerField(blank=True, null=True)),
                 ('status', models.CharField(choices=[('waiting', 'waiting'), ('running', 'running'), ('succeeded', 'succeeded'), ('failed', 'failed'), ('cancelled', 'cancelled'), ('expired', 'expired')], default='waiting', max_length=10)),
-                ('reason', models.CharField(blank=True, choices=[('', '-'), ('error', 'error'), ('asked', 'asked to run later'), ('crash', 'crashed'), ('time limit', 'hard time limit'), ('interrupted', 'interrupted'), ('parked', 'parked'), ('rejected', 'rejected'), ('ignored', 'ignored'), ('revoked', 'revoked'), ('requeued', 'requeued'), ('lease', 'lease lost')], default='', max_length=12)),
+                ('reason', models.CharField(blank=True, choices=[('', '-'), ('error', 'error'), ('asked', 'asked to run later'), ('crash', 'crashed'), ('time limit', 'hard time limit'), ('interrupted', 'interrupted'), ('parked', 'parked'), ('rejected', 'rejected'), ('ignored', 'ignored'), ('revoked', 'revoked'), ('requeued', 'requeued')], default='', max_length=12)),
                 ('due_at', models.DateTimeField()),
                 ('check_at', models.DateTimeField(blank=True, null=True)),
                 ('sends', models.PositiveIntegerField(default=0)),
@@ -63,7 +63,7 @@ class Migration(migrations.Migration):
             name='JobEvent',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('kind', models.CharField(choices=[('failure', 'failure'), ('crash', 'crash'), ('time limit', 'hard time limit'), ('interruption', 'interruption'), ('rescue', 'rescue'), ('requeue', 'requeue'), ('cancel', 'cancel'), ('cancel request', 'cancel request'), ('expiry', 'expiry'), ('parked', 'parked'), ('unroutable', 'unroutable')], max_length=20)),
+                ('kind', models.CharField(choices=[('failure', 'failure'), ('crash', 'crash'), ('time limit', 'hard time limit'), ('interruption', 'interruption'), ('rescue', 'rescue'), ('requeue', 'requeue'), ('cancel', 'cancel'), ('expiry', 'expiry'), ('parked', 'parked'), ('unroutable', 'unroutable')], max_length=20)),
                 ('at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
                 ('actor', models.CharField(blank=True, default='', max_length=255)),
                 ('detail', models.TextField(blank=True, default='')),

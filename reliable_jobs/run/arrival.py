@@ -25,7 +25,7 @@ class Delivery:
     job_id: uuid.UUID
     using: str
     rev: int
-    careful: bool
+    commits_claim: bool
     redelivered: bool
     #: False for a message that no outbox wrote: another language, ``send_task``, a producer not adopted yet.
     ours: bool
@@ -41,7 +41,7 @@ def read_delivery(task: RunnableTask) -> Delivery:
             foreign_messages.foreign_id(request.id),
             pointer_alias(None),
             0,
-            careful=True,
+            commits_claim=True,
             redelivered=redelivered,
             ours=False,
         )
@@ -49,7 +49,7 @@ def read_delivery(task: RunnableTask) -> Delivery:
         job_id=foreign_messages.foreign_id(request.id),
         using=pointer_alias(pointer),
         rev=_number(pointer.get("rev")),
-        careful=not task.atomic or redelivered or _number(pointer.get("send")) > 1,
+        commits_claim=not task.atomic or redelivered or _number(pointer.get("send")) > 1,
         redelivered=redelivered,
         ours=True,
     )

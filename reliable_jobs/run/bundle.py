@@ -4,8 +4,8 @@
 
 Only plain successes are settled here. At first the bodies share one savepoint. When one of them fails, all is rolled
 back and run again with a savepoint for each; what fails then, or wishes to be run again, is rolled back alone and sent
-in a message of its own, which takes the careful path. So is every job of a bundle that was redelivered (its worker was
-killed, perhaps by one of them), that ran out of time, or whose transaction broke.
+in a message of its own, and run with a committed claim. So is every job of a bundle that was redelivered (its worker
+was killed, perhaps by one of them), that ran out of time, or whose transaction broke.
 """
 
 from __future__ import annotations

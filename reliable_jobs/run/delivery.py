@@ -70,7 +70,7 @@ def deliver(task: RunnableTask, args: Any, kwargs: Any) -> Any:
 
 def claim_early(task: RunnableTask, trail: Trail) -> None:
     """Claim before a hook of the project's that comes before the task function, so that a start in which the hook kills
-    its process is counted. On the careful path only; the first start of a job is not counted.
+    its process is counted. With a committed claim only; the first start of a job is not counted.
 
     Raises:
         celery.exceptions.Retry, Ignore, Reject, CrashLimitExceeded: the hook is not to run; the answer is in the trail.
@@ -87,12 +87,12 @@ def claim_early(task: RunnableTask, trail: Trail) -> None:
 
 
 def _claim_early(task: RunnableTask, delivery: Delivery, trail: Trail) -> None:
-    if not delivery.careful and not _has_crashed(delivery):
+    if not delivery.commits_claim and not _has_crashed(delivery):
         return
     ensure_receipt(task, delivery)
     patience = _patience(delivery)
     while True:
-        claim = execution.claim_carefully(task, delivery.job_id, delivery.rev, delivery.using)
+        claim = execution.claim_committed_for(task, delivery.job_id, delivery.rev, delivery.using)
         if not isinstance(claim, Refusal):
             break
         if claim is not Refusal.LOCKED or time.monotonic() >= patience:
@@ -133,12 +133,12 @@ def _deliver(task: RunnableTask, delivery: Delivery, trail: Trail, args: Any, kw
         return ended
     ensure_receipt(task, delivery)
     call = (task, delivery.job_id, delivery.rev, delivery.using, args, kwargs)
-    careful = delivery.careful
+    commits = delivery.commits_claim
     patience = _patience(delivery)
     while True:
-        answer = execution.run_carefully(*call) if careful else execution.run_first(*call)
+        answer = execution.run_with_committed_claim(*call) if commits else execution.run_first(*call)
         if answer is Refusal.SUSPECT:
-            careful = True
+            commits = True
         elif not isinstance(answer, Refusal):
             return answer
         elif answer is not Refusal.LOCKED or time.monotonic() >= patience:

@@ -6,8 +6,8 @@ First run of an atomic task, one transaction:
 
 (run/round_trips.py says which of them travel together).
 
-The careful path (the message was redelivered or sent again, the job crashed before, or the task is not atomic) commits
-a claim with token and lease first, which counts the start; the body's transaction then locks the row by that token.
+With a committed claim (the message was redelivered or sent again, the job crashed before, or the task is not atomic)
+token and lease are committed first, which counts the start; the function's transaction then locks the row by them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def run_first(task: RunnableTask, job_id: uuid.UUID, rev: int, using: str, args:
     return _run_in_transaction(task, using, lambda: lifecycle.claim_atomic(job_id, rev, using), args, kwargs)
 
 
-def run_carefully(
+def run_with_committed_claim(
     task: RunnableTask, job_id: uuid.UUID, rev: int, using: str, args: Any, kwargs: Any
 ) -> Outcome | Refusal:
     """Count and claim in one committed UPDATE, then run.
@@ -60,11 +60,11 @@ def run_carefully(
     Raises:
         NotStarted: see there. Nothing was claimed.
     """
-    claim = claim_carefully(task, job_id, rev, using)
+    claim = claim_committed_for(task, job_id, rev, using)
     return claim if isinstance(claim, Refusal) else run_claimed(task, claim, args, kwargs)
 
 
-def claim_carefully(task: RunnableTask, job_id: uuid.UUID, rev: int, using: str) -> Claim | Refusal:
+def claim_committed_for(task: RunnableTask, job_id: uuid.UUID, rev: int, using: str) -> Claim | Refusal:
     """The claim alone; its start is counted until it reports.
 
     Raises:

@@ -120,7 +120,9 @@ def condemn(task: RunnableTask, claim: Claim) -> Outcome | Refusal:
     if death is not None:
         why += f"; last seen: {death.detail}"
     reason = Reason.TIME_LIMIT if death is not None and death.kind == EventKind.TIME_LIMIT else Reason.CRASH
-    error = CrashLimitExceeded(f"Job {claim.job.pk}: {why}. It is not started again by itself; requeue it when mended.")
+    error = CrashLimitExceeded(
+        f"Job {claim.job.pk}: {why}. It is not started again by itself; requeue it when the cause is fixed."
+    )
 
     def settle() -> bool:
         with transaction.atomic(using=claim.using):

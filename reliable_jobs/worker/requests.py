@@ -41,9 +41,9 @@ _CLOSING: dict[str, dict[str, Any]] = {
 
 
 class GivenBackRequest(Request):
-    """A request whose message goes back to the broker when its child process was killed: to the careful path, which
-    counts such an end and bounds it. Celery's settings for it (acks_on_timeout, retry_on_worker_lost …) do not apply:
-    the row knows how often the job has been tried.
+    """A request whose message goes back to the broker when its child process was killed. It is then run with a
+    committed claim, which counts such an end and bounds it. Celery's settings for it (acks_on_timeout,
+    retry_on_worker_lost …) do not apply: the row knows how often the job has been tried.
     """
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
