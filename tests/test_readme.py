@@ -410,6 +410,21 @@ def test_a_folder_says_what_enters_and_leaves_and_what_to_read_first(folder: str
     assert len(said.strip().splitlines()) <= 8
 
 
+def test_a_newcomers_questions_are_answered_with_functions_that_exist() -> None:
+    rows = table((ROOT / "CONTRIBUTING.md").read_text(), first="question")
+    assert len(rows) == 10
+    for question, answer in rows:
+        file, found = "", 0
+        for name in re.findall(r"`([\w/.]+)`", answer):
+            if "/" in name or name.endswith(".py"):
+                file = name
+            else:
+                text = (ROOT / "reliable_jobs" / file).read_text()
+                assert re.search(rf"^\s*(def|class) {name}\b", text, re.MULTILINE), f"{question}: {file} {name}"
+                found += 1
+        assert found, question
+
+
 def test_paths_and_links_in_the_documents_lead_somewhere() -> None:
     lost = []
     for document in DOCUMENTS:
