@@ -295,6 +295,13 @@ def snoozed(jobs: InProcess) -> Any:
     return jobs.message(tasks.snoozes.delay("x", 9))
 
 
+def running(jobs: InProcess) -> Any:
+    """A copy of a message whose job runs on another worker."""
+    result = tasks.effect.delay("x")
+    lifecycle.claim_committed(result.id, 0, "default", worker="elsewhere pid 1", lease=60.0)
+    return jobs.message(result, send=2)
+
+
 def suspect(jobs: InProcess) -> Any:
     """Another suspect runs on this worker: it steps back."""
     other, result = tasks.effect.delay("other"), tasks.effect.delay("x")
@@ -303,9 +310,8 @@ def suspect(jobs: InProcess) -> Any:
     return jobs.message(result, send=2)
 
 
-@pytest.mark.parametrize("what", [settled, failed, not_due, stale, missing, snoozed, suspect])
-def test_c15_no_delivery_stays_started_for_monitors(jobs: InProcess, what: Any) -> None:
-    message = what(jobs)
+def monitored(jobs: InProcess, message: Any) -> tuple[Eventer, str]:
+    """Deliver a message; return its task events, and the state that monitors show then."""
     task = app.tasks[message.headers["task"]]
     eventer = Eventer()
     asking = Asking(jobs, message, eventer)
@@ -316,7 +322,18 @@ def test_c15_no_delivery_stays_started_for_monitors(jobs: InProcess, what: Any) 
     finally:
         task.send_events = sends
     assert asking.answers == ["acked"]
-    assert "task-started" in eventer.kinds
-    seen = eventer.state.tasks[asking.request.id]
-    assert seen.state not in ("RECEIVED", "STARTED"), eventer.kinds
-    assert seen.state == {"settled": "SUCCESS", "failed": "FAILURE", "missing": "REVOKED"}.get(what.__name__, "RETRY")
+    assert eventer.kinds[:2] == ["task-received", "task-started"]
+    return eventer, eventer.state.tasks[asking.request.id].state
+
+
+@pytest.mark.parametrize("what", [settled, failed, not_due, stale, missing, snoozed, suspect])
+def test_c15_no_delivery_stays_started_for_monitors(jobs: InProcess, what: Any) -> None:
+    eventer, state = monitored(jobs, what(jobs))
+    assert state not in ("RECEIVED", "STARTED"), eventer.kinds
+    assert state == {"settled": "SUCCESS", "failed": "FAILURE", "missing": "REVOKED"}.get(what.__name__, "RETRY")
+
+
+def test_c15_a_copy_of_a_running_job_is_closed_and_the_run_stays_started(jobs: InProcess) -> None:
+    """Monitors know both by one id: what ends the run is to close it."""
+    eventer, state = monitored(jobs, running(jobs))
+    assert (eventer.kinds[2:], state) == (["task-rejected"], "STARTED")

@@ -161,7 +161,7 @@ def test_f5_a_queue_that_lost_its_messages_gets_them_again_also_without_a_consum
     assert stack.depth() == 3
 
 
-# --- who consumes -----------------------------------------------------------------------------------------------------
+# --- who consumes (C20) -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

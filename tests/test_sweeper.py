@@ -370,7 +370,7 @@ def test_every_database_that_holds_jobs_is_swept(jobs: InProcess, second_databas
     assert {message.headers[HEADER]["using"] for message in jobs.take()} == {"default", "second"}
 
 
-# --- declared querysets ---------------------------------------------------------------------------------------------
+# --- declared querysets (C4, C6) ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -435,6 +435,34 @@ def test_a_declared_queryset_that_raises_does_not_stop_the_others(
 def test_a_task_that_is_not_reliable_can_not_be_declared(fresh: None) -> None:
     with pytest.raises(TypeError, match="wants a ReliableTask"):
         ensure_jobs(app.tasks["celery.backend_cleanup"], Parent.objects.all)
+
+
+def test_c4_every_declaration_of_a_loop_counts(jobs: InProcess, fresh: None) -> None:
+    def declare(name: str) -> None:
+        ensure_jobs(tasks.effect, lambda: Parent.objects.filter(name=name), args=lambda row: (row.name,))
+
+    for name in ("a", "b", "c"):
+        Parent.objects.create(name=name)
+        declare(name)
+    for name in ("d", "e"):
+        Parent.objects.create(name=name)
+        ensure_jobs(tasks.effect, functools.partial(Parent.objects.filter, name=name), args=lambda row: (row.name,))
+    assert sweep_declared(now=10.0**9) == 5
+    assert sweep_declared(now=2 * 10.0**9) == 0
+    jobs.finish()
+    assert [jobs.effects(name) for name in "abcde"] == [1] * 5
+
+
+@pytest.mark.parametrize("key", [{}, {"key": lambda row: row.pk}, {"key": lambda row: str(row.pk)}])
+def test_c6_the_recipe_of_the_how_to_and_ensure_jobs_make_one_job(jobs: InProcess, fresh: None, key: Any) -> None:
+    parent = Parent.objects.create(name="one mail")
+    ensure_jobs(tasks.effect, lambda: Parent.objects.all(), args=lambda row: (row.name,), **key)
+    tasks.effect.apply_async((parent.name,), key=parent.pk, key_forever=True)
+    assert sweep_declared(now=10.0**9) == 0
+    jobs.finish()
+    assert sweep_declared(now=2 * 10.0**9) == 0
+    jobs.finish()
+    assert jobs.effects("one mail") == 1
 
 
 # --- the loop -------------------------------------------------------------------------------------------------------
@@ -504,31 +532,3 @@ def test_what_is_to_be_done_before_a_sweep_is_done_before_it(monkeypatch: pytest
     monkeypatch.setattr(sweeper, "sweep", lambda app, actor: order.append("sweep"))
     SweepLoop(app, actor="test", interval=None, keep_connections=True, before=lambda: order.append("before")).once()
     assert order == ["before", "sweep"]
-
-
-def test_c4_every_declaration_of_a_loop_counts(jobs: InProcess, fresh: None) -> None:
-    def declare(name: str) -> None:
-        ensure_jobs(tasks.effect, lambda: Parent.objects.filter(name=name), args=lambda row: (row.name,))
-
-    for name in ("a", "b", "c"):
-        Parent.objects.create(name=name)
-        declare(name)
-    for name in ("d", "e"):
-        Parent.objects.create(name=name)
-        ensure_jobs(tasks.effect, functools.partial(Parent.objects.filter, name=name), args=lambda row: (row.name,))
-    assert sweep_declared(now=10.0**9) == 5
-    assert sweep_declared(now=2 * 10.0**9) == 0
-    jobs.finish()
-    assert [jobs.effects(name) for name in "abcde"] == [1] * 5
-
-
-@pytest.mark.parametrize("key", [{}, {"key": lambda row: row.pk}, {"key": lambda row: str(row.pk)}])
-def test_c6_the_recipe_of_the_how_to_and_ensure_jobs_make_one_job(jobs: InProcess, fresh: None, key: Any) -> None:
-    parent = Parent.objects.create(name="one mail")
-    ensure_jobs(tasks.effect, lambda: Parent.objects.all(), args=lambda row: (row.name,), **key)
-    tasks.effect.apply_async((parent.name,), key=parent.pk, key_forever=True)
-    assert sweep_declared(now=10.0**9) == 0
-    jobs.finish()
-    assert sweep_declared(now=2 * 10.0**9) == 0
-    jobs.finish()
-    assert jobs.effects("one mail") == 1
