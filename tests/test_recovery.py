@@ -18,10 +18,11 @@ from django.db.models import F
 from django.test import Client, override_settings
 from django.urls import reverse
 
+from reliable_jobs import publisher as publisher_module
 from reliable_jobs import sweeper
 from reliable_jobs.loop import SweepLoop
 from reliable_jobs.models import Job
-from reliable_jobs.publisher import publisher
+from reliable_jobs.publisher import Publisher, publisher
 from tests import inprocess
 from tests.celery_app import app
 from tests.harness import Stack, wait_until
@@ -221,6 +222,28 @@ def test_c20_a_broker_that_does_not_answer_costs_the_page_a_bounded_time(
             began = time.monotonic()
             assert "unknown: the broker did not say" in page_of(boss, job)
             assert time.monotonic() - began < 5
+
+
+@pytest.mark.promise("I9")
+def test_c20_a_broker_whose_name_is_looked_up_for_ever_costs_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No timeout of the connection bounds that."""
+    go_on, ended = threading.Event(), threading.Event()
+
+    def looks_up(app: Any, timeout: float) -> Any:
+        go_on.wait(20)
+        ended.set()
+        raise OSError("no such host")
+
+    monkeypatch.setattr(publisher_module, "Link", looks_up)
+    mine = Publisher(app)
+    try:
+        assert mine.depths(["mail"], timeout=0.05) == {}
+        assert not ended.is_set()
+    finally:
+        go_on.set()
+        for thread in threading.enumerate():
+            if thread.name == "reliable_jobs-depths":
+                thread.join(20)
 
 
 @pytest.mark.servers

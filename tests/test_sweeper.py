@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import datetime
 import functools
+import re
 import threading
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -463,6 +466,24 @@ def test_c6_the_recipe_of_the_how_to_and_ensure_jobs_make_one_job(jobs: InProces
     assert sweep_declared(now=2 * 10.0**9) == 0
     jobs.finish()
     assert jobs.effects("one mail") == 1
+
+
+def test_c6_the_how_to_pages_view_and_declaration_make_one_job(jobs: InProcess, fresh: None) -> None:
+    """Its two recipes are copied together: one key, so one mail."""
+    page = (Path(__file__).resolve().parent.parent / "docs/how-to.md").read_text()
+    recipe = page.partition("\n## Find rows that lack their job\n")[2].partition("\n## ")[0]
+    user = Parent.objects.create(name="user")
+    users = SimpleNamespace(objects=SimpleNamespace(filter=lambda **conditions: Parent.objects.all()))
+    names = {"ensure_jobs": ensure_jobs, "send_verification": tasks.effect, "User": users, "user": user}
+    (declaration,) = re.findall(r"^ *(ensure_jobs\(.+\))$", recipe, re.M)
+    (call,) = re.findall(r"^send_verification\..+$", recipe, re.M)
+    eval(declaration, names)
+    job_id = eval(call, names).id
+    assert {eval(other, names).id for other in re.findall(r"^send_verification\..+$", page, re.M)} == {job_id}
+    assert sweep_declared(now=10.0**9) == 0
+    jobs.finish()
+    assert sweep_declared(now=2 * 10.0**9) == 0, "the key is kept as long as the sweeper's"
+    assert jobs.effects(str(user.pk)) == 1
 
 
 # --- the loop -------------------------------------------------------------------------------------------------------
