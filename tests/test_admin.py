@@ -618,7 +618,7 @@ def _in(**delta: float) -> datetime.datetime:
         ),
         ({"due_at": _in(hours=3), "sends": 0}, "Scheduled: not before 2026-01-31 16:00:00, in 3 h."),
         ({"due_at": _in(seconds=-5), "sends": 0}, "Not sent yet: the sweeper publishes it at its next round."),
-        ({"due_at": _in(hours=-1), "sends": 0}, "does beat or a worker run, and does the broker answer?"),
+        ({"due_at": _in(hours=-1), "sends": 0}, "does beat or a worker run, does the broker answer, and"),
         (
             {"due_at": _in(seconds=-40), "sends": 1, "check_at": _in(seconds=-25)},
             "Published 40 s ago to queue 'letters'. Whether a worker consumes it is unknown: the broker did not say.",
@@ -671,6 +671,16 @@ def test_the_sentence_says_where_the_job_stands_and_what_happens_next(columns: d
     last = JobEvent(kind=EventKind.REQUEUE, actor="Ada")
     text = story.tell(job, NOW, last=last if job.reason == "requeued" else None).text
     assert expected in text
+
+
+@pytest.mark.parametrize(("returned_at", "told"), [(_in(seconds=-39), True), (_in(minutes=-9), False)])
+def test_a_returned_message_is_told_until_it_has_gone_out(returned_at: datetime.datetime, told: bool) -> None:
+    job = Job(task="t", queue="letters", due_at=_in(hours=-1), sends=1, check_at=_in(seconds=-25))
+    last = JobEvent(kind=EventKind.UNROUTABLE, at=returned_at, detail="unroutable: NO_ROUTE")
+    text = story.tell(job, NOW, last=last).text
+    assert ("The broker returned its message: unroutable: NO_ROUTE" in text) is told
+    assert ("Published 40 s ago" in text) is not told
+    assert "The sweeper looks again now." in text
 
 
 def test_every_status_and_reason_has_a_sentence() -> None:

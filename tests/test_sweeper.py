@@ -23,7 +23,7 @@ from reliable_jobs.declared import ensure_jobs, sweep_declared
 from reliable_jobs.link import BrokerTimeout, Receipt
 from reliable_jobs.loop import SweepLoop
 from reliable_jobs.message import HEADER
-from reliable_jobs.models import Job
+from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.publisher import Publisher
 from reliable_jobs.retry import next_check
 from tests import inprocess
@@ -177,6 +177,20 @@ def test_a_returned_message_keeps_its_doubling_and_gets_an_event(rows: InProcess
     (event,) = job.events.all()
     assert (event.kind, event.detail, event.actor) == ("unroutable", "unroutable: no queue", "sweeper")
     assert rows.sweep().idle, "it is not tried again at once"
+
+
+@pytest.mark.promise("I6")
+def test_of_many_returns_the_history_keeps_the_first_and_the_latest(rows: InProcess, answers: list[Any]) -> None:
+    (job,) = relayed()
+    for number in range(4):
+        answers.append(lambda messages, number=number: Receipt(returned={job.pk: f"unroutable: {number}"}))
+        rows.sweep()
+        Job.objects.update(check_at=past())
+    assert [event.detail for event in job.events.order_by("pk")] == ["unroutable: 0", "unroutable: 3"]
+    JobEvent.objects.create(job=job, kind="requeue", actor="Ada")
+    answers.append(lambda messages: Receipt(returned={job.pk: "unroutable: again"}))
+    rows.sweep()
+    assert [event.detail for event in job.events.order_by("pk")][3:] == ["unroutable: again"]
 
 
 def test_what_has_settled_while_its_batch_was_on_the_wire_is_left_alone(rows: InProcess, answers: list[Any]) -> None:
