@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, _state
+from celery.bin.celery import celery as celery_command
 from django.apps import apps
 from django.core import checks
 from django.core.checks import CheckMessage, Tags
@@ -19,7 +20,7 @@ from django.db import connection, connections
 from kombu import Queue
 
 from reliable_jobs import ReliableTask, RetriedTask, TenHourTask
-from reliable_jobs.checks import databases, loading
+from reliable_jobs.checks import databases, environment, loading
 from reliable_jobs.checks import tasks as task_checks
 from reliable_jobs.idempotency import GetOrCreateTask, IdempotentTask
 from reliable_jobs.schedule import SWEEP_TASK, create_periodic_tasks
@@ -29,8 +30,9 @@ Configure = Callable[..., Celery]
 
 
 @pytest.fixture
-def project() -> Iterator[Configure]:
+def project(monkeypatch: pytest.MonkeyPatch) -> Iterator[Configure]:
     """Make a Celery app with settings of its own the current one."""
+    monkeypatch.delenv("BROKER_URL", raising=False)
     before = _state._tls.current_app
 
     def configure(**conf: Any) -> Celery:
@@ -234,6 +236,43 @@ def test_a_broker_that_other_processes_do_not_see_is_named(project: Configure) -
     assert "W015" not in found()
     project(broker="amqp://localhost")
     assert "W015" not in found()
+
+
+@pytest.mark.parametrize(
+    ("broker", "variable", "named"),
+    [
+        ("amqp://one", "amqp://other", True),
+        ("amqp://one", "amqp://one//", False),
+        ("amqp://one/a", "amqp://one/b", True),
+        (None, "amqp://other", True),
+        (["amqp://one", "amqp://two"], "amqp://one;amqp://two", False),
+        ("amqp://one", "", False),
+        ("amqp://one", "amqp://h:no-port/", False),
+    ],
+)
+def test_a_broker_that_only_the_celery_command_would_take_is_named(
+    project: Configure, monkeypatch: pytest.MonkeyPatch, broker: Any, variable: str, named: bool
+) -> None:
+    project(broker=broker)
+    monkeypatch.setenv(environment.COMMAND_LINE, variable)
+    assert ("W018" in found()) is named
+    project(broker=broker, broker_read_url="amqp://r", broker_write_url="amqp://w")
+    assert "W018" not in found()
+
+
+def test_the_celery_command_takes_its_broker_from_that_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And hands it to the configuration, above the settings."""
+    monkeypatch.setenv("CELERY_BROKER_URL", "")  # put back at the end, whatever the command sets
+    monkeypatch.setenv(environment.COMMAND_LINE, "amqp://other")
+    app = Celery("commanded", broker="amqp://one", set_as_current=False)
+    celery_command.main(["report"], obj=None, standalone_mode=False, default_map={"app": app})
+    assert app.conf.broker_url == "amqp://other"
+
+
+def test_a_password_of_a_broker_is_not_told(project: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    project(broker="amqp://user:secret1@one")
+    monkeypatch.setenv(environment.COMMAND_LINE, "amqp://user:secret2@one")
+    assert "secret" not in str(found()["W018"])
 
 
 def test_workers_forced_to_root_are_named(project: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
