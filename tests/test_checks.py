@@ -24,48 +24,11 @@ from reliable_jobs.checks import databases, environment, loading
 from reliable_jobs.checks import tasks as task_checks
 from reliable_jobs.idempotency import GetOrCreateTask, IdempotentTask
 from reliable_jobs.schedule import SWEEP_TASK, create_periodic_tasks
+from tests import checking
+from tests.checking import Configure, about, add, found
 from tests.inprocess import extra_database
 
-Configure = Callable[..., Celery]
-
-
-@pytest.fixture
-def project(monkeypatch: pytest.MonkeyPatch) -> Iterator[Configure]:
-    """Make a Celery app with settings of its own the current one."""
-    monkeypatch.delenv("BROKER_URL", raising=False)
-    before = _state._tls.current_app
-
-    def configure(**conf: Any) -> Celery:
-        app = Celery("checked", broker=conf.pop("broker", "memory://"), set_as_current=False)
-        app.conf.update(conf)
-        app.set_current()
-        return app
-
-    yield configure
-    _state._set_current_app(before)
-
-
-def add(app: Celery, name: str, base: type = ReliableTask, **options: Any) -> None:
-    """A task of this app alone; a shared one would be every app's from then on."""
-
-    def body() -> None:
-        return None
-
-    app.task(base=base, name=name, shared=False, **options)(body)
-
-
-def found(*, deploy: bool = False, **kwargs: Any) -> dict[str, CheckMessage]:
-    """What Django's own check run says of ours, by id."""
-    messages = checks.run_checks(include_deployment_checks=deploy, **kwargs)
-    ours = [message for message in messages if str(message.id).startswith("reliable_jobs.")]
-    assert all(message.hint for message in ours)
-    return {str(message.id).removeprefix("reliable_jobs."): message for message in ours}
-
-
-def about(app: Celery, identifier: str) -> str:
-    """The message of one id, with only the tasks that this app defines itself."""
-    message = found().get(identifier)
-    return str(message.msg) if message else ""
+project = checking.project
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
