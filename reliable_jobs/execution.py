@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,7 +23,7 @@ from celery.exceptions import Ignore
 from django.db import Error as DatabaseError
 from django.db import connections, transaction
 
-from reliable_jobs import aftermath, failures, followups, lifecycle, outcome
+from reliable_jobs import aftermath, failures, followups, lifecycle, native, outcome
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import BrokenTransaction, RunTakenAway
 from reliable_jobs.lifecycle import Claim, Refusal
@@ -181,9 +180,8 @@ def _run_leased(task: ReliableTask, claim: Claim, args: Any, kwargs: Any) -> Out
 @contextmanager
 def kept_alive(run: Run) -> Iterator[None]:
     """Inside, a thread extends the lease of a committed claim."""
-    stop = threading.Event()
-    beat = threading.Thread(target=_heartbeat, args=(run, stop), name="reliable_jobs-lease", daemon=True)
-    beat.start()
+    stop = native.Event()
+    beat = native.Thread(_heartbeat, run, stop)
     try:
         yield
     finally:
@@ -191,7 +189,7 @@ def kept_alive(run: Run) -> Iterator[None]:
         beat.join(timeout=settings.LEASE)
 
 
-def _heartbeat(run: Run, stop: threading.Event) -> None:
+def _heartbeat(run: Run, stop: native.Event) -> None:
     claim = run.claim
     try:
         while not stop.wait(settings.LEASE / 3):
