@@ -551,7 +551,7 @@ def test_e9_long_atomic_functions_on_sqlite_are_named(
 
 @pytest.mark.parametrize(
     ("zone", "timezone", "named"),
-    [("Asia/Tokyo", None, True), ("UTC", None, False), ("Asia/Tokyo", "Asia/Tokyo", False)],
+    [("Asia/Tokyo", None, True), ("UTC", None, False), ("Asia/Tokyo", "Asia/Tokyo", True)],
 )
 def test_a8_naive_times_that_celery_reads_in_another_zone_are_named(
     project: Configure, settings: Any, zone: str, timezone: str | None, named: bool
