@@ -12,9 +12,11 @@ import pytest
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.events.state import State
+from celery.exceptions import Reject
 from celery.utils.nodenames import gethostname
 from celery.worker import state as worker_state
 from celery.worker.request import create_request_cls
+from django.db import OperationalError
 from django.db.models.functions import Now
 from kombu.utils.imports import symbol_by_name
 
@@ -130,6 +132,27 @@ def test_b11_a_message_is_held_by_the_clock_however_long_each_try_takes(
     with pytest.raises(Exception, match="no route to host"):
         holding.held("default", "A job", attempt)
     assert now[0] <= settings.HOLD + 127.0
+
+
+@pytest.mark.promise("I6")
+def test_a_lock_that_does_not_go_away_is_waited_for_with_pauses_and_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was tried some forty times a second, for HOLD seconds, without a line in the log."""
+    now, tries = [0.0], []
+    monkeypatch.setattr(holding.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(holding.time, "sleep", lambda pause: now.__setitem__(0, now[0] + pause))
+    monkeypatch.setattr(holding.failures, "is_conflict", lambda *args: True)
+
+    def attempt() -> None:
+        tries.append(now[0])
+        raise NotStarted("database is locked") from OperationalError("database is locked")
+
+    with pytest.raises(Reject):
+        holding.held("default", "A job", attempt)
+    assert settings.HOLD <= now[0] <= settings.HOLD + 1.0
+    assert len([moment for moment in tries if moment > holding.CONFLICTS_PASS]) <= settings.HOLD + 3
+    assert "Holding the message" in caplog.text
 
 
 # --- B14: what is known of a death ------------------------------------------------------------------------------------
