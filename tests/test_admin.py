@@ -318,6 +318,18 @@ def test_aliases_of_yaml_are_not_written_out_for_a_page(boss: Client) -> None:
     assert "Too large to show" in text
     endless = page_of(boss, make(body=b"- [&a [*a]]\n- {}\n- {}", content_type="application/x-yaml"))
     assert "Too large to show" in endless
+    numbers = b"- [&a " + b"7" * 4000 + b", *a" * 200 + b"]\n- {}\n- {}"
+    assert "Too large to show" in page_of(boss, make(body=numbers, content_type="application/x-yaml"))
+
+
+@pytest.mark.parametrize("key", ["<<", "!!merge x", "!<tag:yaml.org,2002:%6derge> x"])
+def test_merged_mappings_of_yaml_are_not_written_out_for_a_page(boss: Client, key: str) -> None:
+    """PyYAML before 6.0.4 copies them while it reads."""
+    pytest.importorskip("yaml")
+    levels = "".join(f"  a{n}: &a{n} {{{key}: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 4))
+    body = f"- []\n- a0: &a0 {{k: v}}\n{levels}- {{}}"
+    text = page_of(boss, make(body=body.encode(), content_type="application/x-yaml"))
+    assert "Not shown (YAML&#x27;s merge keys are read by workers only)" in text
 
 
 def test_lone_surrogates_in_names_and_values_do_not_break_the_page(boss: Client) -> None:
