@@ -211,6 +211,8 @@ def test_a_broker_that_other_processes_do_not_see_is_named(project: Configure) -
         (["amqp://one", "amqp://two"], "amqp://one;amqp://two", False),
         ("amqp://one", "", False),
         ("amqp://one", "amqp://h:no-port/", False),
+        ("amqp://one", "rediss://h?ssl_cert_reqs=bogus", False),
+        ("amqp://one", "amqp://a//;amqp://b:no-port/", False),
     ],
 )
 def test_a_broker_that_only_the_celery_command_would_take_is_named(
@@ -235,6 +237,8 @@ def test_the_celery_command_takes_its_broker_from_that_variable(monkeypatch: pyt
 def test_a_password_of_a_broker_is_not_told(project: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     project(broker="amqp://user:secret1@one")
     monkeypatch.setenv(environment.COMMAND_LINE, "amqp://user:secret2@one")
+    assert "secret" not in str(found()["W018"])
+    monkeypatch.setenv(environment.COMMAND_LINE, "amqp://user:secret2@one//;amqp://user:secret3@two//")
     assert "secret" not in str(found()["W018"])
 
 

@@ -241,8 +241,9 @@ def _timezone(app: Celery) -> list[CheckMessage]:
         return []
     return [
         Warning(
-            f"USE_TZ is False, so django.utils.timezone.now() is local ({settings.TIME_ZONE}), but Celery takes a naive "
-            "eta or expires for UTC, whatever CELERY_TIMEZONE is: jobs start, or expire, hours too early or too late.",
+            f"USE_TZ is False, so django.utils.timezone.now() is local ({settings.TIME_ZONE}), but Celery takes a "
+            "naive eta or expires for UTC, whatever CELERY_TIMEZONE is: jobs start, or expire, hours too early or too "
+            "late.",
             hint="Pass countdown=, or a time with its zone: datetime.now(timezone.utc) + … Then silence this check.",
             id="reliable_jobs.W017",
         )

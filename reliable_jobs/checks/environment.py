@@ -28,12 +28,13 @@ def check_broker_of_the_command_line(**kwargs: Any) -> list[CheckMessage]:
     try:
         if _parts(ours) == _parts(theirs):
             return []
-    except ValueError:  # one is no URL: who connects is told so
+        shown, shown_ours = _shown(theirs), _shown(ours)
+    except (ValueError, KeyError):  # one is no URL, or has no such option: who connects is told so
         return []
     return [
         Warning(
-            f"{COMMAND_LINE} in the environment is {maybe_sanitize_url(theirs)}, but the settings' broker is "
-            f"{maybe_sanitize_url(ours)}. The celery command obeys the variable, so its workers and beat use the one "
+            f"{COMMAND_LINE} in the environment is {shown}, but the settings' broker is "
+            f"{shown_ours}. The celery command obeys the variable, so its workers and beat use the one "
             "broker, and web processes and manage.py commands publish to the other, where nobody consumes.",
             hint=f"Read it in the settings: CELERY_BROKER_URL = os.environ['{COMMAND_LINE}']; or give the variable "
             "another name.",
@@ -48,6 +49,11 @@ def _both_are_named(app: Celery) -> bool:
         os.environ.get(f"CELERY_{name.upper()}") or app.conf.get(name)
         for name in ("broker_read_url", "broker_write_url")
     )
+
+
+def _shown(urls: str) -> str:
+    """Without passwords; kombu hides the one of the first URL only."""
+    return ";".join(maybe_sanitize_url(url) for url in urls.split(";"))
 
 
 def _parts(url: str) -> dict[str, Any]:
