@@ -318,6 +318,18 @@ def test_aliases_of_yaml_are_not_written_out_for_a_page(boss: Client) -> None:
     assert "Too large to show" in text
     endless = page_of(boss, make(body=b"- [&a [*a]]\n- {}\n- {}", content_type="application/x-yaml"))
     assert "Too large to show" in endless
+    numbers = b"- [&a " + b"7" * 4000 + b", *a" * 200 + b"]\n- {}\n- {}"
+    assert "Too large to show" in page_of(boss, make(body=numbers, content_type="application/x-yaml"))
+
+
+@pytest.mark.parametrize("key", ["<<", "!!merge x", "!<tag:yaml.org,2002:%6derge> x"])
+def test_merged_mappings_of_yaml_are_not_written_out_for_a_page(boss: Client, key: str) -> None:
+    """PyYAML before 6.0.4 copies them while it reads."""
+    pytest.importorskip("yaml")
+    levels = "".join(f"  a{n}: &a{n} {{{key}: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 4))
+    body = f"- []\n- a0: &a0 {{k: v}}\n{levels}- {{}}"
+    text = page_of(boss, make(body=body.encode(), content_type="application/x-yaml"))
+    assert "Not shown (YAML&#x27;s merge keys are read by workers only)" in text
 
 
 def test_lone_surrogates_in_names_and_values_do_not_break_the_page(boss: Client) -> None:
@@ -618,7 +630,7 @@ def _in(**delta: float) -> datetime.datetime:
         ),
         ({"due_at": _in(hours=3), "sends": 0}, "Scheduled: not before 2026-01-31 16:00:00, in 3 h."),
         ({"due_at": _in(seconds=-5), "sends": 0}, "Not sent yet: the sweeper publishes it at its next round."),
-        ({"due_at": _in(hours=-1), "sends": 0}, "does beat or a worker run, and does the broker answer?"),
+        ({"due_at": _in(hours=-1), "sends": 0}, "does beat or a worker run, does the broker answer, and"),
         (
             {"due_at": _in(seconds=-40), "sends": 1, "check_at": _in(seconds=-25)},
             "Published 40 s ago to queue 'letters'. Whether a worker consumes it is unknown: the broker did not say.",
@@ -671,6 +683,16 @@ def test_the_sentence_says_where_the_job_stands_and_what_happens_next(columns: d
     last = JobEvent(kind=EventKind.REQUEUE, actor="Ada")
     text = story.tell(job, NOW, last=last if job.reason == "requeued" else None).text
     assert expected in text
+
+
+@pytest.mark.parametrize(("returned_at", "told"), [(_in(seconds=-39), True), (_in(minutes=-9), False)])
+def test_a_returned_message_is_told_until_it_has_gone_out(returned_at: datetime.datetime, told: bool) -> None:
+    job = Job(task="t", queue="letters", due_at=_in(hours=-1), sends=1, check_at=_in(seconds=-25))
+    last = JobEvent(kind=EventKind.UNROUTABLE, at=returned_at, detail="unroutable: NO_ROUTE")
+    text = story.tell(job, NOW, last=last).text
+    assert ("The broker returned its message: unroutable: NO_ROUTE" in text) is told
+    assert ("Published 40 s ago" in text) is not told
+    assert "The sweeper looks again now." in text
 
 
 def test_every_status_and_reason_has_a_sentence() -> None:

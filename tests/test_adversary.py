@@ -225,7 +225,7 @@ def test_a_child_forked_while_the_sweepers_thread_holds_the_publishers_lock_is_n
     script = stack.script(
         """
         import os, signal
-        from reliable_jobs import publisher
+        from reliable_jobs.dispatch import publisher
         publisher._publishers_lock.acquire()
         pid = os.fork()
         if pid == 0:

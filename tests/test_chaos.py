@@ -118,6 +118,24 @@ def test_the_checker_sees_wrong_ends(job: str, row: Any, wrong: tuple[str, str])
 
 
 @pytest.mark.parametrize(
+    ("kills", "wrong"),
+    [
+        ([{"what": "kills", "pids": [1, 7]}, {"what": "starts", "pid": 7, "job": BAD, "name": "poison:b"}], set()),
+        ([{"what": "kills", "pids": [1, 7]}, {"what": "kills", "pids": [1]}], {("I5", "healthy failed")}),
+        ([{"what": "ends", "pid": 7, "job": JOB}, {"what": "kills", "pids": [7]}], {("I5", "healthy failed")}),
+    ],
+)
+def test_a_job_is_not_healthy_whose_runs_the_campaign_has_killed_to_the_limit(
+    kills: list[dict[str, Any]], wrong: set[tuple[str, str]]
+) -> None:
+    """MariaDB's second seed: killed with its worker, by a poison job beside it, and with its worker again."""
+    starts = {"what": "starts", "pid": 7, "job": JOB, "name": "a"}
+    records = [*SOUND.records, starts, {"what": "kills", "pids": [7]}, starts, kills[0], starts, kills[1]]
+    jobs = {**SOUND.jobs, JOB: ("book", "failed", "crash", 0, "3 starts")}
+    assert found(judge(dataclasses.replace(SOUND, records=records, jobs=jobs))) == wrong
+
+
+@pytest.mark.parametrize(
     ("records", "wrong"),
     [
         ([{"what": "committed", "order": "a", "took": 9.0, "dispatch": 8.0}], ("I9", "slow request")),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, _state
+from celery.bin.celery import celery as celery_command
 from django.apps import apps
 from django.core import checks
 from django.core.checks import CheckMessage, Tags
@@ -19,51 +20,15 @@ from django.db import connection, connections
 from kombu import Queue
 
 from reliable_jobs import ReliableTask, RetriedTask, TenHourTask
-from reliable_jobs.checks import databases, loading
+from reliable_jobs.checks import databases, environment, loading
 from reliable_jobs.checks import tasks as task_checks
 from reliable_jobs.idempotency import GetOrCreateTask, IdempotentTask
 from reliable_jobs.schedule import SWEEP_TASK, create_periodic_tasks
+from tests import checking
+from tests.checking import Configure, about, add, found
 from tests.inprocess import extra_database
 
-Configure = Callable[..., Celery]
-
-
-@pytest.fixture
-def project() -> Iterator[Configure]:
-    """Make a Celery app with settings of its own the current one."""
-    before = _state._tls.current_app
-
-    def configure(**conf: Any) -> Celery:
-        app = Celery("checked", broker=conf.pop("broker", "memory://"), set_as_current=False)
-        app.conf.update(conf)
-        app.set_current()
-        return app
-
-    yield configure
-    _state._set_current_app(before)
-
-
-def add(app: Celery, name: str, base: type = ReliableTask, **options: Any) -> None:
-    """A task of this app alone; a shared one would be every app's from then on."""
-
-    def body() -> None:
-        return None
-
-    app.task(base=base, name=name, shared=False, **options)(body)
-
-
-def found(*, deploy: bool = False, **kwargs: Any) -> dict[str, CheckMessage]:
-    """What Django's own check run says of ours, by id."""
-    messages = checks.run_checks(include_deployment_checks=deploy, **kwargs)
-    ours = [message for message in messages if str(message.id).startswith("reliable_jobs.")]
-    assert all(message.hint for message in ours)
-    return {str(message.id).removeprefix("reliable_jobs."): message for message in ours}
-
-
-def about(app: Celery, identifier: str) -> str:
-    """The message of one id, with only the tasks that this app defines itself."""
-    message = found().get(identifier)
-    return str(message.msg) if message else ""
+project = checking.project
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -236,6 +201,47 @@ def test_a_broker_that_other_processes_do_not_see_is_named(project: Configure) -
     assert "W015" not in found()
 
 
+@pytest.mark.parametrize(
+    ("broker", "variable", "named"),
+    [
+        ("amqp://one", "amqp://other", True),
+        ("amqp://one", "amqp://one//", False),
+        ("amqp://one/a", "amqp://one/b", True),
+        (None, "amqp://other", True),
+        (["amqp://one", "amqp://two"], "amqp://one;amqp://two", False),
+        ("amqp://one", "", False),
+        ("amqp://one", "amqp://h:no-port/", False),
+        ("amqp://one", "rediss://h?ssl_cert_reqs=bogus", False),
+        ("amqp://one", "amqp://a//;amqp://b:no-port/", False),
+    ],
+)
+def test_a_broker_that_only_the_celery_command_would_take_is_named(
+    project: Configure, monkeypatch: pytest.MonkeyPatch, broker: Any, variable: str, named: bool
+) -> None:
+    project(broker=broker)
+    monkeypatch.setenv(environment.COMMAND_LINE, variable)
+    assert ("W018" in found()) is named
+    project(broker=broker, broker_read_url="amqp://r", broker_write_url="amqp://w")
+    assert "W018" not in found()
+
+
+def test_the_celery_command_takes_its_broker_from_that_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And hands it to the configuration, above the settings."""
+    monkeypatch.setenv("CELERY_BROKER_URL", "")  # put back at the end, whatever the command sets
+    monkeypatch.setenv(environment.COMMAND_LINE, "amqp://other")
+    app = Celery("commanded", broker="amqp://one", set_as_current=False)
+    celery_command.main(["report"], obj=None, standalone_mode=False, default_map={"app": app})
+    assert app.conf.broker_url == "amqp://other"
+
+
+def test_a_password_of_a_broker_is_not_told(project: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    project(broker="amqp://user:secret1@one")
+    monkeypatch.setenv(environment.COMMAND_LINE, "amqp://user:secret2@one")
+    assert "secret" not in str(found()["W018"])
+    monkeypatch.setenv(environment.COMMAND_LINE, "amqp://user:secret2@one//;amqp://user:secret3@two//")
+    assert "secret" not in str(found()["W018"])
+
+
 def test_workers_forced_to_root_are_named(project: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     project()
     monkeypatch.delenv("C_FORCE_ROOT", raising=False)
@@ -394,18 +400,19 @@ def test_a_call_that_does_not_reach_ours_is_named(project: Configure) -> None:
     [
         ("W031", {"acks_late": False}),
         ("W033", {"acks_on_failure_or_timeout": False, "acks_on_failure": None}),
-        ("W033", {"acks_on_failure": False}),  # Celery 5.7
+        ("W033", {"acks_on_failure": False}),  # Celery 5.7 (A5)
         # Said by name: a base class that another test has bound to its app keeps that app's limit.
         ("W034", {"atomic": False, "time_limit": None}),
     ],
 )
 def test_attributes_that_weaken_a_task_are_named(project: Configure, identifier: str, options: Any) -> None:
     app = project(task_acks_on_failure_or_timeout=True)
-    add(app, "checked.sound", time_limit=60)
+    # The message of a run that passed its hard time limit goes back to the broker whatever acks_on_timeout says.
+    add(app, "0.sound", time_limit=60, acks_on_timeout=False)
     add(app, "0.weak_one", **options)  # first by name: the message shows five, and other tests have shared tasks
     named = about(app, identifier)
     assert "0.weak_one" in named
-    assert "checked.sound" not in named
+    assert "0.sound" not in named
 
 
 def test_a5_a_setting_for_lost_workers_that_does_not_reach_ours_is_named(project: Configure) -> None:
@@ -548,7 +555,7 @@ def test_e9_long_atomic_functions_on_sqlite_are_named(
 
 @pytest.mark.parametrize(
     ("zone", "timezone", "named"),
-    [("Asia/Tokyo", None, True), ("UTC", None, False), ("Asia/Tokyo", "Asia/Tokyo", False)],
+    [("Asia/Tokyo", None, True), ("UTC", None, False), ("Asia/Tokyo", "Asia/Tokyo", True)],
 )
 def test_a8_naive_times_that_celery_reads_in_another_zone_are_named(
     project: Configure, settings: Any, zone: str, timezone: str | None, named: bool

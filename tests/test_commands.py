@@ -69,7 +69,7 @@ def statuses() -> list[str]:
     return sorted(Job.objects.values_list("status", flat=True))
 
 
-# --- nothing there ----------------------------------------------------------------------------------------------------
+# --- nothing there (C7) -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("verb", ["requeue", "cancel"])

@@ -269,7 +269,7 @@ def test_the_guard_keeps_the_signature_of_the_body() -> None:
     assert app.tasks[ship.name].misfit((), {"other": 1})
 
 
-# --- once() -----------------------------------------------------------------------------------------------------------
+# --- once() (C5) ------------------------------------------------------------------------------------------------------
 
 
 def booking(name: str, value: Any = None) -> Callable[[], Any]:

@@ -42,7 +42,7 @@ def near_now(at: datetime.datetime) -> bool:
     return abs((timezone.now() - at).total_seconds()) < 60
 
 
-# --- clocks -----------------------------------------------------------------------------------------------------------
+# --- clocks (A9) ------------------------------------------------------------------------------------------------------
 
 
 def test_a9_times_are_right_in_a_session_of_another_zone(jobs: InProcess, zone: str) -> None:
@@ -97,7 +97,7 @@ def test_a9_a_check_names_a_session_that_is_not_in_the_zone_that_django_stores(j
             vars(connections["default"]).pop(name, None)
 
 
-# --- locks ------------------------------------------------------------------------------------------------------------
+# --- locks (A10) ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.promise("I2")

@@ -436,7 +436,7 @@ def test_an_error_outside_the_transaction_reaches_the_caller_and_breaks_nothing(
     assert stack.effects("still works") == 1
 
 
-# --- keys -----------------------------------------------------------------------------------------------------------
+# --- keys (C5) ------------------------------------------------------------------------------------------------------
 
 
 def test_the_same_key_is_the_same_job(jobs: InProcess, publishes: list[int]) -> None:

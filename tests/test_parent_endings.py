@@ -12,9 +12,11 @@ import pytest
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.events.state import State
+from celery.exceptions import Reject
 from celery.utils.nodenames import gethostname
 from celery.worker import state as worker_state
 from celery.worker.request import create_request_cls
+from django.db import OperationalError
 from django.db.models.functions import Now
 from kombu.utils.imports import symbol_by_name
 
@@ -132,6 +134,27 @@ def test_b11_a_message_is_held_by_the_clock_however_long_each_try_takes(
     with pytest.raises(Exception, match="no route to host"):
         holding.held("default", "A job", attempt)
     assert now[0] <= settings.HOLD + 127.0
+
+
+@pytest.mark.promise("I6")
+def test_a_lock_that_does_not_go_away_is_waited_for_with_pauses_and_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was tried some forty times a second, for HOLD seconds, without a line in the log."""
+    now, tries = [0.0], []
+    monkeypatch.setattr(holding.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(holding.time, "sleep", lambda pause: now.__setitem__(0, now[0] + pause))
+    monkeypatch.setattr(holding.failures, "is_conflict", lambda *args: True)
+
+    def attempt() -> None:
+        tries.append(now[0])
+        raise NotStarted("database is locked") from OperationalError("database is locked")
+
+    with pytest.raises(Reject):
+        holding.held("default", "A job", attempt)
+    assert settings.HOLD <= now[0] <= settings.HOLD + 1.0
+    assert len([moment for moment in tries if moment > holding.CONFLICTS_PASS]) <= settings.HOLD + 3
+    assert "Holding the message" in caplog.text
 
 
 # --- B14: what is known of a death ------------------------------------------------------------------------------------
@@ -297,6 +320,13 @@ def snoozed(jobs: InProcess) -> Any:
     return jobs.message(tasks.snoozes.delay("x", 9))
 
 
+def running(jobs: InProcess) -> Any:
+    """A copy of a message whose job runs on another worker."""
+    result = tasks.effect.delay("x")
+    lifecycle.claim_committed(result.id, 0, "default", worker="elsewhere pid 1", lease=60.0)
+    return jobs.message(result, send=2)
+
+
 def suspect(jobs: InProcess) -> Any:
     """Another suspect runs on this worker: it steps back."""
     other, result = tasks.effect.delay("other"), tasks.effect.delay("x")
@@ -305,9 +335,8 @@ def suspect(jobs: InProcess) -> Any:
     return jobs.message(result, send=2)
 
 
-@pytest.mark.parametrize("what", [settled, failed, not_due, stale, missing, snoozed, suspect])
-def test_c15_no_delivery_stays_started_for_monitors(jobs: InProcess, what: Any) -> None:
-    message = what(jobs)
+def monitored(jobs: InProcess, message: Any) -> tuple[Eventer, str]:
+    """Deliver a message; return its task events, and the state that monitors show then."""
     task = app.tasks[message.headers["task"]]
     eventer = Eventer()
     asking = Asking(jobs, message, eventer)
@@ -318,7 +347,18 @@ def test_c15_no_delivery_stays_started_for_monitors(jobs: InProcess, what: Any) 
     finally:
         task.send_events = sends
     assert asking.answers == ["acked"]
-    assert "task-started" in eventer.kinds
-    seen = eventer.state.tasks[asking.request.id]
-    assert seen.state not in ("RECEIVED", "STARTED"), eventer.kinds
-    assert seen.state == {"settled": "SUCCESS", "failed": "FAILURE", "missing": "REVOKED"}.get(what.__name__, "RETRY")
+    assert eventer.kinds[:2] == ["task-received", "task-started"]
+    return eventer, eventer.state.tasks[asking.request.id].state
+
+
+@pytest.mark.parametrize("what", [settled, failed, not_due, stale, missing, snoozed, suspect])
+def test_c15_no_delivery_stays_started_for_monitors(jobs: InProcess, what: Any) -> None:
+    eventer, state = monitored(jobs, what(jobs))
+    assert state not in ("RECEIVED", "STARTED"), eventer.kinds
+    assert state == {"settled": "SUCCESS", "failed": "FAILURE", "missing": "REVOKED"}.get(what.__name__, "RETRY")
+
+
+def test_c15_a_copy_of_a_running_job_is_closed_and_the_run_stays_started(jobs: InProcess) -> None:
+    """Monitors know both by one id: what ends the run is to close it."""
+    eventer, state = monitored(jobs, running(jobs))
+    assert (eventer.kinds[2:], state) == (["task-rejected"], "STARTED")

@@ -126,3 +126,28 @@ def test_a17_gevent_with_psycopg2_that_waits_in_c_is_refused() -> None:
     with mock.patch.dict("sys.modules", modules):
         assert "psycogreen" in "".join(pools.blocking_drivers(get_implementation("gevent")))
         assert not list(pools.blocking_drivers(thread.TaskPool))
+
+
+@pytest.mark.servers
+@pytest.mark.slow
+@pytest.mark.promise("I4")
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+def test_a_function_that_never_yields_keeps_its_lease(
+    stack: Stack, idle_queue: str, outside: Path, gate: Path, monkeypatch: pytest.MonkeyPatch, pool: str
+) -> None:
+    """The lease was extended in a greenlet, which had no turn: the job was taken back and run twice at once."""
+    if importlib.util.find_spec(pool) is None:
+        pytest.skip(f"{pool} is not installed")
+    monkeypatch.setenv("PSYCOPG_WAIT_FUNC", "wait_selector")
+    stack.worker(pool=pool, concurrency=4, LEASE=1.0)
+    result = tasks.never_yields.delay("computes", str(outside), str(gate))
+    wait_until(lambda: lines(outside), "it runs")
+    job = stack.job(result)
+    wait_until(lambda: stack.database_now() > job.due_at + datetime.timedelta(seconds=4), "some leases are over")
+    stack.worker()
+    assert not stack.sweep().rescued
+    gate.touch()
+    job = stack.ends(result, sweeping=True)
+    assert len(lines(outside)) == 1
+    assert job.crashes <= 1
+    assert stack.kinds(job) == []

@@ -101,7 +101,8 @@ def test_a_sweeper_killed_between_its_commit_and_its_publish_leaves_the_job_to_t
     job = stack.row_only(tasks.effect, "once")
     sweeper = stack.script(
         """
-        from reliable_jobs import publisher, sweeper
+        from reliable_jobs.dispatch import publisher
+        from reliable_jobs.sweep import sweeper
         publisher.Publisher.publish = lambda *args, **kwargs: pause("committed, not published")
         sweeper.sweep(app)
         """
@@ -122,14 +123,15 @@ def test_a_sweeper_killed_between_its_publish_and_its_confirm_sends_a_copy_that_
     job = stack.row_only(tasks.effect, "once")
     sweeper = stack.script(
         """
-        from reliable_jobs import link, sweeper
-        link.Link._await_confirms = lambda self, *args, **kwargs: (
+        from reliable_jobs.dispatch import connection
+        from reliable_jobs.sweep import sweeper
+        connection.Link._await_confirms = lambda self, *args, **kwargs: (
             pause("published, not confirmed") if self.tag and job_is_out(self) else None
         )
         job_is_out = lambda self: any(str(job) == str(pk) for pk in self.open_tags.values())
         from reliable_jobs.models import Job
         job = Job.objects.get().pk
-        from reliable_jobs.publisher import Publisher
+        from reliable_jobs.dispatch.publisher import Publisher
         Publisher.reachable = lambda self: True
         sweeper.sweep(app)
         """

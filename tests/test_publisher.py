@@ -117,6 +117,15 @@ def test_a_message_that_can_not_be_encoded_costs_only_itself(mine: Publisher, st
 
 
 @servers
+def test_a_queue_that_may_not_be_declared_is_named_as_the_cause(mine: Publisher, stack: Stack) -> None:
+    bad, good = message("amq.forbidden"), message(stack.queue)
+    receipt = mine.publish([bad, good], timeout=5)
+    assert receipt.confirmed == {good.id}
+    assert "the broker refuses its queue" in receipt.returned[bad.id]
+    assert "ACCESS_REFUSED" in receipt.returned[bad.id]
+
+
+@servers
 def test_a_queue_that_exists_with_other_arguments_will_do(mine: Publisher, stack: Stack) -> None:
     name = f"{stack.queue}_other"
     with stack._channel() as channel:

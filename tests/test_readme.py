@@ -73,7 +73,9 @@ class Project:
         self.running: list[tuple[str, subprocess.Popen[bytes], Path]] = []
         #: What commands have written to standard error.
         self.warned = ""
-        kept = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+        # Those of this suite: the celery command would obey BROKER_URL.
+        suites = {"DJANGO_SETTINGS_MODULE", "BROKER_URL", "DATABASE_URL"}
+        kept = {name: value for name, value in os.environ.items() if name not in suites}
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self.environment = {**kept, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 

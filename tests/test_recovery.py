@@ -18,7 +18,8 @@ from django.db.models import F
 from django.test import Client, override_settings
 from django.urls import reverse
 
-from reliable_jobs.dispatch.publisher import publisher
+from reliable_jobs.dispatch import publisher as publisher_module
+from reliable_jobs.dispatch.publisher import Publisher, publisher
 from reliable_jobs.models import Job
 from reliable_jobs.sweep import sweeper
 from reliable_jobs.sweep.loop import SweepLoop
@@ -161,7 +162,7 @@ def test_f5_a_queue_that_lost_its_messages_gets_them_again_also_without_a_consum
     assert stack.depth() == 3
 
 
-# --- who consumes -----------------------------------------------------------------------------------------------------
+# --- who consumes (C20) -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -189,6 +190,18 @@ def test_c20_the_page_and_the_status_say_that_nobody_consumes(stack: Stack, idle
         call_command("reliable_jobs_status", stdout=output)
     assert caught.value.returncode == 1
     assert f"Queue {idle_queue}: 1 due, 0 consumers, 1 message(s) ready." in output.getvalue()
+
+
+@pytest.mark.servers
+def test_c20_the_page_and_the_status_say_that_there_is_no_such_queue(
+    stack: Stack, idle_queue: str, boss: Client
+) -> None:
+    job = stack.job(tasks.effect.delay("waits"))
+    stack.delete_queue()
+    assert f"to queue '{idle_queue}'. The broker has no queue of that name" in page_of(boss, job)
+    output = io.StringIO()
+    call_command("reliable_jobs_status", stdout=output)  # it may be a routing key
+    assert f"Queue {idle_queue}: 1 due, no queue of that name." in output.getvalue()
 
 
 @pytest.mark.servers
@@ -223,9 +236,32 @@ def test_c20_a_broker_that_does_not_answer_costs_the_page_a_bounded_time(
             assert time.monotonic() - began < 5
 
 
+@pytest.mark.promise("I9")
+def test_c20_a_broker_whose_name_is_looked_up_for_ever_costs_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No timeout of the connection bounds that."""
+    go_on, ended = threading.Event(), threading.Event()
+
+    def looks_up(app: Any, timeout: float) -> Any:
+        go_on.wait(20)
+        ended.set()
+        raise OSError("no such host")
+
+    monkeypatch.setattr(publisher_module, "Link", looks_up)
+    mine = Publisher(app)
+    try:
+        assert mine.depths(["mail"], timeout=0.05) == {}
+        assert not ended.is_set()
+    finally:
+        go_on.set()
+        for thread in threading.enumerate():
+            if thread.name == "reliable_jobs-depths":
+                thread.join(20)
+
+
 @pytest.mark.servers
-def test_c20_a_queue_that_does_not_exist_is_unknown(stack: Stack, idle_queue: str) -> None:
-    assert publisher(app).depths(["rj_no_such_queue", idle_queue]).keys() == {idle_queue}
+def test_c20_a_queue_that_does_not_exist_is_told_from_an_empty_one(stack: Stack, idle_queue: str) -> None:
+    depths = publisher(app).depths(["rj_no_such_queue", idle_queue])
+    assert {name: depth.exists for name, depth in depths.items()} == {"rj_no_such_queue": False, idle_queue: True}
 
 
 # --- a worker in a test -----------------------------------------------------------------------------------------------

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import datetime
 import functools
+import re
 import threading
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +23,7 @@ from reliable_jobs.backoff import next_check
 from reliable_jobs.dispatch.connection import BrokerTimeout, Receipt
 from reliable_jobs.dispatch.publisher import Publisher
 from reliable_jobs.message.row_to_message import HEADER
-from reliable_jobs.models import Job
+from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.sweep import ensure_jobs as declared
 from reliable_jobs.sweep import sweeper
 from reliable_jobs.sweep.ensure_jobs import ensure_jobs, sweep_declared
@@ -176,6 +179,20 @@ def test_a_returned_message_keeps_its_doubling_and_gets_an_event(rows: InProcess
     (event,) = job.events.all()
     assert (event.kind, event.detail, event.actor) == ("unroutable", "unroutable: no queue", "sweeper")
     assert rows.sweep().idle, "it is not tried again at once"
+
+
+@pytest.mark.promise("I6")
+def test_of_many_returns_the_history_keeps_the_first_and_the_latest(rows: InProcess, answers: list[Any]) -> None:
+    (job,) = relayed()
+    for number in range(4):
+        answers.append(lambda messages, number=number: Receipt(returned={job.pk: f"unroutable: {number}"}))
+        rows.sweep()
+        Job.objects.update(check_at=past())
+    assert [event.detail for event in job.events.order_by("pk")] == ["unroutable: 0", "unroutable: 3"]
+    JobEvent.objects.create(job=job, kind="requeue", actor="Ada")
+    answers.append(lambda messages: Receipt(returned={job.pk: "unroutable: again"}))
+    rows.sweep()
+    assert [event.detail for event in job.events.order_by("pk")][3:] == ["unroutable: again"]
 
 
 def test_what_has_settled_while_its_batch_was_on_the_wire_is_left_alone(rows: InProcess, answers: list[Any]) -> None:
@@ -372,7 +389,7 @@ def test_every_database_that_holds_jobs_is_swept(jobs: InProcess, second_databas
     assert {message.headers[HEADER]["using"] for message in jobs.take()} == {"default", "second"}
 
 
-# --- declared querysets ---------------------------------------------------------------------------------------------
+# --- declared querysets (C4, C6) ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -437,6 +454,52 @@ def test_a_declared_queryset_that_raises_does_not_stop_the_others(
 def test_a_task_that_is_not_reliable_can_not_be_declared(fresh: None) -> None:
     with pytest.raises(TypeError, match="wants a ReliableTask"):
         ensure_jobs(app.tasks["celery.backend_cleanup"], Parent.objects.all)
+
+
+def test_c4_every_declaration_of_a_loop_counts(jobs: InProcess, fresh: None) -> None:
+    def declare(name: str) -> None:
+        ensure_jobs(tasks.effect, lambda: Parent.objects.filter(name=name), args=lambda row: (row.name,))
+
+    for name in ("a", "b", "c"):
+        Parent.objects.create(name=name)
+        declare(name)
+    for name in ("d", "e"):
+        Parent.objects.create(name=name)
+        ensure_jobs(tasks.effect, functools.partial(Parent.objects.filter, name=name), args=lambda row: (row.name,))
+    assert sweep_declared(now=10.0**9) == 5
+    assert sweep_declared(now=2 * 10.0**9) == 0
+    jobs.finish()
+    assert [jobs.effects(name) for name in "abcde"] == [1] * 5
+
+
+@pytest.mark.parametrize("key", [{}, {"key": lambda row: row.pk}, {"key": lambda row: str(row.pk)}])
+def test_c6_the_recipe_of_the_how_to_and_ensure_jobs_make_one_job(jobs: InProcess, fresh: None, key: Any) -> None:
+    parent = Parent.objects.create(name="one mail")
+    ensure_jobs(tasks.effect, lambda: Parent.objects.all(), args=lambda row: (row.name,), **key)
+    tasks.effect.apply_async((parent.name,), key=parent.pk, key_forever=True)
+    assert sweep_declared(now=10.0**9) == 0
+    jobs.finish()
+    assert sweep_declared(now=2 * 10.0**9) == 0
+    jobs.finish()
+    assert jobs.effects("one mail") == 1
+
+
+def test_c6_the_how_to_pages_view_and_declaration_make_one_job(jobs: InProcess, fresh: None) -> None:
+    """Its two recipes are copied together: one key, so one mail."""
+    page = (Path(__file__).resolve().parent.parent / "docs/how-to.md").read_text()
+    recipe = page.partition("\n## Find rows that lack their job\n")[2].partition("\n## ")[0]
+    user = Parent.objects.create(name="user")
+    users = SimpleNamespace(objects=SimpleNamespace(filter=lambda **conditions: Parent.objects.all()))
+    names = {"ensure_jobs": ensure_jobs, "send_verification": tasks.effect, "User": users, "user": user}
+    (declaration,) = re.findall(r"^ *(ensure_jobs\(.+\))$", recipe, re.M)
+    (call,) = re.findall(r"^send_verification\..+$", recipe, re.M)
+    eval(declaration, names)
+    job_id = eval(call, names).id
+    assert {eval(other, names).id for other in re.findall(r"^send_verification\..+$", page, re.M)} == {job_id}
+    assert sweep_declared(now=10.0**9) == 0
+    jobs.finish()
+    assert sweep_declared(now=2 * 10.0**9) == 0, "the key is kept as long as the sweeper's"
+    assert jobs.effects(str(user.pk)) == 1
 
 
 # --- the loop -------------------------------------------------------------------------------------------------------
@@ -506,31 +569,3 @@ def test_what_is_to_be_done_before_a_sweep_is_done_before_it(monkeypatch: pytest
     monkeypatch.setattr(sweeper, "sweep", lambda app, actor: order.append("sweep"))
     SweepLoop(app, actor="test", interval=None, keep_connections=True, before=lambda: order.append("before")).once()
     assert order == ["before", "sweep"]
-
-
-def test_c4_every_declaration_of_a_loop_counts(jobs: InProcess, fresh: None) -> None:
-    def declare(name: str) -> None:
-        ensure_jobs(tasks.effect, lambda: Parent.objects.filter(name=name), args=lambda row: (row.name,))
-
-    for name in ("a", "b", "c"):
-        Parent.objects.create(name=name)
-        declare(name)
-    for name in ("d", "e"):
-        Parent.objects.create(name=name)
-        ensure_jobs(tasks.effect, functools.partial(Parent.objects.filter, name=name), args=lambda row: (row.name,))
-    assert sweep_declared(now=10.0**9) == 5
-    assert sweep_declared(now=2 * 10.0**9) == 0
-    jobs.finish()
-    assert [jobs.effects(name) for name in "abcde"] == [1] * 5
-
-
-@pytest.mark.parametrize("key", [{}, {"key": lambda row: row.pk}, {"key": lambda row: str(row.pk)}])
-def test_c6_the_recipe_of_the_how_to_and_ensure_jobs_make_one_job(jobs: InProcess, fresh: None, key: Any) -> None:
-    parent = Parent.objects.create(name="one mail")
-    ensure_jobs(tasks.effect, lambda: Parent.objects.all(), args=lambda row: (row.name,), **key)
-    tasks.effect.apply_async((parent.name,), key=parent.pk, key_forever=True)
-    assert sweep_declared(now=10.0**9) == 0
-    jobs.finish()
-    assert sweep_declared(now=2 * 10.0**9) == 0
-    jobs.finish()
-    assert jobs.effects("one mail") == 1

@@ -251,7 +251,7 @@ def test_a_result_knows_its_parent_inside_a_body(jobs: InProcess) -> None:
     assert (str(child.parent_id), str(child.root_id)) == (result.id, result.id)
 
 
-# --- directly and eagerly -------------------------------------------------------------------------------------------
+# --- directly and eagerly (C18) -------------------------------------------------------------------------------------
 
 
 def test_a_direct_call_is_just_the_body(db: None) -> None:

@@ -105,7 +105,7 @@ def test_e11_checks_admin_and_commands_need_neither_package(site: Site) -> None:
     assert site.manage("reliable_jobs_check").returncode == 0
     site.manage("reliable_jobs_prune")
     site.python_code(
-        "import reliable_jobs.testing, reliable_jobs.idempotency, reliable_jobs.results, reliable_jobs.relay"
+        "import reliable_jobs.testing, reliable_jobs.idempotency, reliable_jobs.results, reliable_jobs.sweep.relay"
     )
     settings = site.directory / "proj/settings.py"
     kept = settings.read_text()

@@ -138,7 +138,7 @@ def _waiting(job: Job, now: datetime.datetime, last: JobEvent | None, depth: Dep
         text = f"Scheduled: not before {moment(job.due_at)}, in {span(job.due_at - now)}."
     else:
         text = f"Waiting since {moment(job.due_at)} ({span(now - job.due_at)})."
-    if job.sends and depth is not None and not depth.consumers:
+    if job.sends and depth is not None and depth.exists and not depth.consumers:
         tone = "bad"
     return Story(text + _sent(job, now, last, depth) + _expiry(job), tone)
 
@@ -158,15 +158,18 @@ def _sent(job: Job, now: datetime.datetime, last: JobEvent | None, depth: Depth 
             return ""
         text = " Not sent yet: the sweeper publishes it at its next round."
         if (now - job.due_at).total_seconds() > 60:
-            text += " That should have happened by now: does beat or a worker run, and does the broker answer?"
+            text += (
+                " That should have happened by now: does beat or a worker run, does the broker answer, and does its "
+                "queue take messages?"
+            )
         return text
-    if last is not None and last.kind == EventKind.UNROUTABLE:
-        return f" The broker returned its message: {last.detail}. Does queue {job.queue!r} exist?"
-    look, ago = "", ""
+    look, ago, sent_at = "", "", None
     if job.check_at is not None:
         look = f" The sweeper looks again {_when(job.check_at, now)}."
-        pause = next_check(settings.GRACE, job.sends, settings.MAX_GRACE)
-        ago = f" {span(now - job.check_at + datetime.timedelta(seconds=pause))} ago"
+        sent_at = job.check_at - datetime.timedelta(seconds=next_check(settings.GRACE, job.sends, settings.MAX_GRACE))
+        ago = f" {span(now - sent_at)} ago"
+    if last is not None and last.kind == EventKind.UNROUTABLE and (sent_at is None or last.at >= sent_at):
+        return f" The broker returned its message: {last.detail}. Does queue {job.queue!r} exist?{look}"
     times = "" if job.sends == 1 else f", {job.sends} times in all"
     return f" Published{ago} to queue {job.queue!r}{times}. {consumed(job.queue, depth)}{look}"
 
@@ -175,6 +178,8 @@ def consumed(queue: str, depth: Depth | None) -> str:
     """Who consumes a queue, in a sentence."""
     if depth is None:
         return "Whether a worker consumes it is unknown: the broker did not say."
+    if not depth.exists:
+        return "The broker has no queue of that name. If it was deleted, its messages are lost and published again."
     if not depth.consumers:
         return f"No worker consumes it: start one with -Q {queue}."
     workers = "1 worker consumes it" if depth.consumers == 1 else f"{depth.consumers} workers consume it"

@@ -237,13 +237,14 @@ def _deduplication(app: Celery) -> list[CheckMessage]:
 
 
 def _timezone(app: Celery) -> list[CheckMessage]:
-    if settings.USE_TZ or app.conf.timezone or settings.TIME_ZONE == "UTC":
+    if settings.USE_TZ or settings.TIME_ZONE == "UTC":
         return []
     return [
         Warning(
-            f"USE_TZ is False, so Django's times are local ({settings.TIME_ZONE}), but Celery takes a naive eta or "
-            "expires for UTC, as CELERY_TIMEZONE is not set: jobs start, or expire, hours too early or too late.",
-            hint=f"Set CELERY_TIMEZONE = {settings.TIME_ZONE!r}.",
+            f"USE_TZ is False, so django.utils.timezone.now() is local ({settings.TIME_ZONE}), but Celery takes a "
+            "naive eta or expires for UTC, whatever CELERY_TIMEZONE is: jobs start, or expire, hours too early or too "
+            "late.",
+            hint="Pass countdown=, or a time with its zone: datetime.now(timezone.utc) + … Then silence this check.",
             id="reliable_jobs.W017",
         )
     ]

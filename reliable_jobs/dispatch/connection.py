@@ -48,7 +48,7 @@ class Receipt:
     nacked: set[uuid.UUID] = dataclasses.field(default_factory=set)
     #: Why the batch was cut short, if it was.
     error: Exception | None = None
-    #: The message that could not be encoded for the wire, where that was why.
+    #: The message that could not be encoded for the wire, or whose queue could not be declared, where that was why.
     unsendable: uuid.UUID | None = None
     attempts: int = 1
     #: The connection ended while it published, and not because the broker was going down.
@@ -63,7 +63,9 @@ class Receipt:
         """What no further attempt will take."""
         gone = dict(self.returned) if self.attempts > 1 else {}
         if self.unsendable is not None:
-            gone[self.unsendable] = f"can't be encoded for the broker: {self.error!r}"
+            encoded = not isinstance(self.error, _UNENCODABLE)
+            why = "the broker refuses its queue" if encoded else "can't be encoded for the broker"
+            gone[self.unsendable] = f"{why}: {self.error!r}"
         return gone
 
     def unpack(self, bundles: Mapping[uuid.UUID, Sequence[uuid.UUID]]) -> None:
@@ -83,6 +85,8 @@ class Depth:
 
     ready: int
     consumers: int
+    #: Whether there is a queue of that name. (Where an exchange routes, the name may be a routing key.)
+    exists: bool = True
 
     @property
     def abandoned(self) -> bool:
@@ -299,14 +303,14 @@ class Link:
         self.used = True
 
     def depth(self, queue: str) -> Depth | None:
-        """What the broker says of a queue; None where it can't say: no such queue, no permission, not AMQP."""
+        """What the broker says of a queue; None where it can't say: no permission, not AMQP."""
         if not self.amqp:
             return None
         channel = self.raw.channel()  # a refusal closes it
         try:
             answer = channel.queue_declare(queue, passive=True)
-        except self.connection.channel_errors:
-            return None
+        except self.connection.channel_errors as error:
+            return Depth(ready=0, consumers=0, exists=False) if getattr(error, "code", None) == 404 else None
         finally:
             if channel.is_open:
                 channel.close()

@@ -194,4 +194,4 @@ def _forget(*, setting: str, **kwargs: Any) -> None:
         _statement.cache_clear()
 
 
-setting_changed.connect(_forget, dispatch_uid="reliable_jobs.rows")
+setting_changed.connect(_forget, dispatch_uid="reliable_jobs.insert")

@@ -228,4 +228,4 @@ def _forget(*, setting: str, **kwargs: Any) -> None:
             cached.cache_clear()
 
 
-setting_changed.connect(_forget, dispatch_uid="reliable_jobs.statements")
+setting_changed.connect(_forget, dispatch_uid="reliable_jobs.sql")

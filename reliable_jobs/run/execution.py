@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,7 +27,7 @@ from reliable_jobs import lifecycle
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import BrokenTransaction, RunTakenAway
 from reliable_jobs.lifecycle import Claim, Refusal, db_errors
-from reliable_jobs.run import followups, outcomes, recovery
+from reliable_jobs.run import followups, native, outcomes, recovery
 from reliable_jobs.run.outcomes import Outcome, Run, worker_name
 from reliable_jobs.run.round_trips import BodySavepoint, ConstraintViolated
 from reliable_jobs.status import Reason, Status
@@ -182,9 +181,8 @@ def _run_leased(task: RunnableTask, claim: Claim, args: Any, kwargs: Any) -> Out
 @contextmanager
 def kept_alive(run: Run) -> Iterator[None]:
     """Inside, a thread extends the lease of a committed claim."""
-    stop = threading.Event()
-    beat = threading.Thread(target=_heartbeat, args=(run, stop), name="reliable_jobs-lease", daemon=True)
-    beat.start()
+    stop = native.Event()
+    beat = native.Thread(_heartbeat, run, stop)
     try:
         yield
     finally:
@@ -192,7 +190,7 @@ def kept_alive(run: Run) -> Iterator[None]:
         beat.join(timeout=settings.LEASE)
 
 
-def _heartbeat(run: Run, stop: threading.Event) -> None:
+def _heartbeat(run: Run, stop: native.Event) -> None:
     claim = run.claim
     try:
         while not stop.wait(settings.LEASE / 3):

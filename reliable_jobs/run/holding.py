@@ -19,6 +19,10 @@ from reliable_jobs.run.execution import NotStarted
 logger = logging.getLogger("reliable_jobs.delivery")
 _T = TypeVar("_T")
 
+#: Seconds for which a claim that meets other transactions is tried again at once. They are short: a lock that is held
+#: for longer (a forgotten session, SQLite's one writer) is waited for like a database that is away, and logged.
+CONFLICTS_PASS = 1.0
+
 
 def held(using: str, what: str, attempt: Callable[[], _T]) -> _T:
     """Do what begins with a claim. While the database can't be reached before a task function began, the message is
@@ -28,7 +32,8 @@ def held(using: str, what: str, attempt: Callable[[], _T]) -> _T:
     Raises:
         celery.exceptions.Reject: held for too long.
     """
-    pause, until = 0.25, time.monotonic() + settings.HOLD
+    began = time.monotonic()
+    pause, until = 0.25, began + settings.HOLD
     connection: Any = connections[using]
     kept = connection.connection is not None
     connection.health_check_done = True  # the claim is the check
@@ -45,7 +50,7 @@ def held(using: str, what: str, attempt: Callable[[], _T]) -> _T:
             # By the clock: one try at a host that is gone takes two minutes.
             if time.monotonic() >= until:
                 raise Reject(str(reason), requeue=True) from reason
-            if met:
+            if met and time.monotonic() < began + CONFLICTS_PASS:
                 # The session is whole, and the other transaction is short: it claims or settles as this one does.
                 _sleep(random.uniform(0.005, 0.05), reason)
                 continue
@@ -56,9 +61,10 @@ def held(using: str, what: str, attempt: Callable[[], _T]) -> _T:
                 reason,
                 pause,
             )
-            recovery.discard_connection(using)
+            if not met:
+                recovery.discard_connection(using)
             _sleep(pause, reason)
-            pause = min(pause * 2, 15.0)
+            pause = min(pause * 2, 1.0 if met else 15.0)
 
 
 def _sleep(seconds: float, reason: NotStarted) -> None:

@@ -205,10 +205,24 @@ def _take_back(alias: str, jobs: list[Job], receipt: Receipt) -> None:
         Job.objects.using(alias).filter(pk__in=ids, status=Status.WAITING, sends=sends).update(**changes)
     for job in returned:
         logger.warning("Job %s was not routed: %s", job.pk, receipt.returned[job.pk])
-    JobEvent.objects.using(alias).bulk_create(
-        JobEvent(job_id=job.pk, kind=EventKind.UNROUTABLE, actor="sweeper", detail=receipt.returned[job.pk])
-        for job in returned
-    )
+    _record_returns(alias, {job.pk: receipt.returned[job.pk] for job in returned})
+
+
+def _record_returns(alias: str, returned: dict[uuid.UUID, str]) -> None:
+    """Of a row of returns the history keeps the first and the latest: an exchange may be missing for weeks."""
+    if not returned:
+        return
+    history: dict[uuid.UUID, list[JobEvent]] = {}
+    for event in JobEvent.objects.using(alias).filter(job__in=list(returned)).only("job_id", "kind").order_by("-pk"):
+        history.setdefault(event.job_id, []).append(event)
+    new = []
+    for job_id, why in returned.items():
+        newest = history.get(job_id, [])[:2]
+        if [event.kind for event in newest] == [EventKind.UNROUTABLE] * 2:
+            JobEvent.objects.using(alias).filter(pk=newest[0].pk).update(at=Now(), detail=why)
+        else:
+            new.append(JobEvent(job_id=job_id, kind=EventKind.UNROUTABLE, actor="sweeper", detail=why))
+    JobEvent.objects.using(alias).bulk_create(new)
 
 
 # --- overdue ----------------------------------------------------------------------------------------------------------

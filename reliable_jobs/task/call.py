@@ -61,7 +61,7 @@ class Call(Times, Sensitive, DjangoTask):
 
         Args:
             countdown: seconds from now before which the job does not start.
-            eta: the same as a time; a naive one is in Celery's ``timezone`` (UTC by default).
+            eta: the same as a time; a naive one is UTC, as for Celery.
             expires: seconds, or a time, after which the job must not start any more.
             key: idempotency key, unique per task: the same key is the same job while that one is unfinished. A number
                 or a UUID is the same key as its text.

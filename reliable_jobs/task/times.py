@@ -11,7 +11,7 @@ from reliable_jobs.errors import InvalidOption
 
 
 class Times:
-    """The half of a task that reads times. A naive one is in Celery's time zone: UTC unless ``timezone`` is set.
+    """The half of a task that reads times. A naive one is UTC, as for Celery, whatever its ``timezone`` is.
 
     Raises:
         InvalidOption: from each, what is no time or number of seconds.

@@ -12,6 +12,8 @@ from typing import Any
 #: A poison job's starts: the first one, which is not counted, MAX_CRASHES that are, and one for each copy of its first
 #: message that the campaign itself published.
 MOST_POISON_STARTS = 6
+#: RELIABLE_JOBS["MAX_CRASHES"]: so many starts of a job may be killed before it is failed.
+MAX_CRASHES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,36 @@ def judge(evidence: Evidence) -> Verdict:
     verdict.violations += _poison(evidence)
     verdict.violations += _requests(evidence)
     verdict.figures = _figures(evidence, orders)
+    killed = _killed_to_the_limit(evidence)
+    verdict.violations = [
+        one for one in verdict.violations if one.job not in killed or one.what not in ("lost", "healthy failed")
+    ]
+    verdict.figures["jobs that were killed MAX_CRASHES times"] = len(killed)
     return verdict
+
+
+def _killed_to_the_limit(evidence: Evidence) -> set[str]:
+    """Jobs that are failed because the campaign has happened to kill MAX_CRASHES runs of theirs: as promised (I6).
+
+    A run is killed when the campaign ends its process, or a poison job does that ran in it too.
+    """
+    running: set[tuple[int, str]] = set()
+    killed: collections.Counter[str] = collections.Counter()
+    for record in evidence.records:
+        what, pid = record["what"], record.get("pid", 0)
+        if what == "ends":
+            running.discard((pid, record["job"]))
+        elif what == "starts" and not _is_poison_start(record):
+            running.add((pid, record["job"]))
+        elif what in ("kills", "starts"):
+            dead = {one for one in running if one[0] in record.get("pids", (pid,))}
+            running -= dead
+            killed.update(job for _, job in dead)
+    return {
+        job
+        for job, (_, status, reason, _, _) in evidence.jobs.items()
+        if (status, reason) == ("failed", "crash") and killed[job] >= MAX_CRASHES
+    }
 
 
 class _Orders:

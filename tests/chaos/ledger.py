@@ -4,6 +4,7 @@ opens, intends, committed, rolled back, unknown   a producer's order: its transa
 publishes                                         ids of jobs whose messages go out now
 starts, ends                                      a body, by process and job
 external                                          an effect outside the database, under its idempotency key
+kills                                             the campaign ends processes, in the midst of what they do
 """
 
 from __future__ import annotations
@@ -28,10 +29,14 @@ def _descriptor(path: str) -> int:
 def note(what: str, **facts: Any) -> None:
     """Append a line; with one write, so that a process killed in it leaves the whole line or none. Without a campaign
     there is no file, and nothing to do."""
-    if VARIABLE not in os.environ:
-        return
+    if VARIABLE in os.environ:
+        append(os.environ[VARIABLE], what, **facts)
+
+
+def append(path: str, what: str, **facts: Any) -> None:
+    """The same, in a file that is named."""
     line = json.dumps({"what": what, "at": round(time.monotonic(), 4), "pid": os.getpid(), **facts})
-    os.write(_descriptor(os.environ[VARIABLE]), f"{line}\n".encode())
+    os.write(_descriptor(path), f"{line}\n".encode())
 
 
 class Reader:

@@ -218,6 +218,10 @@ class World:
         with self._lock:
             return self.ledger.read().in_body(pids)
 
+    def note_kill(self, pids: set[int]) -> None:
+        """To be called right before the campaign ends these processes."""
+        ledger.append(str(self.ledger.path), "kills", pids=sorted(pids))
+
     def poison_starts(self) -> int:
         with self._lock:
             return self.ledger.read().poison_starts

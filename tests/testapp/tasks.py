@@ -237,6 +237,14 @@ def returns_late(name: str, log: str, gate: str) -> str:
     return f"{name} {os.getpid()}"
 
 
+@shared_task(base=ReliableTask, atomic=False)
+def never_yields(name: str, log: str, gate: str) -> None:
+    """Waits as a function that computes does, for gevent and eventlet: neither replaces this call."""
+    log_outside(log, f"{name} {os.getpid()}")
+    while not os.path.exists(gate):
+        signal.sigtimedwait([], 0.05)
+
+
 @shared_task(base=ReliableTask)
 def sleeps_in_database(name: str, log: str, seconds: float) -> None:
     """Only its first run waits, in a statement."""

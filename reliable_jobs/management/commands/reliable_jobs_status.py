@@ -55,7 +55,9 @@ class Command(JobCommand):
             for queue, count in sorted(waiting.items()):
                 self.stdout.write(f"Queue {queue}: {count} due, {_consumed(depths.get(queue))}.")
         self.complain()
-        alone = [queue for queue in sorted(waiting) if queue in depths and not depths[queue].consumers]
+        alone = [
+            name for name in sorted(waiting) if name in depths and depths[name].exists and not depths[name].consumers
+        ]
         if alone:
             raise CommandError(
                 f"No worker consumes {', '.join(alone)}, and jobs wait there. Start one with -Q {','.join(alone)}.",
@@ -107,6 +109,8 @@ def _waiting_now(alias: str) -> list[tuple[str, int]]:
 def _consumed(depth: Depth | None) -> str:
     if depth is None:
         return "consumers unknown (the broker did not say)"
+    if not depth.exists:
+        return "no queue of that name"
     return f"{depth.consumers} consumer{'' if depth.consumers == 1 else 's'}, {depth.ready} message(s) ready"
 
 

@@ -31,6 +31,7 @@ def wait_for_messages(world: World) -> None:
 def messages_lost(world: World, strike: Strike) -> None:
     wait_for_messages(world)
     strike.now(world, QUEUE)
+    lost = 0
     if world.site.broker == "redis":
         lost = world.depth()
         world.broker.server.command("DEL", QUEUE)

@@ -40,6 +40,7 @@ def _kill_in_a_body(world: World, strike: Strike, role: str, kill: Callable[[Mem
     member = world.choose(strike.rng, world.by_role(role), world.in_body, PATIENCE)
     bodies = world.in_body(member)
     strike.now(world, member.name)
+    world.note_kill(member.pids())
     kill(member)
     strike.hit = bool(world.still_in_body(bodies))
 
@@ -53,6 +54,7 @@ def worker_child_killed(world: World, strike: Strike) -> None:
         return
     pid = strike.rng.choice(sorted(pids))
     strike.now(world, f"{member.name} {pid}")
+    world.note_kill({pid})
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     strike.hit = bool(world.still_in_body({pid}))
@@ -84,6 +86,7 @@ def worker_told_to_end_at_once(world: World, strike: Strike) -> None:
     member = world.choose(strike.rng, world.by_role("worker"), world.in_body, PATIENCE)
     bodies = world.in_body(member)
     strike.now(world, member.name)
+    world.note_kill(member.pids())
     member.process.quit()
     strike.hit = bool(bodies)
 

@@ -159,7 +159,7 @@ DATABASES = [
     site("atomic-requests", "`ATOMIC_REQUESTS` True", postgresql("'ATOMIC_REQUESTS': True,")),
     site(
         "use-tz-false",
-        "`USE_TZ` False; `CELERY_TIMEZONE` is Django's",
+        "`USE_TZ` False; times are given with their zone",
         POSTGRESQL,
         settings="USE_TZ = False\nTIME_ZONE = CELERY_TIMEZONE = 'America/New_York'\n",
     ),

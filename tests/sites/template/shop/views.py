@@ -1,9 +1,8 @@
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 
 from celery import chain
 from django.db import transaction
 from django.http import HttpResponse
-from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
 from shop import tasks
@@ -37,7 +36,7 @@ def enqueue(number):
         if number % 2:
             tasks.remind.apply_async((number,), countdown=2, expires=600)
         else:
-            in_two_seconds = timezone.now() + timedelta(seconds=2)
+            in_two_seconds = datetime.now(timezone.utc) + timedelta(seconds=2)
             tasks.remind.apply_async((number,), eta=in_two_seconds, expires=in_two_seconds + timedelta(minutes=10))
     elif kind == 3:
         for _ in range(2):  # a double click
