@@ -10,7 +10,7 @@ class ReliableJobsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from reliable_jobs import databases
+        from reliable_jobs import checks, databases  # noqa: F401 - importing the checks registers them
         from reliable_jobs.schedule import create_periodic_tasks
         from reliable_jobs.worker import bootstrap
 
