@@ -180,19 +180,18 @@ def _run_leased(task: ReliableTask, claim: Claim, args: Any, kwargs: Any) -> Out
 @contextmanager
 def kept_alive(run: Run) -> Iterator[None]:
     """Inside, a thread extends the lease of a committed claim."""
-    stop = native.Event()
-    beat = native.Thread(_heartbeat, run, stop)
+    beat = native.Thread(functools.partial(_heartbeat, run))
     try:
         yield
     finally:
-        stop.set()
+        beat.stop.release()
         beat.join(timeout=settings.LEASE)
 
 
-def _heartbeat(run: Run, stop: native.Event) -> None:
+def _heartbeat(run: Run, stop: Any) -> None:
     claim = run.claim
     try:
-        while not stop.wait(settings.LEASE / 3):
+        while not stop.acquire(timeout=settings.LEASE / 3):
             try:
                 if not lifecycle.extend_lease(claim, settings.LEASE):
                     run.lost = True
