@@ -13,11 +13,11 @@ import amqp
 import pytest
 from celery.concurrency import prefork, solo
 from celery.worker import state as worker_state
-from django.db.models.functions import Now
 from django.test import override_settings
 from kombu import Queue
 
 from reliable_jobs import broker_sockets, watchdog
+from reliable_jobs.clock import Now
 from reliable_jobs.models import Job, JobEvent
 from tests.testapp import tasks
 
