@@ -186,6 +186,14 @@ def kept_alive(run: Run) -> Iterator[None]:
     finally:
         beat.stop.release()
         beat.join(timeout=settings.LEASE)
+        if run.missed_beats:
+            # Here, because in the other thread a log handler's lock, as eventlet makes it, would hang the worker.
+            logger.warning(
+                "Job %s: its lease could not be extended %d time(s) while it ran; the last error: %r",
+                run.claim.job.pk,
+                run.missed_beats,
+                run.last_miss,
+            )
 
 
 def _heartbeat(run: Run, stop: Any) -> None:
@@ -196,8 +204,8 @@ def _heartbeat(run: Run, stop: Any) -> None:
                 if not lifecycle.extend_lease(claim, settings.LEASE):
                     run.lost = True
                     return
-            except DatabaseError as error:
-                logger.warning("Job %s: its lease could not be extended: %s", claim.job.pk, error)
+            except Exception as error:  # whatever it is: a run without a lease would be begun a second time
+                run.missed_beats, run.last_miss = run.missed_beats + 1, error.with_traceback(None)
                 aftermath.discard_connection(claim.using)
     finally:
         connections[claim.using].close()

@@ -1,6 +1,9 @@
 """Threads of the operating system, also where gevent or eventlet have put greenlets in their place.
 
 A greenlet has its turn only when the others yield, and a task function that computes does not.
+
+What runs in such a thread does not log, nor take another lock that greenlets take: eventlet's locks do not work between
+threads, and whoever meets one waits for ever.
 """
 
 from __future__ import annotations
