@@ -118,7 +118,7 @@ ELSEWHERE = {
     *("bundle_attempt", "delivery", "guards", "preparation", "watchdog"),
 }
 #: Functions that only sweeps and probes call, or a run whose task function has ended.
-AFTERWARDS = {"reachable", "look", "is_cut_off", "settle"}
+AFTERWARDS = {"_answers", "look", "is_cut_off", "settle"}
 
 
 @pytest.mark.promise("I5")
