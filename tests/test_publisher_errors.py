@@ -117,7 +117,7 @@ ELSEWHERE = {
     *("loop", "relay", "declared", "parking", "requests", "revocation", "tracing", "unreported", "wake"),
     *("bundle_attempt", "delivery", "guards", "preparation", "watchdog"),
 }
-#: Functions that only sweeps and probes call, or a run whose task function has ended.
+#: Functions that only sweeps and probes call, threads of their own, or a run whose task function has ended.
 AFTERWARDS = {"_answers", "look", "is_cut_off", "settle"}
 
 
