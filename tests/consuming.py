@@ -18,6 +18,8 @@ from typing import Any
 
 from django.db.models import Count, Sum
 
+from reliable_jobs import lifecycle
+from reliable_jobs.clock import Now
 from reliable_jobs.models import Job
 from tests.harness import Stack, Worker, lines, wait_until
 from tests.private_servers import CuttableProxy, PrivateRabbitMQ, PrivateRedis
@@ -26,12 +28,12 @@ from tests.testapp.models import Effect
 
 #: Within this time after the end of the fault a worker takes new jobs, in seconds.
 BACK_WITHIN = 60.0
-#: Published messages per job that a fault may cost. After an outage that is longer than GRACE the sweepers are back
-#: before the worker is, and publish once more what waits: up to two messages for each job of the backlog.
+#: Published messages per job that a fault may cost, beside those that replace what it destroyed.
 MESSAGES_PER_JOB = 1.5
-MESSAGES_PER_JOB_AFTER_A_LONG_OUTAGE = 2.0
 CONCURRENCY = 4
 BACKLOG = 40
+#: Of a pool that does one job after another: as many seconds of work.
+BACKLOG_SOLO = BACKLOG // CONCURRENCY
 
 
 @dataclasses.dataclass
@@ -42,18 +44,19 @@ class Site:
     broker: PrivateRabbitMQ | PrivateRedis
     proxy: CuttableProxy
 
-    def worker(self, pool: str, **environment: Any) -> Worker:
+    def worker(self, pool: str, *options: str, app: str = "tests.celery_app", **environment: Any) -> Worker:
         """A worker as people start it: with events, gossip and mingle."""
         name = f"w{uuid.uuid4().hex[:8]}"
-        argv = [sys.executable, "-m", "celery", "-A", "tests.celery_app", "worker", "-l", "INFO", "-n", f"{name}@test"]
-        argv += ["-P", pool, "-c", str(1 if pool == "solo" else CONCURRENCY), "-Q", self.stack.queue]
+        argv = [sys.executable, "-m", "celery", "-A", app, "worker", "-l", "INFO", "-n", f"{name}@test"]
+        argv += ["-P", pool, "-c", str(1 if pool == "solo" else CONCURRENCY), "-Q", self.stack.queue, *options]
         environment = {"broker_url": self.proxy.url(self.broker.url), **environment}
         worker = Worker(name, argv, self.stack.environment(**environment), self.stack.directory)
         self.stack.processes.append(worker)
         return worker.wait_until_ready()
 
 
-Fault = Callable[[Site, Worker, float], None]
+#: Returns the jobs whose messages it destroyed, if it destroys any.
+Fault = Callable[[Site, Worker, float], list[uuid.UUID] | None]
 
 
 def restart(site: Site, worker: Worker, seconds: float) -> None:
@@ -92,9 +95,10 @@ def close_all_connections(site: Site, worker: Worker, seconds: float) -> None:
     site.broker.ctl("close_all_connections", "maintenance")
 
 
-def queue_deleted(site: Site, worker: Worker, seconds: float) -> None:
+def queue_deleted(site: Site, worker: Worker, seconds: float) -> list[uuid.UUID]:
     assert isinstance(site.broker, PrivateRabbitMQ)
     site.broker.delete_queue(site.stack.queue)
+    return list(Job.objects.unfinished().values_list("pk", flat=True))
 
 
 def memory_alarm(site: Site, worker: Worker, seconds: float) -> None:
@@ -155,7 +159,9 @@ def short_consumer_timeout(broker: PrivateRabbitMQ) -> Iterator[None]:
 class Outcome:
     back_after: float
     ended_with: list[int]
+    #: Without those that replace messages which the fault destroyed.
     messages_per_job: float
+    replaced: int
 
 
 def survive(
@@ -164,7 +170,7 @@ def survive(
     fault: Fault,
     seconds: float,
     *,
-    backlog: int = BACKLOG,
+    backlog: int | None = None,
     back_within: float = BACK_WITHIN,
     **environment: Any,
 ) -> Outcome:
@@ -174,6 +180,7 @@ def survive(
         AssertionError: the worker did not come back in time, or a job was lost or doubled, or cost too many messages.
     """
     stack, run = site.stack, uuid.uuid4().hex[:6]
+    backlog = backlog or (BACKLOG_SOLO if pool == "solo" else BACKLOG)
     log = stack.directory / f"log-{run}"
     worker = site.worker(pool, **environment)
     ended_with: list[int] = []
@@ -191,7 +198,7 @@ def survive(
     wait_until(
         lambda: len(lines(log)) > CONCURRENCY or (pool == "solo" and lines(log)), "the backlog is being worked off"
     )
-    fault(site, worker, seconds)
+    destroyed = fault(site, worker, seconds) or []
     healed = time.monotonic()
     new = [f"{run} new {n}" for n in range(5)]
     for name in new:
@@ -207,10 +214,11 @@ def survive(
     doubled = list(Effect.objects.values("name").annotate(times=Count("pk")).filter(times__gt=1))
     assert not doubled, doubled
     assert Effect.objects.filter(name__startswith=f"{run} backlog").count() == backlog, "jobs are lost"
-    limit = MESSAGES_PER_JOB_AFTER_A_LONG_OUTAGE if fault is silence else MESSAGES_PER_JOB
-    per_job = Job.objects.aggregate(sends=Sum("sends"))["sends"] / Job.objects.count()
-    assert per_job <= limit, f"{per_job:.2f} messages per job"
-    return Outcome(back_after, ended_with, per_job)
+    # One more message for a job whose message is gone is no copy.
+    replaced = Job.objects.filter(pk__in=destroyed, sends__gt=1).count()
+    per_job = (Job.objects.aggregate(sends=Sum("sends"))["sends"] - replaced) / Job.objects.count()
+    assert per_job <= MESSAGES_PER_JOB, f"{per_job:.2f} messages per job"
+    return Outcome(back_after, ended_with, per_job, replaced)
 
 
 def _prefetch_is_full(site: Site, worker: Worker, pool: str, run: str) -> None:
@@ -218,6 +226,11 @@ def _prefetch_is_full(site: Site, worker: Worker, pool: str, run: str) -> None:
     window = 4 * (1 if pool == "solo" else CONCURRENCY)
     if pool == "gevent" and isinstance(site.broker, PrivateRedis):
         window = CONCURRENCY + 1  # its loop, which takes the messages, waits for a free greenlet
+    if pool == "solo":
+        # Its loop acknowledges with its next turn, which a timer brings within 2 s; what arrives before that finds part
+        # of the window taken by jobs that have ended.
+        lately = Job.objects.filter(finished_at__gt=Now() - lifecycle.seconds(3))
+        wait_until(lambda: not lately.exists(), "the last jobs are acknowledged", every=0.3)
     gate = site.stack.directory / f"gate-{run}"
     log = site.stack.directory / f"gated-{run}"
     try:
@@ -231,7 +244,11 @@ def _prefetch_is_full(site: Site, worker: Worker, pool: str, run: str) -> None:
         )
     except AssertionError as error:
         ready = site.broker.depth(site.stack.queue)
-        raise AssertionError(f"{error}; {ready} are ready\n{worker.log[-6000:]}") from None
+        channels = ""
+        if isinstance(site.broker, PrivateRabbitMQ):
+            columns = ("name", "prefetch_count", "global_prefetch_count", "messages_unacknowledged")
+            channels = site.broker.ctl("list_channels", *columns)
+        raise AssertionError(f"{error}; {ready} are ready\n{channels}\n{worker.log[-6000:]}") from None
     finally:
         Path(gate).touch()
     wait_until(lambda: not Job.objects.unfinished().exists(), "the gated jobs end", 60, every=0.3)

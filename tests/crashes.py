@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from django.db.models import F
-from django.db.models.functions import Now
 from django.test import override_settings
 
+from reliable_jobs.clock import Now
 from reliable_jobs.lifecycle import seconds
 from reliable_jobs.models import Job
 from reliable_jobs.testing.steps import read

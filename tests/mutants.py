@@ -357,8 +357,8 @@ MUTANTS = [
         "heartbeat",
         "I4",
         "run/execution.py",
-        "    beat = native.Thread(_heartbeat, run, stop)\n",
-        "    beat = native.Thread(lambda: None)\n",
+        "    beat = native.Thread(functools.partial(_heartbeat, run))\n",
+        "    beat = native.Thread(lambda stop: None)\n",
         (f"{I4}::test_a_non_atomic_run_keeps_its_lease_while_it_lives",),
     ),
     Mutant(

@@ -136,6 +136,16 @@ def test_f_half_open_connections_are_given_up_and_a_locked_remote_control_does_n
     assert (event.kind, event.actor) == ("rescue", f"{worker.name}@test")
 
 
+def test_f_a_solo_worker_whose_queue_was_deleted_while_it_started_comes_back(rabbitmq: Site) -> None:
+    """Celery swallows the broker's cancellation in that moment: connected, "ready", and no consumer."""
+    quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+    worker = rabbitmq.worker("solo", *quiet, app="tests.queue_gone")
+    worker.wait_for_line("The queue is gone, and the broker has said so.")
+    rabbitmq.stack.ends(tasks.effect.delay("after"), seconds=60)
+    assert worker.alive
+    assert "Its broker connections are closed (time 1 of 3)" in worker.log
+
+
 def test_f_a_worker_that_does_not_come_back_ends_with_a_status_of_its_own(rabbitmq: Site) -> None:
     worker = rabbitmq.worker("threads", STALL_TIMEOUT=0.5)
     rabbitmq.stack.ends(tasks.stops_its_workers_loop.delay(600))

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db.models.functions import Now
 from django_celery_results.models import TaskResult
 
 from reliable_jobs import lifecycle
+from reliable_jobs.clock import Now
 from reliable_jobs.dispatch.publisher import publisher
 from reliable_jobs.lifecycle import Claim, seconds
 from reliable_jobs.message.row_to_message import outgoing

@@ -16,10 +16,10 @@ from django.core.signals import request_finished
 from django.db import Error as DatabaseError
 from django.db import OperationalError, close_old_connections, connection, connections, transaction
 from django.db.models import F
-from django.db.models.functions import Now
 from django.test import override_settings
 
 from reliable_jobs import ReliableTask, backoff, lifecycle
+from reliable_jobs.clock import Now
 from reliable_jobs.lifecycle import seconds
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.run import outcomes

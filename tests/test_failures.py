@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.core.exceptions import ValidationError
@@ -10,6 +11,7 @@ from django.db import (
     DatabaseError,
     IntegrityError,
     InterfaceError,
+    InternalError,
     OperationalError,
     connection,
     connections,
@@ -40,6 +42,19 @@ def test_a13_both_drivers_sqlstates_are_read(attribute: str, state: str) -> None
     error.__cause__ = type("DriverError", (Exception,), {attribute: state})()
     assert db_errors.sqlstate(error) == state
     assert db_errors.sqlstate(OperationalError("x")) is None
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I5")
+def test_a_conversation_out_of_step_is_the_databases_trouble(stack: Stack) -> None:
+    """Seed 1 behind PgBouncer: a server that went read-only ended the session, and PgBouncer told of it too."""
+    connection.ensure_connection()
+    driver: Any = connection.connection
+    if not hasattr(driver, "_exec_command"):
+        pytest.skip("psycopg 3 only")
+    with pytest.raises(InternalError, match="received 2 results") as error, connection.wrap_database_errors:
+        driver.wait(driver._exec_command(b"SELECT 1; SELECT 1"))
+    assert db_errors.is_transient(error.value, "default")
 
 
 @pytest.mark.django_db

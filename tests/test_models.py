@@ -12,9 +12,9 @@ import pytest
 from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.db import IntegrityError, connection, transaction
-from django.db.models.functions import Now
 from django.utils import timezone
 
+from reliable_jobs.clock import Now
 from reliable_jobs.models import Job, JobEvent, JobQuerySet
 from reliable_jobs.status import FINAL, Reason, Status
 from tests.harness import Stack, Transaction

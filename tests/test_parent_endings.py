@@ -17,10 +17,10 @@ from celery.utils.nodenames import gethostname
 from celery.worker import state as worker_state
 from celery.worker.request import create_request_cls
 from django.db import OperationalError
-from django.db.models.functions import Now
 from kombu.utils.imports import symbol_by_name
 
 from reliable_jobs import ReliableTask, lifecycle
+from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle import seconds
 from reliable_jobs.models import Job, JobEvent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -338,6 +339,7 @@ def test_the_breaker_opens_at_the_first_failure_and_a_probe_closes_it(
         # The probe closes the breaker first and says so afterwards.
         wait_until(lambda: "Broker is back" in caplog.text, "a probe has closed the breaker")
         assert not mine.breaker_open
+        assert mine.back_for < 45, "an outage that only a publish saw"
         assert mine.publish([message(stack.queue)], timeout=5).confirmed
 
 
@@ -361,6 +363,14 @@ def test_a_probe_over_a_dead_kept_connection_takes_another(mine: Publisher, stac
         assert mine.reachable()
         broker_proxy.cut()
         assert mine.reachable()
+        assert mine.back_for == math.inf, "a kept connection that ended is no outage"
+        broker_proxy.refuse(True)
+        broker_proxy.cut()
+        assert not mine.reachable(timeout=0.5)
+        assert mine.back_for == math.inf, "it is not back"
+        broker_proxy.refuse(False)
+        assert mine.reachable()
+        assert mine.back_for < 45
 
 
 @servers

@@ -119,8 +119,8 @@ ELSEWHERE = {
     *("worker/parking.py", "worker/requests.py", "worker/revocation.py", "worker/watchdog.py", "task/guards.py"),
     *("run/tracing.py", "run/unreported_errors.py", "run/bundle_transaction.py", "run/delivery.py"),
 }
-#: Functions that only sweeps and probes call, or a run whose task function has ended.
-AFTERWARDS = {"reachable", "look", "is_cut_off", "settle"}
+#: Functions that only sweeps and probes call, threads of their own, or a run whose task function has ended.
+AFTERWARDS = {"_answers", "look", "is_cut_off", "settle"}
 
 
 @pytest.mark.promise("I5")

@@ -20,8 +20,9 @@ from django.utils import timezone
 
 from reliable_jobs import databases
 from reliable_jobs.backoff import next_check
+from reliable_jobs.conf import settings
 from reliable_jobs.dispatch.connection import BrokerTimeout, Receipt
-from reliable_jobs.dispatch.publisher import Publisher
+from reliable_jobs.dispatch.publisher import Publisher, publisher
 from reliable_jobs.message.row_to_message import HEADER
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.sweep import ensure_jobs as declared
@@ -289,6 +290,24 @@ def test_in_a_queue_that_stands_still_recovery_is_bounded(rows: InProcess) -> No
         rows.take()
         Job.objects.filter(sends=2).first().delete()
         assert rows.sweep().republished == 1
+
+
+@pytest.mark.promise("I8")
+def test_after_an_outage_what_waits_in_the_broker_is_not_copied_before_the_workers_are_back(
+    rows: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But one is tried at a time: a broker that goes and comes all the time must not stop recovery (I2)."""
+    relayed(10, sends=1, check_at=past())
+    broker_answers = iter([False, True])
+    monkeypatch.setattr(Publisher, "_answers", lambda self, timeout: next(broker_answers, True))
+    assert rows.sweep().republished == 0, "away"
+    assert [rows.sweep().republished for _ in range(3)] == [1, 0, 0], "just back"
+    Job.objects.filter(sends=2).delete()
+    assert rows.sweep().republished == 1
+    back_at = publisher(app)._back_at
+    assert back_at is not None
+    publisher(app)._back_at = back_at - settings.GRACE
+    assert rows.sweep().republished == 8
 
 
 def test_every_queue_has_its_own_bound(rows: InProcess) -> None:

@@ -13,10 +13,10 @@ import amqp
 import pytest
 from celery.concurrency import prefork, solo
 from celery.worker import state as worker_state
-from django.db.models.functions import Now
 from django.test import override_settings
 from kombu import Queue
 
+from reliable_jobs.clock import Now
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.worker import broker_sockets, watchdog
 from tests.testapp import tasks

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import threading
 import time
@@ -46,6 +47,9 @@ class Publisher:
         self._probe: threading.Thread | None = None
         #: When a probe may be started next, where one could not be (monotonic).
         self._probe_at = 0.0
+        self._away = False
+        #: When the broker answered again after it had been away (monotonic); None: it has not been.
+        self._back_at: float | None = None
 
     def _forked(self) -> None:
         # kombu's after-fork hook does not cover a raw os.fork (gunicorn's preload, uWSGI).
@@ -185,6 +189,19 @@ class Publisher:
     def reachable(self, timeout: float = 5.0) -> bool:
         """Whether the broker takes and confirms a message now. Not for requests: it may take the whole timeout."""
         self._forked()
+        answers = self._answers(timeout)
+        if self._away and answers:
+            self._back_at = time.monotonic()
+        self._away = not answers
+        return answers
+
+    @property
+    def back_for(self) -> float:
+        """Seconds since this process saw the broker come back; endless where it never saw it away."""
+        self._forked()
+        return math.inf if self._back_at is None else time.monotonic() - self._back_at
+
+    def _answers(self, timeout: float) -> bool:
         for reuse in (True, False):
             try:
                 link = (self._idle_link() if reuse else None) or Link(self.app, timeout=timeout)

@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
-from django.db import DatabaseError, DataError, Error, IntegrityError, InterfaceError, OperationalError, connections
+from django.db import (
+    DatabaseError,
+    DataError,
+    Error,
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    connections,
+)
 from django.db.transaction import TransactionManagementError
 
 #: Serialisation failure, deadlock, too many connections, a full disk, a server that only reads (as a failover leaves
@@ -48,8 +57,10 @@ def is_transient(error: BaseException, using: str) -> bool:
         return bool(error.args) and error.args[0] in _MYSQL_TRANSIENT
     if connection.vendor == "sqlite":
         return any(words in str(error).lower() for words in _SQLITE_BUSY)
-    # psycopg gives no SQLSTATE for a connection that could not be made or was lost.
-    return isinstance(error, (OperationalError, InterfaceError))
+    # psycopg gives no SQLSTATE for a connection that could not be made or was lost. Its InternalError without one says
+    # that the conversation is out of step: "received 2 results from command 'COMMIT'", of a server and of the pooler
+    # before it that both tell of the session's end.
+    return isinstance(error, (OperationalError, InterfaceError, InternalError))
 
 
 def stems_from_outage(error: BaseException, using: str) -> bool:

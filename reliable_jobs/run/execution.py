@@ -181,25 +181,32 @@ def _run_leased(task: RunnableTask, claim: Claim, args: Any, kwargs: Any) -> Out
 @contextmanager
 def kept_alive(run: Run) -> Iterator[None]:
     """Inside, a thread extends the lease of a committed claim."""
-    stop = native.Event()
-    beat = native.Thread(_heartbeat, run, stop)
+    beat = native.Thread(functools.partial(_heartbeat, run))
     try:
         yield
     finally:
-        stop.set()
+        beat.stop.release()
         beat.join(timeout=settings.LEASE)
+        if run.missed_beats:
+            # Here, because in the other thread a log handler's lock, as eventlet makes it, would hang the worker.
+            logger.warning(
+                "Job %s: its lease could not be extended %d time(s) while it ran; the last error: %r",
+                run.claim.job.pk,
+                run.missed_beats,
+                run.last_miss,
+            )
 
 
-def _heartbeat(run: Run, stop: native.Event) -> None:
+def _heartbeat(run: Run, stop: Any) -> None:
     claim = run.claim
     try:
-        while not stop.wait(settings.LEASE / 3):
+        while not stop.acquire(timeout=settings.LEASE / 3):
             try:
                 if not lifecycle.extend_lease(claim, settings.LEASE):
                     run.lost = True
                     return
-            except DatabaseError as error:
-                logger.warning("Job %s: its lease could not be extended: %s", claim.job.pk, error)
+            except Exception as error:  # whatever it is: a run without a lease would be begun a second time
+                run.missed_beats, run.last_miss = run.missed_beats + 1, error.with_traceback(None)
                 recovery.discard_connection(claim.using)
     finally:
         connections[claim.using].close()

@@ -1,6 +1,9 @@
 """Threads of the operating system, also where gevent or eventlet have put greenlets in their place.
 
 A greenlet has its turn only when the others yield, and a task function that computes does not.
+
+What runs in such a thread does not log, nor take another lock that greenlets take: eventlet's locks do not work between
+threads, and whoever meets one waits for ever.
 """
 
 from __future__ import annotations
@@ -36,41 +39,30 @@ def _close_loop() -> None:
             hub.abort(wait=True)
 
 
-class Event:
-    """What ``threading.Event`` is, between a greenlet and a native thread; waited for by one thread."""
-
-    def __init__(self) -> None:
-        self._unset = _original("allocate_lock")()
-        self._unset.acquire()
-
-    def set(self) -> None:
-        """Once."""
-        self._unset.release()
-
-    def wait(self, timeout: float) -> bool:
-        """Whether it was set within the time. Stops the whole process where the caller is a greenlet."""
-        if not self._unset.acquire(timeout=timeout):
-            return False
-        self._unset.release()
-        return True
-
-
 class Thread:
-    """Runs a function beside the caller, whatever the caller's pool does with its greenlets."""
+    """Runs a function beside the caller, whatever the caller's pool does with its greenlets.
 
-    def __init__(self, target: Callable[..., None], *args: Any) -> None:
-        self._ended = Event()
-        _original("start_new_thread")(self._run, (target, args))
+    Args:
+        target: called with ``stop``, a lock that is free once the function is to end.
+    """
 
-    def _run(self, target: Callable[..., None], args: tuple[Any, ...]) -> None:
+    def __init__(self, target: Callable[[Any], None]) -> None:
+        allocate = _original("allocate_lock")
+        #: Release it to stop the thread: a lock, as its method is no code of Python's that could fail half-way.
+        self.stop, self._living = allocate(), allocate()
+        self.stop.acquire()
+        self._living.acquire()
+        _original("start_new_thread")(self._run, (target,))
+
+    def _run(self, target: Callable[[Any], None]) -> None:
         try:
-            target(*args)
+            target(self.stop)
         finally:
             _close_loop()
-            self._ended.set()
+            self._living.release()
 
     def join(self, timeout: float) -> None:
         """Wait for the end, letting other greenlets take their turn."""
         until = time.monotonic() + timeout
-        while not self._ended.wait(0.01) and time.monotonic() < until:
+        while not self._living.acquire(timeout=0.01) and time.monotonic() < until:
             time.sleep(0.01)

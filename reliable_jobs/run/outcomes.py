@@ -73,6 +73,9 @@ class Run:
     open: bool = True
     #: The heartbeat found that the job belongs to another run.
     lost: bool = False
+    #: How often the heartbeat failed, and how at last.
+    missed_beats: int = 0
+    last_miss: Exception | None = None
     #: What on_rollback() was given.
     on_rollback: list[Callable[[], Any]] = dataclasses.field(default_factory=list)
     #: Of an atomic run: the driver's connection on which its transaction is open.

@@ -233,11 +233,14 @@ def _publish_overdue(app: Celery, alias: str, report: Report) -> None:
     if not queues or not publisher(app).reachable():
         return
     depths = publisher(app).depths(queues, timeout=DEPTHS_TIMEOUT)
+    # After an outage the workers need a moment to come back, and then take what waits in the broker. One at a
+    # time is still tried: a broker that goes and comes all the time must not stop recovery.
+    limit = settings.RECOVERY_LIMIT if publisher(app).back_for >= settings.GRACE else 1
     for queue in queues:
         if queue in depths and depths[queue].abandoned:
             continue  # the messages are there; what is missing is a worker
         with transaction.atomic(using=alias):
-            jobs = _suspects(alias, queue)
+            jobs = _suspects(alias, queue, limit)
             _raise_sends(alias, jobs)
         if not jobs:
             continue
@@ -248,12 +251,12 @@ def _publish_overdue(app: Celery, alias: str, report: Report) -> None:
         report.more |= len(receipt.confirmed) >= settings.PUBLISH_WINDOW
 
 
-def _suspects(alias: str, queue: str) -> list[Job]:
+def _suspects(alias: str, queue: str, recovery_limit: int) -> list[Job]:
     """Overdue rows of a queue whose messages are probably lost.
 
     Where jobs of a priority move, overtaking decides: a first-send job of the same one that was due later has settled.
-    Where none has settled lately, at most RECOVERY_LIMIT messages are out beside the first ones, until some of their
-    jobs have settled. A row that is not selected costs no write.
+    Where none has settled lately, at most ``recovery_limit`` messages are out beside the first ones, until some of
+    their jobs have settled. A row that is not selected costs no write.
     """
     overdue = Job.objects.using(alias).overdue().filter(queue=queue).only(*SENT)
     overtaken, unseen = Q(pk=None), Q()
@@ -263,9 +266,7 @@ def _suspects(alias: str, queue: str) -> list[Job]:
     found = list(overdue.filter(overtaken).order_by("check_at").lock()[: settings.PUBLISH_WINDOW])
     # Priorities of which nothing has settled lately are not overtaken by anybody: they must not wait for that.
     again = Job.objects.using(alias).sent_again().filter(unseen, queue=queue)
-    limit = settings.RECOVERY_LIMIT - sum(
-        sends - 1 for sends in again.values_list("sends", flat=True)[: settings.RECOVERY_LIMIT]
-    )
+    limit = recovery_limit - sum(sends - 1 for sends in again.values_list("sends", flat=True)[:recovery_limit])
     suspects = overdue.filter(unseen)
     if limit > 0:
         found += suspects.order_by("check_at").lock()[:limit]

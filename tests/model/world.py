@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -46,12 +45,13 @@ class _Pool:
         callback(target(*args, **(kwargs or {})))
 
 
-class _OneBeat(threading.Event):
+class _OneBeat:
     """Stops a heartbeat after its first beat."""
 
-    def wait(self, timeout: float | None = None) -> bool:
-        before = self.is_set()
-        self.set()
+    stopped = False
+
+    def acquire(self, timeout: float) -> bool:
+        before, self.stopped = self.stopped, True
         return before
 
 
