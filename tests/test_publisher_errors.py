@@ -118,7 +118,7 @@ ELSEWHERE = {
     *("bundle_attempt", "delivery", "guards", "preparation", "watchdog"),
 }
 #: Functions that only sweeps and probes call, threads of their own, or a run whose task function has ended.
-AFTERWARDS = {"_answers", "look", "is_cut_off", "settle"}
+AFTERWARDS = {"_answers", "look", "is_cut_off", "settle", "_heartbeat"}
 
 
 @pytest.mark.promise("I5")
