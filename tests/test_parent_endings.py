@@ -144,7 +144,7 @@ def test_a_lock_that_does_not_go_away_is_waited_for_with_pauses_and_logged(
     now, tries = [0.0], []
     monkeypatch.setattr(holding.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(holding.time, "sleep", lambda pause: now.__setitem__(0, now[0] + pause))
-    monkeypatch.setattr(holding.failures, "is_conflict", lambda *args: True)
+    monkeypatch.setattr(holding.db_errors, "is_conflict", lambda *args: True)
 
     def attempt() -> None:
         tries.append(now[0])
