@@ -324,7 +324,8 @@ MUTANTS = [
             ),
             (
                 "run/tracing.py",
-                "(unreported_errors.write_failure if fired else unreported_errors.write_interruption)(task, trail, error)\n",
+                "(unreported_errors.write_failure if fired else unreported_errors.write_interruption)"
+                "(task, trail, error)\n",
                 "return None\n",
             ),
         ),
