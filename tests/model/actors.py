@@ -85,9 +85,9 @@ class Actor:
         if self._stopped.acquire(timeout=SUSPICIOUS):
             return
         for _ in range(int(HOPELESS / SUSPICIOUS)):
-            if self.session is not None and self._waits_for():
+            if self.session is not None and (standing := self._waits_for()):
                 self.kill()
-                raise Waits(f"{self.name} waits for a session that waits to be moved on")
+                raise Waits(f"{self.name} waits for a session that waits to be moved on: {standing}")
             if self._stopped.acquire(timeout=SUSPICIOUS):
                 return
         raise AssertionError(f"{self.name} has not come to a checkpoint in {HOPELESS} s")
@@ -99,8 +99,14 @@ class Actor:
             raise self.error
         return self.answer
 
-    def _waits_for(self) -> list[int]:
-        return self._sql.execute("SELECT pg_blocking_pids(%s)", [self.session]).fetchone()[0]
+    def _waits_for(self) -> list[tuple[Any, ...]]:
+        """What the sessions that hold it up have said last, as far as they stand still. One that is at work, such as a
+        lease's thread that has no turn on a busy machine, lets go by itself."""
+        return self._sql.execute(
+            "SELECT pid, state, left(query, 200) FROM pg_stat_activity"
+            " WHERE pid = ANY (pg_blocking_pids(%s)) AND state LIKE 'idle in transaction%%'",
+            [self.session],
+        ).fetchall()
 
     def disconnect(self) -> None:
         """End its database session; it finds out when it next asks for something."""
