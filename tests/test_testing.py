@@ -390,9 +390,9 @@ class InTransactionTestCase(TransactionTestCase):
         assert effects() == ["child"]
 
     def test_failures_leave_their_history(self) -> None:
-        fails.delay("x")
+        failed = fails.delay("x")
         run_jobs()
-        assert JobEvent.objects.get().kind == "failure"
+        assert JobEvent.objects.get(job_id=failed.id).kind == "failure"
 
     def test_hooks_run_by_the_commit_itself(self) -> None:
         hooks.delay("committed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import math
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -74,6 +75,8 @@ class Broker:
         self.history: list[Published] = []
         self.ever: list[Outgoing] = []
         self.breaker_open = False
+        #: As for a process that has seen no outage. A sweeper that has sends fewer copies, which breaks nothing.
+        self.back_for = math.inf
         #: Workers that consume its queues. What a delivery has taken is prefetched, and not ready any more.
         self.consumers = 1
 
