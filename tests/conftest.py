@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,9 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.harness import Stack, Worker
+
+#: Sessions that a test run has left in its database, with what each said last.
+LEFTOVERS = Path(__file__).resolve().parent.parent / "var" / "leftover-sessions.log"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,6 +34,27 @@ def _threads_close_their_connections() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DatabaseWrapper, "close", close)
         yield
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+    """Names the sessions that tests have left in the test database, and ends them. The DROP DATABASE that fails for
+    one of them comes after all tests have passed, and tells nothing of whose it is."""
+    yield
+    from django.db import connection
+
+    if connection.vendor != "postgresql":
+        return
+    with django_db_blocker.unblock(), connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pid, state, state_change, query, pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        )
+        left = cursor.fetchall()
+    if left:
+        LEFTOVERS.parent.mkdir(exist_ok=True)
+        with LEFTOVERS.open("a") as file:
+            file.writelines(f"{datetime.datetime.now():%F %T} pid {os.getpid()}: {session}\n" for session in left)
 
 
 @pytest.fixture(scope="session")
