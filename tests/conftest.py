@@ -40,9 +40,10 @@ def _threads_close_their_connections() -> Iterator[None]:
 def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
     """Names the sessions that tests have left in the test database, and ends them. The DROP DATABASE that fails for
     one of them comes after all tests have passed, and tells nothing of whose it is."""
-    yield
-    from django.db import connection
+    from django.db import connection, connections
 
+    made = connections["default"]
+    yield
     if connection.vendor != "postgresql":
         return
     with django_db_blocker.unblock(), connection.cursor() as cursor:
@@ -51,6 +52,9 @@ def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[N
             " WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
         )
         left = cursor.fetchall()
+        if connection.connection is not None and connections["default"] is not made:
+            left.append(("the wrapper of 'default' was exchanged, and its own session left",))
+    connections.close_all()
     if left:
         LEFTOVERS.parent.mkdir(exist_ok=True)
         with LEFTOVERS.open("a") as file:
