@@ -13,11 +13,13 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from celery import signals
 from celery.concurrency.solo import TaskPool
 from celery.worker.request import Request, create_request_cls
+from django.conf import settings as django_settings
 from django.db import connections
 from django.utils import timezone
 from kombu import Connection, Producer, Queue
@@ -263,11 +265,13 @@ def extra_alias(alias: str, **settings: Any) -> Iterator[str]:
     connection.connect()
     connections.settings[alias] = configured
     try:
-        yield alias
+        # django-celery-results reads the settings themselves.
+        with mock.patch.dict(django_settings.DATABASES, {alias: configured}):
+            yield alias
     finally:
         connection.close()
         del connections[alias]
-        del connections.settings[alias]
+        connections.settings.pop(alias, None)
 
 
 @pytest.fixture
