@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 else:
     _DateTimeField = models.DateTimeField
 
-_FINAL = [str(status) for status in FINAL]
-
 
 class UniqueWhereGiven(models.UniqueConstraint):
     """Unique among the rows that have a value in the last of the fields. An index of those alone: most jobs have no
@@ -112,7 +110,7 @@ class JobQuerySet(models.QuerySet["Job"]):
 class Job(models.Model):
     """One requested run of a task: outbox row and receipt at once. Its id is the Celery task id.
 
-    Only lifecycle.py writes ``status``; enqueue/outbox.py inserts; the sweeper raises ``sends`` and ``check_at``.
+    Only lifecycle/ writes ``status``; enqueue/outbox.py inserts; the sweeper raises ``sends`` and ``check_at``.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)

@@ -50,8 +50,6 @@ def test_a_conversation_out_of_step_is_the_databases_trouble(stack: Stack) -> No
     """Seed 1 behind PgBouncer: a server that went read-only ended the session, and PgBouncer told of it too."""
     connection.ensure_connection()
     driver: Any = connection.connection
-    if not hasattr(driver, "_exec_command"):
-        pytest.skip("psycopg 3 only")
     with pytest.raises(InternalError, match="received 2 results") as error, connection.wrap_database_errors:
         driver.wait(driver._exec_command(b"SELECT 1; SELECT 1"))
     assert db_errors.is_transient(error.value, "default")

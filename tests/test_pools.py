@@ -165,8 +165,6 @@ def test_a_function_that_never_yields_keeps_its_lease(
     stack: Stack, idle_queue: str, outside: Path, gate: Path, monkeypatch: pytest.MonkeyPatch, pool: str
 ) -> None:
     """The lease was extended in a greenlet, which had no turn: the job was taken back and run twice at once."""
-    if importlib.util.find_spec(pool) is None:
-        pytest.skip(f"{pool} is not installed")
     monkeypatch.setenv("PSYCOPG_WAIT_FUNC", "wait_selector")
     stack.worker(pool=pool, concurrency=4, LEASE=1.0)
     result = tasks.never_yields.delay("computes", str(outside), str(gate))

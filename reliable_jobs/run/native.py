@@ -65,4 +65,4 @@ class Thread:
         """Wait for the end, letting other greenlets take their turn."""
         until = time.monotonic() + timeout
         while not self._living.acquire(timeout=0.01) and time.monotonic() < until:
-            time.sleep(0.01)
+            time.sleep(0.01)  # a greenlet's turn for the others; waiting for the lock alone would block all of them
