@@ -11,9 +11,11 @@ class ReliableJobsConfig(AppConfig):
 
     def ready(self) -> None:
         from reliable_jobs import checks, databases  # noqa: F401 - importing the checks registers them
+        from reliable_jobs.compat import register
         from reliable_jobs.schedule import create_periodic_tasks
         from reliable_jobs.worker import bootstrap
 
+        register.verify()
         bootstrap.connect()
         post_migrate.connect(databases.forget, dispatch_uid="reliable_jobs.databases")
         post_migrate.connect(create_periodic_tasks, sender=self, dispatch_uid="reliable_jobs.periodic_tasks")

@@ -445,7 +445,7 @@ MUTANTS = [
     Mutant(
         "autocommit-for-the-begin-alone",
         "I3",
-        "run/round_trips.py",
+        "compat/psycopg.py",
         "    finally:\n        driver._autocommit = False\n",
         "    finally:\n        pass\n",
         ("tests/test_joined.py::test_in_the_body_the_driver_is_as_in_any_transaction_of_djangos",),

@@ -1,5 +1,5 @@
-"""Run the tests that pin private interfaces of Celery, kombu, py-amqp, Django and psycopg: the files that the table in
-docs/architecture.md names. tox.ini runs it on servers with every supported pair of Celery and Django.
+"""Run the tests that pin undocumented names of Celery, kombu, py-amqp, Django and psycopg: the files that the
+declarations in reliable_jobs/compat/ name. tox.ini runs it on servers with every supported pair of Celery and Django.
 
     python -m tests.pins [PYTEST-ARGUMENT...]
 """
@@ -11,15 +11,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tools import undocumented
+
 ROOT = Path(__file__).resolve().parent.parent
-#: A row of the table: an interface, why it is used, and the test files.
-ROW = re.compile(r"^\| (?:Celery|Django|kombu|psycopg|py-amqp): .*\| ([^|]*) \|$", re.M)
+ROW = re.compile(r"^\| (?:Celery|Django|kombu|py-amqp): .*\| ([^|]*) \|$", re.M)
 
 
 def files() -> list[str]:
     """The test files, relative to the project's directory."""
+    named = {test for library in undocumented.libraries() for use in library.uses for test in use.tests}
+    # TODO: those that are not in compat/ yet.
     cells = ROW.findall((ROOT / "docs" / "architecture.md").read_text())
-    return sorted({f"tests/{name}" for cell in cells for name in re.findall(r"`(test_\w+\.py)`", cell)})
+    named |= {name for cell in cells for name in re.findall(r"`(test_\w+)\.py`", cell)}
+    found = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py") if path.stem in named]
+    return sorted(found)
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def test_a_lock_that_does_not_go_away_is_waited_for_with_pauses_and_logged(
     [
         (WorkerLostError("Worker exited prematurely: signal 9 (SIGKILL) Job: 5."), "signal 9 (SIGKILL)"),
         (SystemExit(-241), "signal 15 (SIGTERM)"),
-        (SystemExit(70), "exitcode 70"),
+        (SystemExit(70), "exit code 70"),
         (TimeLimitExceeded(6), "hard time limit of 6 s"),
     ],
 )

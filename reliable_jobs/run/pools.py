@@ -20,6 +20,8 @@ from typing import Any
 from celery.concurrency import prefork
 from django.db import connections
 
+from reliable_jobs.compat.psycopg import waits_in_c
+
 logger = logging.getLogger("reliable_jobs.worker")
 
 _HARD = ("celery.concurrency.prefork", "celery.concurrency.gevent")
@@ -90,14 +92,14 @@ def blocking_drivers(pool: type) -> Iterator[str]:
     vendors = {connections[alias].vendor for alias in connections}
     if "postgresql" not in vendors:
         return
-    waiting = sys.modules.get("psycopg.waiting")
-    if waiting is not None and waiting.wait is getattr(waiting, "wait_c", None):
+    in_c = waits_in_c()
+    if in_c:
         yield (
             f"psycopg waits in C, so under {name} two runs that want the same row would hang this worker for good. Set "
             "the environment variable PSYCOPG_WAIT_FUNC=wait_selector (or PSYCOPG_IMPL=python) for the worker."
         )
     psycopg2 = sys.modules.get("psycopg2.extensions")
-    if waiting is None and psycopg2 is not None and psycopg2.get_wait_callback() is None:
+    if in_c is None and psycopg2 is not None and psycopg2.get_wait_callback() is None:
         yield (
             f"psycopg2 waits in C, so under {name} two runs that want the same row would hang this worker for good. "
             "Install psycogreen and call its patch_psycopg() before Django is set up, or use psycopg 3."

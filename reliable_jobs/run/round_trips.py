@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 
 from django.db import DatabaseError, OperationalError, connections, transaction
 
+from reliable_jobs.compat.psycopg import without_begin
 from reliable_jobs.lifecycle.db_errors import sqlstate
 from reliable_jobs.models import Job
 
@@ -175,12 +176,8 @@ def _begin_by_caller(connection: Any) -> Iterator[bool]:
     if not driver.isolation_level is driver.read_only is driver.deferrable is None:
         yield False
         return
-    # Private: the public setter refuses inside a transaction, where this block ends. Pinned by tests/test_joined.py.
-    driver._autocommit = True
-    try:
+    with without_begin(driver):
         yield True
-    finally:
-        driver._autocommit = False
 
 
 class ConstraintViolated(Exception):

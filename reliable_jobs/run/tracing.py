@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from billiard.einfo import ExceptionInfo
 from celery import signals
 from celery.app.task import Context
 from celery.app.trace import TraceInfo, trace_ok_t
@@ -17,6 +16,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.states import FAILURE, IGNORED, REJECTED, RETRY
 from celery.utils.serialization import get_pickleable_etype, get_pickleable_exception
 
+from reliable_jobs.compat.billiard import described
 from reliable_jobs.errors import BodyOutOfMemory, NotRecorded
 from reliable_jobs.lifecycle import db_errors
 from reliable_jobs.run import unreported_errors
@@ -84,7 +84,7 @@ def answer_of(error: BaseException) -> Any:
     try:
         raise error  # where it has no traceback yet, billiard could not copy it
     except BaseException:
-        info = ExceptionInfo(internal=True)
+        info = described(internal=True)
     info.exception, info.type = get_pickleable_exception(error), get_pickleable_etype(type(error))
     return trace_ok_t(info, TraceInfo(_state(error), error), 0.0, None)
 
@@ -135,7 +135,7 @@ def _tell_hooks(task: RunnableTask, error: BaseException) -> None:
     try:
         raise error
     except BaseException:
-        info = ExceptionInfo()
+        info = described()
     call = (error, request.id, request.args, request.kwargs, info)
     try:
         task.on_failure(*call)

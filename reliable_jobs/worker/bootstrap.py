@@ -12,6 +12,7 @@ from django.db import connections
 from django.db.backends.signals import connection_created
 
 from reliable_jobs import databases, tasks
+from reliable_jobs.compat import register
 from reliable_jobs.conf import settings
 from reliable_jobs.run import kept_connections, pools
 from reliable_jobs.schedule import SWEEP_TASK
@@ -34,6 +35,10 @@ POSTGRESQL_SESSION = (
 
 def _on_worker_init(sender: Any = None, **kwargs: Any) -> None:
     app: Celery = sender.app
+    try:
+        register.verify(load=True)
+    except register.IncompatibleLibrary as error:
+        raise SystemExit(str(error)) from error  # Celery logs any other exception of a receiver, and goes on
     for alias in databases.candidates():
         if not connections[alias].settings_dict.get("AUTOCOMMIT", True):
             # Celery logs any other exception of a receiver, and goes on.

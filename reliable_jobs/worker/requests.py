@@ -8,16 +8,15 @@ to write is written by :func:`parking.aside`, in a short-lived thread whose conn
 from __future__ import annotations
 
 import logging
+import signal
 from typing import Any
 
-from billiard.common import human_status
-from billiard.einfo import ExceptionInfo
-from billiard.exceptions import TimeLimitExceeded, WorkerLostError
-from celery.exceptions import Ignore, InvalidTaskError
+from celery.exceptions import Ignore, InvalidTaskError, TimeLimitExceeded, WorkerLostError
 from celery.worker import state as worker_state
 from celery.worker.request import Request
 
 from reliable_jobs import lifecycle
+from reliable_jobs.compat.billiard import ExceptionInfo, exit_status
 from reliable_jobs.enqueue.outbox import pointer_alias
 from reliable_jobs.errors import NotRecorded
 from reliable_jobs.message.row_to_message import HEADER
@@ -28,8 +27,6 @@ from reliable_jobs.worker.parking import aside, kept, misshapen
 
 logger = logging.getLogger("reliable_jobs.worker")
 
-#: billiard ends a child on a signal with the exit code -(256 - signum).
-_SIGNAL_EXITS = range(-256, -190)
 #: The task event that closes a delivery which Celery would leave open, and the fields that its monitors read.
 _CLOSING: dict[str, dict[str, Any]] = {
     "task-succeeded": {"result": "None", "runtime": 0.0},
@@ -77,10 +74,15 @@ def _how_it_died(error: BaseException) -> str:
     """Signal name or exit code, as far as it is known."""
     if not isinstance(error, SystemExit):
         return str(error) or repr(error)
-    code = error.code
-    if isinstance(code, int) and code in _SIGNAL_EXITS:
-        code = -(256 + code)
-    return f"The process ended with {human_status(code) if isinstance(code, int) else repr(code)}."
+    if not isinstance(error.code, int):
+        return f"The process ended with {error.code!r}."
+    code = exit_status(error.code)
+    if code >= 0:
+        return f"The process ended with exit code {code}."
+    try:
+        return f"The process ended with signal {-code} ({signal.Signals(-code).name})."
+    except ValueError:
+        return f"The process ended with signal {-code}."
 
 
 class ReliableRequest(GivenBackRequest):

@@ -1,0 +1,236 @@
+"""The register of undocumented names: what each is for, where it stands in its library, and which tests pin it.
+
+A name is undocumented if neither the library's guides nor its API reference describe it, or if it begins with an
+underscore. A function that uses some is declared so::
+
+    @CELERY.undocumented("Task._orig_run", inside="celery.app.autoretry:add_autoretry_behaviour", tests=["test_adopt"])
+    def function_below_autoretry(task): ...
+
+:func:`verify` runs when Django starts and when a worker starts. docs/architecture.md's table is made of the same
+declarations (``python tools/undocumented.py``), and ``tests/pins.py`` runs the tests that they name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from types import CodeType
+from typing import Any, TypeVar
+
+from django.core.exceptions import ImproperlyConfigured
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class IncompatibleLibrary(ImproperlyConfigured):
+    """An installed library lacks a name that reliable_jobs needs, or has it in another shape."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """One undocumented name.
+
+    Attributes:
+        name: as a reader of the library knows it; its last part is the attribute.
+        place: ``module:qualified.name`` of the object itself; or, if ``inside``, of the function whose code sets or
+            reads the attribute. (Most attributes of an object are set by its ``__init__``, so its class lacks them.)
+        inside: see ``place``.
+        takes: parameters that it must have, in this order, after ``self``.
+        since: the version from which on it exists, where that is not the oldest one that is supported; in older ones
+            it is not verified.
+    """
+
+    name: str
+    place: str
+    inside: bool = False
+    takes: tuple[str, ...] = ()
+    since: str = ""
+
+    @property
+    def module(self) -> str:
+        return self.place.partition(":")[0]
+
+    @property
+    def attribute(self) -> str:
+        return self.name.rpartition(".")[2]
+
+    def problem(self) -> str | None:
+        """What is wrong with it in the installed version; None if it is as expected. Imports its module."""
+        try:
+            found = self._find()
+        except (ImportError, AttributeError) as error:
+            return f"{self.place} is not there ({error})"
+        code = getattr(found, "__code__", None)
+        if self.inside and (code is None or not _mentions(code, self.attribute)):
+            return f"{self.place} does not know {self.attribute!r} any more"
+        if self.takes:
+            parameters = [] if code is None else list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+            if parameters[:1] == ["self"]:
+                del parameters[0]
+            if parameters[: len(self.takes)] != list(self.takes):
+                return f"{self.place} takes {', '.join(parameters) or 'nothing known'}, not {', '.join(self.takes)}"
+        return None
+
+    def _find(self) -> Any:
+        module, _, path = self.place.partition(":")
+        found: Any = importlib.import_module(module)
+        for part in path.split("."):
+            # Not getattr(): a property or a class that builds things on access is to be found, not asked.
+            owners = found.__mro__ if isinstance(found, type) else (found,)
+            found = next((vars(owner)[part] for owner in owners if part in vars(owner)), _MISSING)
+            if found is _MISSING:
+                raise AttributeError(f"no {part}")
+            found = getattr(found, "fget", None) or getattr(found, "__func__", None) or found
+            found = getattr(found, "__wrapped__", found)
+        return found
+
+
+_MISSING = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """A function or class of this folder, with the names that it uses."""
+
+    library: Library
+    what: Any
+    names: tuple[Name, ...]
+    #: Names of test files, without ``.py``.
+    tests: tuple[str, ...]
+
+    @property
+    def why(self) -> str:
+        """The first paragraph of its docstring, in one line."""
+        paragraph: str = (self.what.__doc__ or "").strip().partition("\n\n")[0]
+        return " ".join(paragraph.split())
+
+
+@dataclasses.dataclass(eq=False)
+class Library:
+    """One library that names are used of.
+
+    Attributes:
+        title: for readers.
+        distribution: its name on the package index.
+        tried: the versions whose source was read, and with which the pinning tests have run.
+        optional: it is installed on some sites only; nothing here may import it.
+    """
+
+    title: str
+    distribution: str
+    tried: str
+    optional: bool = False
+    uses: list[Use] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        LIBRARIES.append(self)
+
+    def undocumented(
+        self,
+        name: str,
+        *more: str,
+        at: str = "",
+        inside: str = "",
+        takes: Sequence[str] = (),
+        since: str = "",
+        tests: Sequence[str] = (),
+    ) -> Callable[[_F], _F]:
+        """Declare what a function uses; several declarations may be put above one function.
+
+        Args:
+            name, more: names at the same place.
+            at: the place of the object itself: for one name only.
+            inside: the place of code that mentions the names.
+            takes, since: see :class:`Name`.
+            tests: files that are red without the names.
+        """
+        names = [Name(one, inside or at, bool(inside), tuple(takes), since) for one in (name, *more)]
+
+        def declare(function: _F) -> _F:
+            before = next((use for use in self.uses if use.what is function), None)
+            if before is not None:
+                self.uses.remove(before)
+            known = before or Use(self, function, (), ())
+            files = dict.fromkeys((*tests, *known.tests))
+            self.uses.append(dataclasses.replace(known, names=(*names, *known.names), tests=tuple(files)))
+            return function
+
+        return declare
+
+    def installed(self) -> str:
+        try:
+            return importlib.metadata.version(self.distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return "of an unknown version"
+
+    def error(self, problem: str) -> IncompatibleLibrary:
+        return IncompatibleLibrary(
+            f"reliable_jobs can't work with {self.title} {self.installed()}: {problem}. It was tried with {self.title} "
+            f"{self.tried}. Install one of these, or a release of reliable_jobs that knows the installed one."
+        )
+
+    @contextlib.contextmanager
+    def importing(self) -> Iterator[None]:
+        """Around imports of undocumented modules and names.
+
+        Raises:
+            IncompatibleLibrary: one of them is gone.
+        """
+        try:
+            yield
+        except ImportError as error:
+            raise self.error(str(error)) from error
+
+
+LIBRARIES: list[Library] = []
+
+
+def problems(*, load: bool) -> Iterator[IncompatibleLibrary]:
+    """What is wrong with the installed libraries.
+
+    Args:
+        load: also look at names whose modules this process has not imported, and import them. Optional libraries are
+            never imported.
+    """
+    for library in LIBRARIES:
+        for use in library.uses:
+            for name in use.names:
+                if name.module not in sys.modules and (library.optional or not load):
+                    continue
+                if name.since and _version(library.installed()) < _version(name.since):
+                    continue
+                problem = name.problem()
+                if problem is not None:
+                    yield library.error(f"{name.name}: {problem}. It is needed for this: {use.why}")
+
+
+def verify(*, load: bool = False) -> None:
+    """Check the undocumented names; see :func:`problems`.
+
+    Raises:
+        IncompatibleLibrary: the first that is missing or has another shape.
+    """
+    for problem in problems(load=load):
+        raise problem
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
+
+
+def _mentions(code: CodeType, attribute: str) -> bool:
+    if attribute in code.co_names or attribute in code.co_varnames:
+        return True
+    return any(_is_in(constant, attribute) for constant in code.co_consts)
+
+
+def _is_in(constant: Any, attribute: str) -> bool:
+    if isinstance(constant, CodeType):
+        return _mentions(constant, attribute)
+    if isinstance(constant, (tuple, frozenset)):
+        return any(_is_in(one, attribute) for one in constant)
+    return bool(constant == attribute)
