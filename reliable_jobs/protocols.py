@@ -1,9 +1,31 @@
-"""What the folders below task/ know of a task, so that they need not import it."""
+"""What the folders below task/ know of a task, so that they need not import it; and the parameters of its types."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from typing_extensions import ParamSpec, TypeVar
+
+    #: The arguments of a task, and what its function returns. Left out, they are anything.
+    P = ParamSpec("P", default=...)
+    R_co = TypeVar("R_co", covariant=True, default=Any)
+else:
+    from typing import ParamSpec, TypeVar
+
+    P = ParamSpec("P")
+    R_co = TypeVar("R_co", covariant=True)
+
+#: The same, read from the ``run`` of whatever class the task has.
+RunP = ParamSpec("RunP")
+RunR_co = TypeVar("RunR_co", covariant=True)
+
+
+class Runs(Protocol[RunP, RunR_co]):
+    """Something with a ``run``: how type checkers learn the arguments of a class-based task's ``delay()``."""
+
+    def run(self, *args: RunP.args, **kwargs: RunP.kwargs) -> RunR_co: ...
 
 
 class RunnableTask(Protocol):

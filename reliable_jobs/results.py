@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Any
+import types
+from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 from celery.backends.rpc import RPCBackend
 from celery.exceptions import TimeoutError
@@ -20,6 +21,7 @@ from reliable_jobs import databases, lifecycle
 from reliable_jobs.dispatch.on_commit import is_uncommitted
 from reliable_jobs.errors import NotCommitted
 from reliable_jobs.models import Job
+from reliable_jobs.protocols import R_co
 from reliable_jobs.run.delivery import result_of
 from reliable_jobs.run.foreign_messages import foreign_id
 from reliable_jobs.status import CELERY_STATES, Reason
@@ -33,8 +35,27 @@ class OfTask:
         self.task = task
 
 
-class JobResult(AsyncResult):
+class JobResult(AsyncResult, Generic[R_co]):
     """The usual ``AsyncResult``; ``revoke()`` also cancels the waiting row."""
+
+    #: ``JobResult[R]`` at run time, as in newer versions of Celery. It says nothing there.
+    __class_getitem__: Any = classmethod(types.GenericAlias)
+
+    if TYPE_CHECKING:
+        # Celery's, for those who have no types of it.
+        id: str
+
+        @property
+        def state(self) -> str: ...
+
+        @property
+        def status(self) -> str: ...
+
+        def ready(self) -> bool: ...
+
+        def successful(self) -> bool: ...
+
+        def failed(self) -> bool: ...
 
     _backend: Any = None
 
@@ -86,6 +107,22 @@ class JobResult(AsyncResult):
             return dict(self.backend.get_task_meta(self.id))
         except (AttributeError, NotImplementedError):
             return {}
+
+    @overload
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: Literal[True] = True,
+        interval: float = 0.5,
+        *args: Any,
+        **kwargs: Any,
+    ) -> R_co: ...
+
+    # Without propagate it may be the error.
+    @overload
+    def get(
+        self, timeout: float | None = None, propagate: bool = True, interval: float = 0.5, *args: Any, **kwargs: Any
+    ) -> Any: ...
 
     def get(
         self, timeout: float | None = None, propagate: bool = True, interval: float = 0.5, *args: Any, **kwargs: Any

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import pickle
+from typing import Any, ParamSpec, TypeVar
 
 import pytest
 from asgiref.sync import async_to_sync
-from celery import Celery, shared_task
+from celery import Celery, Task, shared_task
 from celery.exceptions import Reject
 from celery.result import AsyncResult
 from django.db import connection, transaction
 
 import reliable_jobs
-from reliable_jobs import ReliableTask
+from reliable_jobs import ReliableTask, RetriedTask, reliable_task
 from reliable_jobs.errors import BodyOutOfMemory, EnqueueError, InvalidOption
 from reliable_jobs.message.decode import arguments
 from reliable_jobs.models import Job
 from reliable_jobs.run import tracing
 from reliable_jobs.run.trail import TRAIL
+from reliable_jobs.task import decorator
 from tests import inprocess
 from tests.celery_app import app
 from tests.inprocess import InProcess
@@ -26,6 +28,9 @@ from tests.testapp import tasks
 from tests.testapp.models import Effect
 
 jobs = inprocess.jobs
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @shared_task(base=ReliableTask, name="test_task.add")
@@ -160,10 +165,61 @@ def test_a_subclass_may_add_its_own_call(jobs: InProcess) -> None:
 
 
 def test_the_package_gives_its_classes_by_name() -> None:
-    for name in reliable_jobs.__all__:
-        assert issubclass(getattr(reliable_jobs, name), ReliableTask)
+    given = {name: getattr(reliable_jobs, name) for name in reliable_jobs.__all__}
+    assert given.pop("reliable_task") is decorator.reliable_task
+    assert all(issubclass(one, ReliableTask) for one in given.values())
     with pytest.raises(AttributeError, match="nothing"):
         _ = reliable_jobs.nothing  # type: ignore[attr-defined]
+
+
+class OwnGeneric(ReliableTask[P, R]):
+    """A project's base class, generic itself."""
+
+
+class Parametrised(OwnGeneric[[int], str]):
+    name = "test_task.Parametrised"
+
+    def run(self, x: int) -> str:
+        return f"got {x}"
+
+
+parametrised = app.register_task(Parametrised())
+
+
+def test_a_task_class_with_type_parameters_is_an_ordinary_task_class(jobs: InProcess) -> None:
+    assert Parametrised.__bases__ == (OwnGeneric,)
+    assert app.tasks["test_task.Parametrised"] is parametrised
+    assert pickle.loads(pickle.dumps(parametrised)) is parametrised
+    assert RetriedTask[[int], str].__origin__ is RetriedTask
+    job = jobs.run(parametrised, 3)
+    assert (job.status, parametrised.AsyncResult(str(job.pk)).get(timeout=1)) == ("succeeded", "got 3")
+
+
+@reliable_task
+def decorated(x: int) -> int:
+    return x + 1
+
+
+@reliable_task(name="test_task.decorated_bound", bind=True, base=RetriedTask, atomic=False, max_retries=7)
+def decorated_bound(self: RetriedTask, x: int) -> str:
+    return f"{self.name} {x}"
+
+
+def test_reliable_task_is_celerys_shared_task_with_our_base(jobs: InProcess) -> None:
+    assert decorated.name == f"{__name__}.decorated"
+    assert isinstance(decorated, ReliableTask)
+    assert not isinstance(decorated, RetriedTask)
+    assert isinstance(decorated_bound, RetriedTask)
+    assert (decorated_bound.atomic, decorated_bound.max_retries) == (False, 7)
+    assert jobs.run(decorated, 1).status == "succeeded"
+    job = jobs.run(decorated_bound, 1)
+    assert decorated_bound.AsyncResult(str(job.pk)).get(timeout=1) == "test_task.decorated_bound 1"
+
+
+@pytest.mark.parametrize("base", [Task, int, "ReliableTask", None])
+def test_reliable_task_refuses_a_base_that_is_not_reliable(base: Any) -> None:
+    with pytest.raises(TypeError, match="must be ReliableTask or a subclass"):
+        reliable_task(base=base)
 
 
 def test_acks_late_and_reject_on_worker_lost_are_on() -> None:

@@ -34,7 +34,7 @@ def default_envs(found: dict[tuple[int, int], str]) -> list[str]:
     django = {(3, 10): "52", (3, 11): "52", (3, 13): "61"}
     names = [f"py{one[0]}{one[1]}-django{django.get(one, '60')}" for one in sorted(found, reverse=True)]
     mariadb = [f"{newest}-mariadb"] if _answers(3306) else []
-    return ["lint", f"{newest}-servers", *names, *mariadb]
+    return ["lint", "types", f"{newest}-servers", *names, *mariadb]
 
 
 def _answers(port: int) -> bool:

@@ -9,10 +9,11 @@ from celery.utils.functional import head_from_fun
 from django.core.exceptions import ImproperlyConfigured
 from django.db import models
 
+from reliable_jobs.protocols import P
 from reliable_jobs.task.reliable_task import ReliableTask
 
 
-class GetOrCreateTask(ReliableTask):
+class GetOrCreateTask(ReliableTask[P, dict[str, Any]]):
     """Makes one row of a model unless it is there::
 
         class OpenAccount(GetOrCreateTask):
@@ -76,7 +77,7 @@ class GetOrCreateTask(ReliableTask):
             )
 
 
-class UpdateOrCreateTask(GetOrCreateTask):
+class UpdateOrCreateTask(GetOrCreateTask[P]):
     """As :class:`GetOrCreateTask`; a row that is there gets the values of ``defaults()``, so the last message wins."""
 
     abstract = True

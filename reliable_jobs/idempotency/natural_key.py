@@ -14,6 +14,7 @@ from django.db import IntegrityError, transaction
 
 from reliable_jobs.errors import InvalidOption, KeyBusy
 from reliable_jobs.message.row_to_message import as_key
+from reliable_jobs.protocols import P, R_co
 from reliable_jobs.status import Status
 from reliable_jobs.task import stages
 from reliable_jobs.task.reliable_task import ReliableTask
@@ -26,7 +27,7 @@ BUSY_DELAY = 2.0
 _KEY_ROUNDS = 3
 
 
-class IdempotentTask(ReliableTask):
+class IdempotentTask(ReliableTask[P, R_co]):
     """Runs its body once per natural key, whichever message asks and under whatever task id::
 
         class PerOrder(IdempotentTask):
@@ -59,7 +60,7 @@ class IdempotentTask(ReliableTask):
             )
         run = inspect.getattr_static(cls, "run")
         if cls.run is not Task.run and not hasattr(run, "_reliable_guard"):
-            cls.run = _guarded(run)
+            cls.run = _guarded(run)  # type: ignore[method-assign]
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *positional: Any, **options: Any) -> AsyncResult[Any]:
         """As :meth:`ReliableTask.apply_async`, under the natural key.

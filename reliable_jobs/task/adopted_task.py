@@ -17,6 +17,7 @@ from celery import Celery, Task
 
 from reliable_jobs.conf import settings
 from reliable_jobs.message.row_to_message import PICKLE
+from reliable_jobs.protocols import P, R_co
 from reliable_jobs.task.reliable_task import ReliableTask
 
 #: Celery's own tasks (chord_unlock, backend_cleanup …), which its workers call by their plain meaning.
@@ -78,7 +79,7 @@ def _is_ours(base: type) -> bool:
     return where.startswith("reliable_jobs.") and getattr(sys.modules.get(where), base.__name__, None) is base
 
 
-class AdoptedTask(ReliableTask, metaclass=Adoption):
+class AdoptedTask(ReliableTask[P, R_co], metaclass=Adoption):
     """Base class for ``Celery("proj", task_cls="reliable_jobs:AdoptedTask")``.
 
     What it does otherwise than :class:`~reliable_jobs.task.reliable_task.ReliableTask`:

@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import functools
 import itertools
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from asgiref.sync import sync_to_async
 from celery import Task
-from celery.contrib.django.task import DjangoTask
-from celery.result import AsyncResult
 from django.db import transaction
 
 from reliable_jobs.enqueue.render import Capture, leave_unsubscribed
 from reliable_jobs.enqueue.template import Template, is_safe, template_of
 from reliable_jobs.errors import EnqueueError, InvalidOption, UnserialisableArguments
 from reliable_jobs.message.row_to_message import Rendered, as_key, as_uuid
+from reliable_jobs.protocols import P, R_co
 from reliable_jobs.task import stages
+from reliable_jobs.task.call_variants import CallVariants
 from reliable_jobs.task.function import why_not
 from reliable_jobs.task.sensitive import Sensitive
 from reliable_jobs.task.times import Times
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from reliable_jobs.enqueue.keys import Request
+    from reliable_jobs.results import JobResult
+    from reliable_jobs.task.options import Args, BulkOptions, CeleryOptions, Kwargs
 
 
-class Call(Times, Sensitive, DjangoTask):
+class Call(Times, Sensitive, CallVariants[P, R_co]):
     """What a caller uses of :class:`~reliable_jobs.task.reliable_task.ReliableTask`."""
 
     #: Of this task's plain calls in this process, once there was one; see enqueue/template.py.
@@ -37,8 +39,8 @@ class Call(Times, Sensitive, DjangoTask):
 
     def apply_async(
         self,
-        args: Any = None,
-        kwargs: Any = None,
+        args: Args = None,
+        kwargs: Kwargs = None,
         task_id: str | None = None,
         producer: Any = None,
         link: Any = None,
@@ -52,8 +54,8 @@ class Call(Times, Sensitive, DjangoTask):
         key_forever: bool = False,
         using: str | None = None,
         transactional: bool = True,
-        **options: Any,
-    ) -> AsyncResult[Any]:
+        **options: Unpack[CeleryOptions],
+    ) -> JobResult[R_co]:
         """Write the job; publish it when the transaction commits.
 
         All of Celery's options are taken. ``producer``, ``connection`` and the publish-retry options have no effect:
@@ -77,9 +79,9 @@ class Call(Times, Sensitive, DjangoTask):
         self._refuse_generator()
         app = self._get_app()
         if app.conf.task_always_eager:
-            eager = {"countdown": countdown, "eta": eta, "expires": expires}
-            options.update({name: value for name, value in eager.items() if value is not None})
-            return super().apply_async(args, kwargs, task_id, None, link, link_error, shadow, **options)
+            times = {"countdown": countdown, "eta": eta, "expires": expires}
+            given = {name: value for name, value in times.items() if value is not None}
+            return super().apply_async(args, kwargs, task_id, None, link, link_error, shadow, **options, **given)
         job_id = self._job_id(task_id)
         text = as_key(key)
         if key is not None and text is None:
@@ -98,23 +100,9 @@ class Call(Times, Sensitive, DjangoTask):
             parent.add_trail(result)
         return result
 
-    def delay_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
-        """The same as ``delay()``, which already waits for the commit. With ``task_always_eager`` the function runs
-        after the commit, as Celery's DjangoTask has it, while an eager ``delay()`` runs at once."""
-        if self._get_app().conf.task_always_eager:
-            return self.apply_async_on_commit(args, kwargs)
-        return self.delay(*args, **kwargs)
-
-    def apply_async_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
-        """The same as ``apply_async()``, which already waits for the commit; eager as :meth:`delay_on_commit`."""
-        if not self._get_app().conf.task_always_eager:
-            return self.apply_async(*args, **kwargs)
-        task_id = kwargs.setdefault("task_id", str(uuid.uuid4()))
-        using = kwargs.get("using") or stages.outbox.write_alias()
-        transaction.on_commit(functools.partial(self.apply_async, *args, **kwargs), using=using)
-        return self.AsyncResult(task_id)
-
-    def bulk_delay(self, calls: Iterable[Any], **options: Any) -> list[str]:
+    def bulk_delay(
+        self, calls: Iterable[tuple[Any, ...] | list[Any] | dict[str, Any]], **options: Unpack[BulkOptions]
+    ) -> list[str]:
         """Enqueue many calls at once: all of them with the transaction, or none. Thousands take a COPY on PostgreSQL
         and INSERTs of many rows elsewhere.
 
@@ -149,19 +137,20 @@ class Call(Times, Sensitive, DjangoTask):
                 f"{self.name}: bulk_delay can't pass {', '.join(sorted(options))} through the task's own delay(). "
                 "Override apply_async() instead, which takes options, or leave them out."
             )
-        using = options.pop("using", None) or stages.outbox.write_alias()
-        times = {name: options.pop(name, None) for name in ("countdown", "eta", "expires")}
+        rest: dict[str, Any] = {**options}
+        using = rest.pop("using", None) or stages.outbox.write_alias()
+        times = {name: rest.pop(name, None) for name in ("countdown", "eta", "expires")}
         pairs = itertools.chain([first], pairs)
 
         def singly(args: Any, kwargs: Any) -> str:
             if own_delay:
                 return str(self.delay(*args, **kwargs).id)
-            return str(self.apply_async(args, kwargs, using=using, **times, **options).id)
+            return str(self.apply_async(args, kwargs, using=using, **times, **rest).id)
 
         with transaction.atomic(using=using):
             ours = not own_delay and getattr(self.apply_async, "__func__", None) is Call.apply_async
             safe = ours and not app.conf.task_always_eager and is_safe(self, super().apply_async)
-            template = Template.make(self, *first, **options) if safe else None
+            template = Template.make(self, *first, **rest) if safe else None
             if template is None:
                 return [singly(*pair) for pair in pairs]
             blocks = stages.bulk.Blocks(template, self._check_arguments, pairs)
@@ -181,14 +170,6 @@ class Call(Times, Sensitive, DjangoTask):
             f"{self.name}: bulk_delay takes a tuple or list of arguments, or a dict of keyword arguments, for each "
             f"job, not {call!r}. For one argument write ({call!r},)."
         )
-
-    async def adelay(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
-        """``delay()`` for async views: the row is written in Django's thread for database work."""
-        return await self.aapply_async(args, kwargs)
-
-    async def aapply_async(self, *args: Any, **options: Any) -> AsyncResult[Any]:
-        """``apply_async()`` for async views."""
-        return await sync_to_async(self.apply_async)(*args, **options)
 
     def _request(
         self, job_id: uuid.UUID, rendered: Rendered, *, countdown: Any = None, eta: Any = None, expires: Any = None
@@ -222,7 +203,7 @@ class Call(Times, Sensitive, DjangoTask):
         link: Any,
         link_error: Any,
         shadow: str | None,
-        options: dict[str, Any],
+        options: Any,
     ) -> Rendered:
         args, kwargs = () if args is None else args, {} if kwargs is None else kwargs
         plain = not options and not link and not link_error and not shadow
@@ -280,7 +261,7 @@ class Call(Times, Sensitive, DjangoTask):
         run = parent.request.get("reliable_run")
         return run is None or not run.open
 
-    def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[Any]:
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> JobResult[R_co]:
         """The result of a job of this task: its row answers first, then the result backend."""
         kwargs.setdefault("backend", stages.results.OfTask(self))
         return stages.results.JobResult(task_id, app=self._get_app(), task_name=self.name, **kwargs)

@@ -9,6 +9,7 @@ from django.db import transaction
 
 from reliable_jobs.backoff import DAY, TEN_HOURS
 from reliable_jobs.conf import settings
+from reliable_jobs.protocols import P, R_co
 from reliable_jobs.run import pools
 from reliable_jobs.run.trail import TRAIL
 from reliable_jobs.task import function, guards, stages
@@ -16,7 +17,7 @@ from reliable_jobs.task.call import Call
 from reliable_jobs.task.control import RunControl
 
 
-class ReliableTask(RunControl, Call):
+class ReliableTask(RunControl, Call[P, R_co]):
     """Base class: ``@shared_task(base=ReliableTask)``, ``@app.task(base=ReliableTask)``, or a subclass with ``run``.
     For a whole app see :class:`~reliable_jobs.task.adopted_task.AdoptedTask`.
 
@@ -61,7 +62,7 @@ class ReliableTask(RunControl, Call):
 
     # --- run ----------------------------------------------------------------------------------------------------------
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """In a worker: one delivery of a job, run to its settlement. Called directly or eagerly: just the body, for an
         atomic task in a transaction when eager."""
         request = self.request
@@ -121,7 +122,7 @@ class ReliableTask(RunControl, Call):
         return float(limit) + settings.LEASE if limit else float(settings.RUN_DEADLINE)
 
 
-class RetriedTask(ReliableTask):
+class RetriedTask(ReliableTask[P, R_co]):
     """Retries every error with exponential back-off and jitter, up to ``max_retries`` times."""
 
     autoretry_for = (Exception,)
@@ -130,13 +131,13 @@ class RetriedTask(ReliableTask):
     retry_jitter = True
 
 
-class TenHourTask(RetriedTask):
+class TenHourTask(RetriedTask[P, R_co]):
     """Keeps trying for ten hours."""
 
     retry_window = TEN_HOURS
 
 
-class DayLongTask(RetriedTask):
+class DayLongTask(RetriedTask[P, R_co]):
     """Keeps trying for 24 hours."""
 
     retry_window = DAY

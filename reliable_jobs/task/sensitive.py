@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 HIDDEN = "[hidden]"
@@ -18,7 +18,6 @@ class Sensitive:
     """The half of a task that knows which of its arguments are hidden."""
 
     sensitive: bool | Iterable[str] = ()
-    run: Callable[..., Any]
 
     def _is_sensitive(self, name: str) -> bool:
         return self.sensitive is True or (self.sensitive is not False and name in self.sensitive)
@@ -44,4 +43,5 @@ class Sensitive:
 
     def _positional_names(self) -> list[str]:
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        return [p.name for p in inspect.signature(self.run).parameters.values() if p.kind in kinds]
+        task: Any = self
+        return [p.name for p in inspect.signature(task.run).parameters.values() if p.kind in kinds]
