@@ -1,4 +1,4 @@
-"""Which of the configured databases hold jobs.
+"""Which of the configured databases hold jobs, and which of them a call or a message means.
 
 The database that the routers choose for a new job always counts. Another one counts when the routers allow the jobs
 table there, the table exists, and it can be written: a database of another application, a read replica and a second
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from celery.exceptions import SoftTimeLimitExceeded
 from django.db import connections, router
 
+from reliable_jobs.errors import AmbiguousTransaction
 from reliable_jobs.models import Job
 
 logger = logging.getLogger("reliable_jobs.databases")
@@ -36,6 +37,40 @@ class Answer(NamedTuple):
 
 
 _answers: dict[tuple[str, ...], tuple[float, Answer]] = {}
+
+
+def write_alias() -> str:
+    """The database whose open transaction a new job belongs to; the router's write alias where none is open.
+
+    Raises:
+        AmbiguousTransaction: transactions are open on two databases that both hold the jobs table.
+    """
+    default = router.db_for_write(Job)
+    open_aliases = [
+        connection.alias
+        for connection in connections.all(initialized_only=True)
+        if in_users_transaction(connection) and router.allow_migrate_model(connection.alias, Job)
+    ]
+    if any(alias != default for alias in open_aliases):
+        open_aliases = list(distinct(sorted(open_aliases, key=lambda alias: alias != default)))
+    if len(open_aliases) > 1:
+        raise AmbiguousTransaction(
+            f"Transactions are open on {' and '.join(sorted(open_aliases))}; a job can commit with only one of them. "
+            "Say which: apply_async(..., using='…')."
+        )
+    return open_aliases[0] if open_aliases else default
+
+
+def pointer_alias(pointer: Any) -> str:
+    """The database that a message's pointer names; where it names none of ours, the one that a job would go to."""
+    using = pointer.get("using") if isinstance(pointer, dict) else None
+    return using if isinstance(using, str) and using in connections else write_alias()
+
+
+def in_users_transaction(connection: Any) -> bool:
+    """Whether a transaction of the caller's is open. Django's TestCase holds one on every database, which is not."""
+    # Private: pinned by tests/test_outbox.py.
+    return any(not getattr(block, "_from_testcase", False) for block in connection.atomic_blocks)
 
 
 def candidates() -> list[str]:

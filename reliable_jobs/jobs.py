@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from django.db.models import QuerySet
 
 from reliable_jobs import lifecycle
-from reliable_jobs.enqueue.outbox import write_alias
+from reliable_jobs.databases import write_alias
 from reliable_jobs.lifecycle import Report
 from reliable_jobs.models import Job
 from reliable_jobs.sweep.ensure_jobs import ensure_jobs

@@ -18,9 +18,10 @@ from django.db import DatabaseError, connection, transaction
 from django.test import TestCase, override_settings
 from django.utils import timezone
 
+from reliable_jobs import databases
 from reliable_jobs.dispatch import on_commit, publisher
 from reliable_jobs.dispatch.publisher import Publisher
-from reliable_jobs.enqueue import keys, outbox
+from reliable_jobs.enqueue import keys
 from reliable_jobs.errors import (
     AmbiguousTransaction,
     EnqueueError,
@@ -205,8 +206,8 @@ def test_the_jobs_of_two_threads_do_not_mix(jobs: InProcess) -> None:
     seen: list[int] = []
     with transaction.atomic():
         tasks.effect.delay("mine")
-        assert len(on_commit.pending("default")) == 1
-        thread = threading.Thread(target=lambda: seen.append(len(on_commit.pending("default"))))
+        assert len(on_commit._open.hooks("default")) == 1
+        thread = threading.Thread(target=lambda: seen.append(len(on_commit._open.hooks("default"))))
         thread.start()
         thread.join()
     assert seen == [0]
@@ -215,7 +216,7 @@ def test_the_jobs_of_two_threads_do_not_mix(jobs: InProcess) -> None:
 def test_more_jobs_than_one_commit_can_publish_are_left_to_the_sweeper(
     jobs: InProcess, publishes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "MAX_ON_COMMIT", 3)
+    monkeypatch.setattr(on_commit, "MAX_ON_COMMIT", 3)
     with transaction.atomic():
         for n in range(5):
             tasks.effect.delay(str(n))
@@ -309,16 +310,16 @@ def test_a_queue_named_by_an_enum_is_the_value_in_the_row_too(jobs: InProcess) -
 
 
 def test_django_still_marks_the_transactions_of_its_test_case() -> None:
-    """enqueue/outbox.py tells them apart by a private attribute; should Django rename it, this test says so."""
+    """databases.py tells them apart by a private attribute; should Django rename it, this test says so."""
     assert "_from_testcase = True" in inspect.getsource(TestCase._enter_atomics)
 
 
 @pytest.mark.django_db
 def test_the_transaction_of_a_test_case_is_not_the_users(rows: InProcess) -> None:
     assert connection.in_atomic_block
-    assert not on_commit.in_users_transaction(connection)
+    assert not databases.in_users_transaction(connection)
     with transaction.atomic():
-        assert on_commit.in_users_transaction(connection)
+        assert databases.in_users_transaction(connection)
 
 
 def test_capture_on_commit_callbacks_publishes_once(
@@ -391,7 +392,7 @@ def test_a_database_that_does_not_exist_is_an_error_that_names_it(jobs: InProces
     "pointer", [None, {}, {"using": "nowhere"}, {"using": 5}, {"using": ["default"]}, "default", []], ids=repr
 )
 def test_a_pointer_that_names_no_database_of_ours_means_the_usual_one(jobs: InProcess, pointer: Any) -> None:
-    assert outbox.pointer_alias(pointer) == "default"
+    assert databases.pointer_alias(pointer) == "default"
 
 
 # --- outside the transaction ----------------------------------------------------------------------------------------

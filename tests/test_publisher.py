@@ -15,8 +15,9 @@ from celery import Celery
 from kombu import Exchange, Queue
 from kombu.transport import memory
 
-from reliable_jobs.dispatch.connection import BrokerTimeout, Link, Receipt
+from reliable_jobs.dispatch.connection import Link
 from reliable_jobs.dispatch.publisher import MAX_IDLE, Publisher, publisher
+from reliable_jobs.dispatch.receipt import BrokerTimeout, Receipt
 from reliable_jobs.message.row_to_message import Outgoing
 from tests import inprocess
 from tests.celery_app import app

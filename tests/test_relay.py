@@ -15,8 +15,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django.utils import timezone
 
-from reliable_jobs.dispatch import notify
-from reliable_jobs.enqueue import outbox
+from reliable_jobs.dispatch import notify, on_commit
 from reliable_jobs.models import Job
 from reliable_jobs.sweep import pruner, relay, sweeper
 from reliable_jobs.sweep.relay import Relay
@@ -263,7 +262,7 @@ def test_relays_killed_in_mid_work_leave_every_job_to_the_next_one_and_none_twic
 @pytest.mark.promise("I1")
 def test_a_database_without_notify_is_polled(stack: Stack, idle_queue: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notify, "nudge", lambda alias: None)
-    tasks.effect.bulk_delay((f"polled {n}",) for n in range(outbox.MAX_ON_COMMIT + 1))
+    tasks.effect.bulk_delay((f"polled {n}",) for n in range(on_commit.MAX_ON_COMMIT + 1))
     relay_process(stack, "--interval", "0.2").wait_for_line("Relay is ready")
     wait_until(lambda: not Job.objects.filter(sends=0).exists(), "all are sent")
     assert relay.SHORT < notify.ACTIVE / 2

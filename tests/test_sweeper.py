@@ -21,8 +21,8 @@ from django.utils import timezone
 from reliable_jobs import databases
 from reliable_jobs.backoff import next_check
 from reliable_jobs.conf import settings
-from reliable_jobs.dispatch.connection import BrokerTimeout, Receipt
 from reliable_jobs.dispatch.publisher import Publisher, publisher
+from reliable_jobs.dispatch.receipt import BrokerTimeout, Receipt
 from reliable_jobs.message.row_to_message import HEADER
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.sweep import ensure_jobs as declared

@@ -25,6 +25,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from reliable_jobs import ReliableTask
+from reliable_jobs.dispatch import on_commit
 from reliable_jobs.enqueue import bulk, outbox, template
 from reliable_jobs.enqueue import insert as rows_module
 from reliable_jobs.enqueue.render import Capture
@@ -232,7 +233,7 @@ def test_a_write_that_fails_leaves_no_hooks_of_the_callers_to_fire(jobs: InProce
         taken = str(uuid.uuid4())
         tasks.effect.apply_async(("x",), task_id=taken)
         with pytest.raises(IntegrityError):
-            rows_module.insert("default", {**outbox._values(request_of(taken), 0)})
+            rows_module.insert("default", {**outbox._values(request_of(taken), later=False, sends=0)})
     assert not fired
     assert not Job.objects.exists()
 
@@ -247,7 +248,7 @@ def test_calls_may_come_from_the_database_that_they_are_written_to(
     stack: Stack, idle_queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulk, "BLOCK", 3)
-    monkeypatch.setattr(outbox, "MAX_ON_COMMIT", 2)
+    monkeypatch.setattr(on_commit, "MAX_ON_COMMIT", 2)
     with not_for_ever(), transaction.atomic():
         ids = tasks.effect.bulk_delay((str(Job.objects.count()),) for _ in range(10))
     assert Job.objects.count() == len(ids) == 10
@@ -316,7 +317,7 @@ def test_values_may_be_encoded_from_the_database_that_they_are_written_to(
     from reliable_jobs.message.decode import arguments
 
     monkeypatch.setattr(bulk, "BLOCK", 3)
-    monkeypatch.setattr(outbox, "MAX_ON_COMMIT", 1)
+    monkeypatch.setattr(on_commit, "MAX_ON_COMMIT", 1)
     names: list[Any] = [f"plain {number}" for number in range(10)]
     names[where] = kind()
     with not_for_ever(), transaction.atomic():
@@ -335,7 +336,7 @@ def test_an_error_while_the_server_takes_rows_in_writes_none_of_them(
     stack: Stack, idle_queue: str, monkeypatch: pytest.MonkeyPatch, bad: Any, error: type[Exception]
 ) -> None:
     monkeypatch.setattr(bulk, "BLOCK", 3)
-    monkeypatch.setattr(outbox, "MAX_ON_COMMIT", 1)
+    monkeypatch.setattr(on_commit, "MAX_ON_COMMIT", 1)
     calls = [*((f"fine {number}",) for number in range(7)), bad, ("fine",)]
     with transaction.atomic():
         tasks.effect.delay("stays")
@@ -348,7 +349,7 @@ def test_an_error_while_the_server_takes_rows_in_writes_none_of_them(
 def test_bulks_of_one_transaction_share_the_bound_of_its_commit(
     jobs: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "MAX_ON_COMMIT", 5)
+    monkeypatch.setattr(on_commit, "MAX_ON_COMMIT", 5)
     with transaction.atomic():
         for _ in range(3):
             tasks.effect.bulk_delay([("x",)] * 3)
@@ -459,7 +460,7 @@ def test_a_savepoint_rolled_back_takes_its_bulk_along(jobs: InProcess) -> None:
 def test_more_than_one_commit_can_publish_are_left_to_the_sweepers(
     jobs: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "MAX_ON_COMMIT", 3)
+    monkeypatch.setattr(on_commit, "MAX_ON_COMMIT", 3)
     tasks.effect.bulk_delay([(f"few {n}",) for n in range(3)])
     assert len(jobs.take()) == 3
     tasks.effect.bulk_delay((f"many {n}",) for n in range(4))
@@ -474,7 +475,7 @@ def test_what_one_commit_can_publish_may_come_in_several_blocks(
     jobs: InProcess, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr(bulk, "BLOCK", 2)
-    monkeypatch.setattr(outbox, "MAX_ON_COMMIT", 6)
+    monkeypatch.setattr(on_commit, "MAX_ON_COMMIT", 6)
     ids = tasks.effect.bulk_delay((f"call {n}",) for n in range(number))
     sent = number if number <= 6 else 0
     assert len(jobs.take()) == Job.objects.filter(sends=1).count() == sent
@@ -520,7 +521,7 @@ def test_a_task_that_fans_out_is_its_jobs_parent(jobs: InProcess) -> None:
 @pytest.mark.servers
 @pytest.mark.promise("I1")
 def test_a_bulk_goes_by_copy_and_every_job_of_it_runs_once(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "MAX_ON_COMMIT", 200)
+    monkeypatch.setattr(on_commit, "MAX_ON_COMMIT", 200)
     with stack.own_queue():
         with transaction.atomic():
             ids = tasks.effect.bulk_delay((f"copied {n}",) for n in range(300))

@@ -18,8 +18,8 @@ from reliable_jobs.admin import content, story
 from reliable_jobs.admin.listing import BoundedPaginator, CreatedFilter, JobChangeList, ShowFilter, search
 from reliable_jobs.admin.views import OperationViews
 from reliable_jobs.clock import Now
-from reliable_jobs.dispatch.connection import Depth
 from reliable_jobs.dispatch.publisher import publisher
+from reliable_jobs.dispatch.receipt import Depth
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.status import Status
 

@@ -18,7 +18,6 @@ from reliable_jobs.checks.celery_settings import TAG
 from reliable_jobs.checks.loading import configured_app, load_tasks, reliable_tasks
 from reliable_jobs.conf import settings
 from reliable_jobs.dispatch import bundles
-from reliable_jobs.task.function import why_not
 from reliable_jobs.task.guards import GUARD
 from reliable_jobs.task.reliable_task import ReliableTask
 
@@ -137,7 +136,7 @@ def _unlimited(app: Celery, tasks: list[Any]) -> Iterator[CheckMessage]:
 
 
 def _generators(tasks: list[Any]) -> Iterator[CheckMessage]:
-    names = [task.name for task in tasks if why_not(task.run) is not None]
+    names = [task.name for task in tasks if task.is_generator]
     if names:
         yield Error(
             f"The task function is a generator (it has a yield), so calls are refused: {_list(names)}.",

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from celery import Celery
 
-from reliable_jobs.dispatch.connection import BrokerTimeout, Link, Receipt
+from reliable_jobs.dispatch.connection import Link
+from reliable_jobs.dispatch.receipt import BrokerTimeout, Receipt
 from reliable_jobs.message.row_to_message import Outgoing
 
 

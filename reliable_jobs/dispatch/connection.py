@@ -8,23 +8,21 @@ that did not raise counts, and the sweeper makes up for what they lose.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
-import struct
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from amqp.exceptions import ConnectionError as AmqpConnectionError
-from amqp.exceptions import FrameSyntaxError
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 from kombu import Producer
 from kombu.transport.base import Transport
 
 from reliable_jobs.dispatch import amqp_frames
+from reliable_jobs.dispatch.receipt import UNENCODABLE, BrokerTimeout, Depth, Receipt
 from reliable_jobs.message.row_to_message import Outgoing
 
 logger = logging.getLogger("reliable_jobs.publisher")
@@ -34,77 +32,14 @@ CHUNK = 64 * 1024
 #: Messages on the wire before the first confirm is awaited.
 WINDOW = 500
 _NOT_CONFIRMED = "not confirmed in time"
-#: What py-amqp raises for a header or property that AMQP has no type for.
-_UNENCODABLE = (FrameSyntaxError, struct.error, TypeError, ValueError, OverflowError)
-
-
-@dataclasses.dataclass
-class Receipt:
-    """What became of a batch. A job in none of the three is *unknown*: it may or may not have arrived."""
-
-    confirmed: set[uuid.UUID] = dataclasses.field(default_factory=set)
-    #: Unroutable, with the broker's words.
-    returned: dict[uuid.UUID, str] = dataclasses.field(default_factory=dict)
-    nacked: set[uuid.UUID] = dataclasses.field(default_factory=set)
-    #: Why the batch was cut short, if it was.
-    error: Exception | None = None
-    #: The message that could not be encoded for the wire, or whose queue could not be declared, where that was why.
-    unsendable: uuid.UUID | None = None
-    attempts: int = 1
-    #: The connection ended while it published, and not because the broker was going down.
-    died: bool = False
-
-    def worth_another_try(self, job_id: uuid.UUID) -> bool:
-        """Whether a message is neither confirmed nor given up. The first return counts as a queue that was deleted
-        behind a kept connection: another one declares it anew."""
-        return job_id not in self.confirmed and (self.attempts == 1 or job_id not in self.returned)
-
-    def given_up(self) -> dict[uuid.UUID, str]:
-        """What no further attempt will take."""
-        gone = dict(self.returned) if self.attempts > 1 else {}
-        if self.unsendable is not None:
-            encoded = not isinstance(self.error, _UNENCODABLE)
-            why = "the broker refuses its queue" if encoded else "can't be encoded for the broker"
-            gone[self.unsendable] = f"{why}: {self.error!r}"
-        return gone
-
-    def unpack(self, bundles: Mapping[uuid.UUID, Sequence[uuid.UUID]]) -> None:
-        """Say of each job in a bundle what became of the bundle."""
-        for bundle_id, job_ids in bundles.items():
-            for some in (self.confirmed, self.nacked):
-                if bundle_id in some:
-                    some.remove(bundle_id)
-                    some.update(job_ids)
-            if bundle_id in self.returned:
-                self.returned.update(dict.fromkeys(job_ids, self.returned.pop(bundle_id)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Depth:
-    """Of a queue. Messages that a consumer has prefetched are not counted as ready."""
-
-    ready: int
-    consumers: int
-    #: Whether there is a queue of that name. (Where an exchange routes, the name may be a routing key.)
-    exists: bool = True
-
-    @property
-    def abandoned(self) -> bool:
-        """Messages wait and nobody consumes them. (An empty queue without a consumer has lost its messages: more must
-        be sent, not least because some sites start their workers when they see one.)"""
-        return self.ready > 0 and self.consumers == 0
 
 
 def _ends_connection(error: Exception) -> bool:
     """Whether the connection is gone, by the broker's will or without a word; not where the broker is shut down (320)
     or closed the channel alone."""
-    if isinstance(error, (BrokerTimeout, *_UNENCODABLE)):
+    if isinstance(error, (BrokerTimeout, *UNENCODABLE)):
         return False
     return isinstance(error, (OSError, AmqpConnectionError)) and getattr(error, "code", None) != 320
-
-
-class BrokerTimeout(Exception):
-    """The broker did not answer within the time budget."""
 
 
 def _within(timeout: float, transport: Transport, theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,9 +148,6 @@ class Link:
                 self._confirm_mode()
         self.declared.add(name)
 
-    def has_declared(self, messages: Sequence[Outgoing]) -> bool:
-        return all(message.queue in self.declared for message in messages)
-
     def declare_for(self, messages: Sequence[Outgoing]) -> Receipt:
         """Declare the messages' queues. What went wrong stands in the receipt."""
         receipt = Receipt()
@@ -249,7 +181,7 @@ class Link:
     def _declare_for(self, message: Outgoing, receipt: Receipt) -> None:
         try:
             self.declare(message.queue)
-        except (*self.connection.channel_errors, *_UNENCODABLE):
+        except (*self.connection.channel_errors, *UNENCODABLE):
             # A name that the broker refuses (403 for ``amq.…``) or that can't be written: this message's own fault.
             receipt.unsendable = message.id
             raise
@@ -260,7 +192,7 @@ class Link:
         for message in messages:
             try:
                 frames += self._frames(message)
-            except _UNENCODABLE:
+            except UNENCODABLE:
                 self.receipt.unsendable = message.id
                 raise
             if len(frames) >= CHUNK:

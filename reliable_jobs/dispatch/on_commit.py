@@ -12,30 +12,30 @@ import functools
 import itertools
 import logging
 import threading
+import uuid
 import weakref
-from typing import Any
+from collections.abc import Iterable
 
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 from django.db import connections, transaction
 
 from reliable_jobs import databases
+from reliable_jobs.conf import settings
 from reliable_jobs.dispatch import notify
 from reliable_jobs.dispatch.publisher import publisher
-from reliable_jobs.message.row_to_message import Outgoing, Unsent, outgoing
+from reliable_jobs.message.row_to_message import Outgoing, Rendered, first_outgoing
 
 logger = logging.getLogger("reliable_jobs.outbox")
 
-
-def in_users_transaction(connection: Any) -> bool:
-    # Django's TestCase holds one on every database; it is not the user's. Private: pinned by tests/test_outbox.py.
-    return any(not getattr(block, "_from_testcase", False) for block in connection.atomic_blocks)
+#: Jobs of one transaction that its commit publishes; the rest is born unsent and published by the sweeper.
+MAX_ON_COMMIT = 1000
 
 
 def is_uncommitted(job_id: str) -> bool:
     """Whether this thread has enqueued the job in a transaction that is open now, so that nobody else sees it yet."""
     return any(
-        in_users_transaction(connection) and any(job_id in hook.ids for hook in _pending.noted(connection.alias))
+        databases.in_users_transaction(connection) and any(job_id in hook.ids for hook in _open.noted(connection.alias))
         for connection in connections.all(initialized_only=True)
     )
 
@@ -48,43 +48,52 @@ def commits_by_hand(alias: str) -> bool:
     return not managed and not connection.get_autocommit()
 
 
-def dispatch_on_commit(app: Celery, alias: str, jobs: list[Unsent]) -> None:
+def publishes(app: Celery, alias: str, jobs: int) -> bool:
+    """Whether the commit is to publish so many jobs more; if not, their rows are born unsent and a sweeper does."""
+    if settings.DISPATCH == "relay" or commits_by_hand(alias):
+        return False
+    # What one request can't publish within its budget is better not begun: the sweeper takes it in windows.
+    hooks = _open.hooks(alias)
+    pending = len(hooks) if jobs == 1 else sum(len(hook.messages) for hook in hooks.values())
+    return pending + jobs <= MAX_ON_COMMIT and not publisher(app).breaker_open
+
+
+def dispatch_on_commit(app: Celery, alias: str, jobs: Iterable[tuple[uuid.UUID, Rendered]]) -> None:
+    """Publish the first message of new rows when the open transaction commits; at once where none is open."""
     using = databases.principal(alias)
-    hook = _DispatchOnCommit(app, alias, [outgoing(job, using) for job in jobs])
+    hook = _DispatchOnCommit(app, alias, [first_outgoing(job_id, rendered, using) for job_id, rendered in jobs])
     transaction.on_commit(hook, using=alias)
 
 
-def note(alias: str, ids: list[str]) -> None:
-    if in_users_transaction(connections[alias]):
+def leave_to_sweeper(alias: str, ids: list[str], *, wake: bool) -> None:
+    """New rows that the commit does not publish.
+
+    Args:
+        wake: tell the relays after the commit.
+    """
+    if commits_by_hand(alias):
+        return
+    if wake:
+        transaction.on_commit(functools.partial(notify.nudge, alias), using=alias)
+    if databases.in_users_transaction(connections[alias]):
         transaction.on_commit(_Noted(alias, ids), using=alias)
 
 
-def wake_on_commit(alias: str) -> None:
-    transaction.on_commit(functools.partial(notify.nudge, alias), using=alias)
-
-
-class _Pending(threading.local):
+class _Open(threading.local):
     """The hooks of this thread's open transactions, by alias, in the order of their enqueue."""
 
     def __init__(self) -> None:
         self._by_alias: dict[str, weakref.WeakValueDictionary[int, _DispatchOnCommit]] = {}
         self._noted: dict[str, weakref.WeakSet[_Noted]] = {}
 
-    def of(self, alias: str) -> weakref.WeakValueDictionary[int, _DispatchOnCommit]:
+    def hooks(self, alias: str) -> weakref.WeakValueDictionary[int, _DispatchOnCommit]:
         return self._by_alias.setdefault(alias, weakref.WeakValueDictionary())
 
     def noted(self, alias: str) -> weakref.WeakSet[_Noted]:
         return self._noted.setdefault(alias, weakref.WeakSet())
 
 
-_pending = _Pending()
-
-
-def pending(alias: str) -> weakref.WeakValueDictionary[int, _DispatchOnCommit]:
-    """The hooks of this thread's open transaction that will publish, in the order of their enqueue."""
-    return _pending.of(alias)
-
-
+_open = _Open()
 _order = itertools.count()
 
 
@@ -93,7 +102,7 @@ class _Noted:
 
     def __init__(self, alias: str, ids: list[str]) -> None:
         self.ids = ids
-        _pending.noted(alias).add(self)
+        _open.noted(alias).add(self)
 
     def __call__(self) -> None:
         """The jobs are committed."""
@@ -107,7 +116,7 @@ class _DispatchOnCommit(_Noted):
         self.app = app
         self.messages = messages
         self.dispatched = False
-        self.pending = _pending.of(alias)
+        self.pending = _open.hooks(alias)
         self.pending[next(_order)] = self
 
     def __call__(self) -> None:
@@ -130,8 +139,8 @@ def dispatch(app: Celery, messages: list[Outgoing]) -> None:
 
     A failure is logged once, by the breaker.
     """
-    if not messages or publisher(app).breaker_open:
+    if not messages or (broker := publisher(app)).breaker_open:
         return
-    receipt = publisher(app).publish(messages)
+    receipt = broker.publish(messages)
     for job_id, why in receipt.returned.items():
         logger.warning("Job %s was not routed (%s); the sweeper tries again.", job_id, why)

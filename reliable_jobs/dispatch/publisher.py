@@ -12,7 +12,6 @@ import math
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Sequence
 
 from celery import Celery, current_app
@@ -20,16 +19,16 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from reliable_jobs.conf import settings
 from reliable_jobs.dispatch import bundles as bundle
+from reliable_jobs.dispatch import second_tries
 from reliable_jobs.dispatch.connect import Preparation
-from reliable_jobs.dispatch.connection import BrokerTimeout, Depth, Link, Receipt
+from reliable_jobs.dispatch.connection import Link
+from reliable_jobs.dispatch.receipt import Depth, Receipt, is_refusal
 from reliable_jobs.message.row_to_message import Outgoing
 
 logger = logging.getLogger("reliable_jobs.publisher")
 
 #: Idle connections kept per process.
 MAX_IDLE = 10
-#: Connections that one publish may lose while it looks for the message that kills them.
-MOST_ATTEMPTS = 50
 
 
 class Publisher:
@@ -73,87 +72,21 @@ class Publisher:
         """
         self._forked()
         deadline = time.monotonic() + (settings.PUBLISH_TIMEOUT if timeout is None else timeout)
-        packed, bundles = bundle.pack(self.app, messages)
-        total = self._publish(packed, deadline)
-        total.unpack(bundles)
-        return total
-
-    def _publish(self, messages: Sequence[Outgoing], deadline: float) -> Receipt:
-        total = self._attempt(messages, deadline, reuse=True)
-        while left := [message for message in messages if total.worth_another_try(message.id)]:
-            again = self._again(left, total, deadline)
-            if again is None:
-                break
-            total = again
+        packed, bundles = (messages, {}) if len(messages) == 1 else bundle.pack(self.app, messages)
+        total = self._attempt(packed, deadline, reuse=True)
+        if len(total.confirmed) < len(packed):
+            total = second_tries.publish(self._attempt, packed, total, deadline)
         if total.error is not None and not total.confirmed:
             self._trip(total.error)
-        return total
-
-    def _again(self, left: list[Outgoing], so_far: Receipt, deadline: float) -> Receipt | None:
-        """Another attempt for what is left, where one can help: a kept connection may have died unnoticed, a queue been
-        deleted (a new connection declares it anew), one message have spoilt the batch. None when there is no point."""
-        error = so_far.error
-        exhausted = so_far.attempts > 2 + len(so_far.returned) or time.monotonic() >= deadline
-        if exhausted or isinstance(error, BrokerTimeout):
-            return None
-        if so_far.died and so_far.attempts > 1:
-            return self._without_the_guilty(left, so_far, deadline)
-        left = [message for message in left if message.id != so_far.unsendable]
-        # A refused message (no such exchange, no permission, a wrong user_id) closes the channel and does not say which
-        # one it was: one at a time finds out.
-        singly = _is_refusal(error)
-        batches = [[message] for message in left] if singly else [left]
-        total = Receipt(confirmed=so_far.confirmed, returned=so_far.given_up(), attempts=so_far.attempts + 1)
-        for batch in batches:
-            receipt = self._attempt(batch, deadline, reuse=singly)
-            total.confirmed |= receipt.confirmed
-            total.returned |= receipt.returned
-            total.nacked |= receipt.nacked
-            if singly and _is_refusal(receipt.error):
-                total.returned[batch[0].id] = f"unroutable: {receipt.error}"
-            elif receipt.error is not None:
-                total.error, total.unsendable, total.died = receipt.error, receipt.unsendable, receipt.died
-                break
-        return total
-
-    def _without_the_guilty(self, left: list[Outgoing], so_far: Receipt, deadline: float) -> Receipt:
-        """A second connection has died with these messages, so one of them may be why: RabbitMQ closes the connection
-        over a frame that it can't read, and does not say which. Halves, and halves of those, find it; the others are
-        sent. One that kills two connections by itself is given up."""
-        total = Receipt(confirmed=so_far.confirmed, returned=so_far.given_up(), attempts=so_far.attempts)
-        batches: list[list[Outgoing]] = [left]
-        suspect: uuid.UUID | None = None
-        while batches:
-            if total.attempts > MOST_ATTEMPTS:
-                total.error = so_far.error
-                break
-            total.attempts += 1
-            batch = batches.pop()
-            receipt = self._attempt(batch, deadline, reuse=True)
-            total.confirmed |= receipt.confirmed
-            total.returned |= receipt.returned
-            total.nacked |= receipt.nacked
-            if receipt.error is None:
-                continue
-            if not receipt.died:
-                total.error, total.unsendable = receipt.error, receipt.unsendable
-                break
-            rest = [message for message in batch if message.id not in receipt.confirmed]
-            if len(rest) > 1:
-                half = len(rest) // 2
-                batches += [rest[half:], rest[:half]]
-            elif rest and suspect == rest[0].id:
-                total.returned[rest[0].id] = f"the broker closes the connection over it: {receipt.error!r}"
-            elif rest:
-                suspect = rest[0].id
-                batches.append(rest)
+        if bundles:
+            total.unpack(bundles)
         return total
 
     def _attempt(self, messages: Sequence[Outgoing], deadline: float, reuse: bool) -> Receipt:
         if not messages:
             return Receipt()
         link, receipt = self._idle_link() if reuse else None, Receipt()
-        if link is None or not link.has_declared(messages):
+        if link is None or not link.declared.issuperset([message.queue for message in messages]):
             try:
                 link, receipt = Preparation(self.app, link, messages).result(deadline - time.monotonic())
             except SoftTimeLimitExceeded:
@@ -211,7 +144,7 @@ class Publisher:
                 link.probe(timeout)
             except Exception as error:
                 link.drop()
-                if _is_refusal(error):
+                if is_refusal(error):
                     return True  # a user who may not write to the default exchange: the broker lives
                 if not link.used:
                     return False
@@ -306,11 +239,6 @@ class Publisher:
         self._open = False
         self.close()  # the probe's own connection: whoever has closed this publisher meanwhile would not close it again
         logger.warning("Broker is back; publishing on commit again.")
-
-
-def _is_refusal(error: Exception | None) -> bool:
-    """Whether the broker closed the channel over one message: AMQP's soft errors."""
-    return getattr(error, "code", None) in (311, 403, 404, 405, 406)
 
 
 _publishers: dict[int, Publisher] = {}

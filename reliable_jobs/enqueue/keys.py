@@ -36,12 +36,6 @@ class Request:
     #: The caller named the id, so it may exist already.
     id_given: bool = False
 
-    @property
-    def later(self) -> bool:
-        if self.eta is not None:
-            return self.eta > datetime.datetime.now(datetime.timezone.utc)
-        return bool(self.countdown and self.countdown > 0)
-
 
 def insert_unless_there(values: dict[str, Any], request: Request, alias: str) -> uuid.UUID | None:
     """Insert; or return the id of the job that has the key or the task id already."""

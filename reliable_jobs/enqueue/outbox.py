@@ -12,23 +12,17 @@ from typing import Any
 
 from celery import Celery
 from django.conf import settings as django_settings
-from django.db import connections, router
+from django.db import connections
 
 from reliable_jobs import databases
 from reliable_jobs.conf import settings
 from reliable_jobs.dispatch import on_commit
-from reliable_jobs.dispatch.publisher import publisher
 from reliable_jobs.enqueue import insert, keys
 from reliable_jobs.enqueue.insert import Each
 from reliable_jobs.enqueue.keys import Request
 from reliable_jobs.enqueue.template import Template
-from reliable_jobs.errors import AmbiguousTransaction, EnqueueError
+from reliable_jobs.errors import EnqueueError
 from reliable_jobs.lifecycle.sql import Moment
-from reliable_jobs.message.row_to_message import Unsent
-from reliable_jobs.models import Job
-
-#: Jobs of one transaction that its commit publishes; the rest is born unsent and published by the sweeper.
-MAX_ON_COMMIT = 1000
 
 
 def enqueue(app: Celery, request: Request, *, using: str | None = None, transactional: bool = True) -> uuid.UUID:
@@ -39,43 +33,16 @@ def enqueue(app: Celery, request: Request, *, using: str | None = None, transact
         EnqueueError: with nothing written; most are AmbiguousTransaction, KeyConflict or KeyBusy.
         django.db.Error: the row can't be written; inside a transaction that one is then broken, as with any write.
     """
-    alias = using or write_alias()
+    alias = using or databases.write_alias()
     if transactional:
         return _write(app, request, alias)
     return _outside_transaction(app, request, alias)
 
 
-def write_alias() -> str:
-    """The database whose open transaction the job belongs to; the router's write alias where none is open.
-
-    Raises:
-        AmbiguousTransaction: transactions are open on two databases that both hold the jobs table.
-    """
-    default = router.db_for_write(Job)
-    open_aliases = [
-        connection.alias
-        for connection in connections.all(initialized_only=True)
-        if on_commit.in_users_transaction(connection) and router.allow_migrate_model(connection.alias, Job)
-    ]
-    if any(alias != default for alias in open_aliases):
-        open_aliases = list(databases.distinct(sorted(open_aliases, key=lambda alias: alias != default)))
-    if len(open_aliases) > 1:
-        raise AmbiguousTransaction(
-            f"Transactions are open on {' and '.join(sorted(open_aliases))}; a job can commit with only one of them. "
-            "Say which: apply_async(..., using='…')."
-        )
-    return open_aliases[0] if open_aliases else default
-
-
-def pointer_alias(pointer: Any) -> str:
-    """The database that a message's pointer names; where it names none of ours, the one that a job would go to."""
-    using = pointer.get("using") if isinstance(pointer, dict) else None
-    return using if isinstance(using, str) and using in connections else write_alias()
-
-
 def _write(app: Celery, request: Request, alias: str) -> uuid.UUID:
-    immediate = not request.later and _dispatches_now(app, alias)
-    values = _values(request, sends=1 if immediate else 0)
+    later = _is_for_later(request)
+    immediate = not later and on_commit.publishes(app, alias, 1)
+    values = _values(request, later=later, sends=1 if immediate else 0)
     if request.key is None and not request.id_given:
         insert.insert(alias, values)
     else:
@@ -83,13 +50,10 @@ def _write(app: Celery, request: Request, alias: str) -> uuid.UUID:
         if existing is not None:
             return existing
     if immediate:
-        on_commit.dispatch_on_commit(app, alias, [Unsent(request.job_id, request.rendered)])
-        return request.job_id
-    if on_commit.commits_by_hand(alias):
-        return request.job_id
-    if settings.DISPATCH == "relay" and not request.later:
-        on_commit.wake_on_commit(alias)
-    on_commit.note(alias, [str(request.job_id)])
+        on_commit.dispatch_on_commit(app, alias, [(request.job_id, request.rendered)])
+    else:
+        wake = settings.DISPATCH == "relay" and not later
+        on_commit.leave_to_sweeper(alias, [str(request.job_id)], wake=wake)
     return request.job_id
 
 
@@ -110,12 +74,13 @@ def enqueue_many(
     rest = iter(blocks)
     head: list[Each] = []
     begun: Iterator[Each] = iter(())
-    while len(head) <= MAX_ON_COMMIT and (block := next(rest, None)) is not None:
+    most = on_commit.MAX_ON_COMMIT
+    while len(head) <= most and (block := next(rest, None)) is not None:
         begun = iter(block)
-        head += itertools.islice(begun, MAX_ON_COMMIT + 1 - len(head))
-    pending = sum(len(hook.messages) for hook in on_commit.pending(alias).values())
-    immediate = pending + len(head) <= MAX_ON_COMMIT and not request.later and _dispatches_now(app, alias)
-    common = _values(request, sends=1 if immediate else 0)
+        head += itertools.islice(begun, most + 1 - len(head))
+    later = _is_for_later(request)
+    immediate = not later and on_commit.publishes(app, alias, len(head))
+    common = _values(request, later=later, sends=1 if immediate else 0)
     for name in ("id", "body", "envelope"):
         del common[name]
     if template.own_root:
@@ -128,29 +93,25 @@ def enqueue_many(
             yield job
 
     insert.insert_many(alias, common, map(noted, itertools.chain([itertools.chain(head, begun)], rest)))
-    if immediate and head:
-        common_part = request.rendered
+    if not immediate:
+        on_commit.leave_to_sweeper(alias, ids, wake=not later)
+    elif head:
         on_commit.dispatch_on_commit(
             app,
             alias,
             [
-                Unsent(uuid.UUID(one.id), dataclasses.replace(common_part, body=one.body, envelope=one.envelope))
+                (uuid.UUID(one.id), dataclasses.replace(request.rendered, body=one.body, envelope=one.envelope))
                 for one in head
             ],
         )
-    elif not on_commit.commits_by_hand(alias):
-        if not request.later:
-            on_commit.wake_on_commit(alias)
-        on_commit.note(alias, ids)
     return ids
 
 
-def _dispatches_now(app: Celery, alias: str) -> bool:
-    """Whether the commit is to publish; if not, rows are born unsent and a sweeper does."""
-    if settings.DISPATCH == "relay" or on_commit.commits_by_hand(alias):
-        return False
-    # What one request can't publish within its budget is better not begun: the sweeper takes it in windows.
-    return len(on_commit.pending(alias)) < MAX_ON_COMMIT and not publisher(app).breaker_open
+def _is_for_later(request: Request) -> bool:
+    """Whether the job is not to start now."""
+    if request.eta is not None:
+        return request.eta > datetime.datetime.now(datetime.timezone.utc)
+    return bool(request.countdown and request.countdown > 0)
 
 
 def _seconds_until(moment: Any) -> Any:
@@ -160,7 +121,7 @@ def _seconds_until(moment: Any) -> Any:
     return moment
 
 
-def _values(request: Request, sends: int) -> dict[str, Any]:
+def _values(request: Request, *, later: bool, sends: int) -> dict[str, Any]:
     rendered = request.rendered
     due = Moment()
     eta, expires = request.eta, request.expires
@@ -170,7 +131,7 @@ def _values(request: Request, sends: int) -> dict[str, Any]:
     if eta is not None:
         # Not before the eta by the database's clock, however fast this machine's runs.
         due = Moment(at=eta)
-    elif request.later:
+    elif later:
         due = Moment(delay=_seconds_until(request.eta) or request.countdown or 0.0)
     if isinstance(expires, (int, float)):
         expires_at: Any = Moment(delay=expires)
@@ -206,7 +167,7 @@ def _outside_transaction(app: Celery, request: Request, alias: str) -> uuid.UUID
         )
     if not connections[alias].in_atomic_block:
         return _write(app, request, alias)
-    if connections[alias].vendor == "sqlite" and on_commit.in_users_transaction(connections[alias]):
+    if connections[alias].vendor == "sqlite" and databases.in_users_transaction(connections[alias]):
         raise EnqueueError(
             f"{request.rendered.task}: transactional=False inside an open transaction needs a second writer, which "
             "SQLite does not have. Enqueue before the transaction, or after it."

@@ -119,7 +119,8 @@ class Capture:
         except (EncodeError, TypeError, ValueError) as error:
             raise explain.unserialisable(headers.get("task"), body, serializer, error) from error
         payload = data.encode() if isinstance(data, str) else data
-        check_readable(headers.get("task"), content_type, payload)
+        if content_type == "application/json" and b'"__type__"' in payload:
+            check_readable(headers.get("task"), payload)
         if len(payload) > (MAX_FOLLOWING_BYTES if self.follows else settings.MAX_BODY_BYTES):
             raise explain.too_large(headers.get("task"), body, serializer, len(payload), self.follows)
         if compression:
@@ -233,15 +234,13 @@ def _name(task: Any, option: str, value: Any) -> str:
     return str.__str__(value)
 
 
-def check_readable(task: Any, content_type: str, body: bytes) -> None:
-    """Kombu's JSON writes a date as a dict with ``__type__``; a caller's own dict of that form would be written and
-    never read again.
+def check_readable(task: Any, body: bytes) -> None:
+    """A body of JSON that holds ``"__type__"``: kombu writes a date as a dict with that key, and a caller's own dict of
+    that form would be written and never read again.
 
     Raises:
         UnserialisableArguments: no worker could decode the body.
     """
-    if content_type != "application/json" or b'"__type__"' not in body:
-        return
     try:
         kombu_json.loads(body)
     except SoftTimeLimitExceeded:

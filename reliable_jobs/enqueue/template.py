@@ -112,7 +112,8 @@ class Template:
             return None
         if len(body) > settings.MAX_BODY_BYTES:
             return None
-        check_readable(self.rendered.task, self.rendered.content_type, body)
+        if b'"__type__"' in body:
+            check_readable(self.rendered.task, body)
         before, between, end = self.envelope
         reply_to = self.app.thread_oid if self.replies else ""
         shown = f'"argsrepr": {_encode(self._shown(args, self.amqp.argsrepr_maxsize))}'
@@ -191,22 +192,25 @@ def is_safe(task: RunnableTask, apply_async: Any, backend_class: Any = None) -> 
         and not signals.after_task_publish.receivers
         and not task.sensitive
         and getattr(task, "_dump_pydantic_arguments", None) is None
-        and _are_celerys(celery_task, apply_async, task._get_exec_options, task.shadow_name)
-        and _are_celerys(celery_base, app.send_task, app.producer_or_acquire)
-        and _are_celerys(celery_amqp, amqp.create_task_message, amqp.send_task_message)
-        and _are_celerys(celery_routes, amqp.router.route, amqp.router.lookup_route)
+        and _are_celerys(
+            (celery_task, (apply_async, task._get_exec_options, task.shadow_name)),
+            (celery_base, (app.send_task, app.producer_or_acquire)),
+            (celery_amqp, (amqp.create_task_message, amqp.send_task_message)),
+            (celery_routes, (amqp.router.route, amqp.router.lookup_route)),
+        )
         and (issubclass(backend, AsyncBackendMixin) or backend.on_task_call is Backend.on_task_call)
         and all(type(route) is MapRoute for route in amqp.router.routes)
     )
 
 
-def _are_celerys(module: ModuleType, *functions: Any) -> bool:
-    """Whether these are the functions of a module of Celery's, and not ones put over them: a mixin that adds the tenant
-    to the headers, an instrument that adds the trace. A wrapper may copy every name; its globals are its own module's.
+def _are_celerys(*steps: tuple[ModuleType, tuple[Any, ...]]) -> bool:
+    """Whether these are the functions of Celery's modules, and not ones put over them: a mixin that adds the tenant to
+    the headers, an instrument that adds the trace. A wrapper may copy every name; its globals are its own module's.
     """
-    own = vars(module)
-    for function in functions:
-        function = getattr(function, "__func__", function)
-        if type(function) is not FunctionType or function.__globals__ is not own:
-            return False
+    for module, functions in steps:
+        own = vars(module)
+        for function in functions:
+            function = getattr(function, "__func__", function)
+            if type(function) is not FunctionType or function.__globals__ is not own:
+                return False
     return True

@@ -46,7 +46,7 @@ def once(key: str | int | uuid.UUID, work: Callable[[], T], *, scope: str, using
             f"once(): the key takes a text of 1 to 255 characters, a whole number or a UUID, and the scope 1 to 250 "
             f"characters, not {key!r}, {scope!r}."
         )
-    alias = using or stages.outbox.write_alias()
+    alias = using or stages.databases.write_alias()
     rows = stages.models.Job.objects.using(alias)
     name = f"once:{scope}"
     with transaction.atomic(using=alias):

@@ -74,20 +74,6 @@ class Outgoing:
     properties: dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Unsent:
-    """A row as it is written, as far as its first message wants to know."""
-
-    id: uuid.UUID
-    rendered: Rendered
-    rev = 0
-    sends = 1
-    requeues = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.rendered, name)
-
-
 def as_uuid(value: Any) -> uuid.UUID | None:
     """The value as a UUID, or None where it is none."""
     try:
@@ -108,28 +94,36 @@ def as_key(value: Any) -> str | None:
     return str.__str__(value)  # of an Enum's member: its value
 
 
-def outgoing(job: Job | Unsent, using: str) -> Outgoing:
+def outgoing(job: Job, using: str) -> Outgoing:
     """The broker message for a row: what Celery rendered, plus the pointer (rev, alias, number of the send).
 
-    The job is as it was *before* this send: ``sends`` counts from 1 in the header.
+    The row's ``sends`` is the number of this send, so it has been raised.
     """
+    return _outgoing(job.id, job, (job.rev, using, job.sends, job.requeues))
+
+
+def first_outgoing(job_id: uuid.UUID, rendered: Rendered, using: str) -> Outgoing:
+    """The same for a row that is being written, and the first time it is sent."""
+    return _outgoing(job_id, rendered, (0, using, 1, 0))
+
+
+def _outgoing(job_id: uuid.UUID, columns: Job | Rendered, pointer: tuple[int, str, int, int]) -> Outgoing:
     # Most hold no value of a type that JSON does not know; looking for those takes four fifths of the time.
-    envelope = (kombu_json if '"__type__"' in job.envelope else json).loads(job.envelope)
-    usual = {**USUAL_HEADERS, "id": str(job.id), "root_id": str(job.id), "task": job.task}
-    headers = {**usual, **envelope["headers"]}
-    headers[HEADER] = dict(zip(POINTER, (job.rev, using, job.sends, job.requeues), strict=True))
-    properties = {**envelope["properties"], "message_id": str(job.id), "correlation_id": str(job.id)}
-    properties.setdefault("delivery_mode", 2)
-    if job.priority is not None:
-        properties["priority"] = job.priority
+    envelope = (kombu_json if '"__type__"' in columns.envelope else json).loads(columns.envelope)
+    text = str(job_id)
+    headers = {**USUAL_HEADERS, "id": text, "root_id": text, "task": columns.task, **envelope["headers"]}
+    headers[HEADER] = dict(zip(POINTER, pointer, strict=True))
+    properties = {"delivery_mode": 2, **envelope["properties"], "message_id": text, "correlation_id": text}
+    if columns.priority is not None:
+        properties["priority"] = columns.priority
     return Outgoing(
-        id=job.id,
-        queue=job.queue,
+        id=job_id,
+        queue=columns.queue,
         exchange=envelope["exchange"],
         routing_key=envelope["routing_key"],
-        body=bytes(job.body),
-        content_type=job.content_type,
-        content_encoding=job.content_encoding,
+        body=bytes(columns.body),
+        content_type=columns.content_type,
+        content_encoding=columns.content_encoding,
         headers=headers,
         properties=properties,
     )

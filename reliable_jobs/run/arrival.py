@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import Error as DatabaseError
 
-from reliable_jobs.enqueue.outbox import pointer_alias
+from reliable_jobs.databases import pointer_alias
 from reliable_jobs.lifecycle import db_errors
 from reliable_jobs.message.row_to_message import HEADER
 from reliable_jobs.run import foreign_messages

@@ -22,8 +22,8 @@ from reliable_jobs import databases, lifecycle
 from reliable_jobs.backoff import next_check
 from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
-from reliable_jobs.dispatch.connection import Receipt
 from reliable_jobs.dispatch.publisher import publisher
+from reliable_jobs.dispatch.receipt import Receipt
 from reliable_jobs.lifecycle import seconds
 from reliable_jobs.lifecycle.sql import SENT
 from reliable_jobs.message.row_to_message import outgoing

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import itertools
 import uuid
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery import Task
 from django.db import transaction
@@ -19,14 +18,12 @@ from reliable_jobs.message.row_to_message import Rendered, as_key, as_uuid
 from reliable_jobs.protocols import P, R_co
 from reliable_jobs.task import stages
 from reliable_jobs.task.call_variants import CallVariants
-from reliable_jobs.task.function import why_not
 from reliable_jobs.task.sensitive import Sensitive
 from reliable_jobs.task.times import Times
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from reliable_jobs.enqueue.keys import Request
     from reliable_jobs.results import JobResult
     from reliable_jobs.task.options import Args, BulkOptions, CeleryOptions, Kwargs
 
@@ -36,6 +33,8 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
 
     #: Of this task's plain calls in this process, once there was one; see enqueue/template.py.
     template: Template | None = None
+    #: Whether the task function has a ``yield``: calling one runs nothing of it.
+    is_generator = False
 
     def apply_async(
         self,
@@ -76,22 +75,29 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
             reliable_jobs.errors.EnqueueError: unserialisable or oversized arguments, a key or task id in use for
                 something else, transactions open on two databases. Nothing was written.
         """
-        self._refuse_generator()
+        if self.is_generator:
+            self._refuse_generator()
         app = self._get_app()
         if app.conf.task_always_eager:
             times = {"countdown": countdown, "eta": eta, "expires": expires}
             given = {name: value for name, value in times.items() if value is not None}
             return super().apply_async(args, kwargs, task_id, None, link, link_error, shadow, **options, **given)
-        job_id = self._job_id(task_id)
-        text = as_key(key)
+        job_id = uuid.uuid4() if task_id is None else self._given_id(task_id)
+        text = None if key is None else as_key(key)
         if key is not None and text is None:
             raise InvalidOption(
                 f"{self.name}: key={key!r} must be a string of 1 to 255 characters without NUL, a whole number or a "
                 "UUID."
             )
         rendered = self._render(args, kwargs, job_id, link, link_error, shadow, options)
-        request = self._request(job_id, rendered, countdown=countdown, eta=eta, expires=expires)
-        request = dataclasses.replace(request, key=text, key_forever=key_forever, id_given=task_id is not None)
+        request = stages.keys.Request(
+            job_id,
+            rendered,
+            key=text,
+            key_forever=key_forever,
+            id_given=task_id is not None,
+            **self._times(countdown, eta, expires),
+        )
         written = stages.outbox.enqueue(app, request, using=using, transactional=transactional)
         result = self.AsyncResult(str(written))
         result.ignored = bool(options.get("ignore_result", self.ignore_result))
@@ -126,7 +132,8 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
                 f"{self.name}: bulk_delay takes no {' or '.join(sorted(refused))}; call apply_async for each such job."
             )
         app = self._get_app()
-        self._refuse_generator()
+        if self.is_generator:
+            self._refuse_generator()
         pairs: Iterator[tuple[Any, Any]] = map(self._call, calls)
         first = next(pairs, None)
         if first is None:
@@ -138,7 +145,7 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
                 "Override apply_async() instead, which takes options, or leave them out."
             )
         rest: dict[str, Any] = {**options}
-        using = rest.pop("using", None) or stages.outbox.write_alias()
+        using = rest.pop("using", None) or stages.databases.write_alias()
         times = {name: rest.pop(name, None) for name in ("countdown", "eta", "expires")}
         pairs = itertools.chain([first], pairs)
 
@@ -154,9 +161,8 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
             if template is None:
                 return [singly(*pair) for pair in pairs]
             blocks = stages.bulk.Blocks(template, self._check_arguments, pairs)
-            ids = stages.outbox.enqueue_many(
-                app, self._request(uuid.uuid4(), template.rendered, **times), template, blocks, using
-            )
+            request = stages.keys.Request(uuid.uuid4(), template.rendered, **self._times(**times))
+            ids = stages.outbox.enqueue_many(app, request, template, blocks, using)
             for number, pair in blocks.odd():
                 ids.insert(number, singly(*pair))
             return ids
@@ -171,22 +177,7 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
             f"job, not {call!r}. For one argument write ({call!r},)."
         )
 
-    def _request(
-        self, job_id: uuid.UUID, rendered: Rendered, *, countdown: Any = None, eta: Any = None, expires: Any = None
-    ) -> Request:
-        if expires is None:
-            expires = getattr(self, "expires", None)
-        return stages.keys.Request(
-            job_id=job_id,
-            rendered=rendered,
-            countdown=self._seconds("countdown", countdown),
-            eta=None if countdown else self._time("eta", eta),
-            expires=self._seconds_or_time("expires", expires),
-        )
-
-    def _job_id(self, task_id: Any) -> uuid.UUID:
-        if task_id is None:
-            return uuid.uuid4()
+    def _given_id(self, task_id: Any) -> uuid.UUID:
         found = as_uuid(task_id)
         if found is None:
             raise InvalidOption(
@@ -208,12 +199,11 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
         args, kwargs = () if args is None else args, {} if kwargs is None else kwargs
         plain = not options and not link and not link_error and not shadow
         if plain and isinstance(args, (list, tuple)) and isinstance(kwargs, dict):
+            self._check_arguments(args, kwargs)
             template = template_of(self, super().apply_async, args, kwargs)
-            if template is not None:
-                self._check_arguments(args, kwargs)
-                filled = template.fill(job_id, args, kwargs)
-                if filled is not None:
-                    return filled
+            filled = template.fill(job_id, args, kwargs) if template is not None else None
+            if filled is not None:
+                return filled
         capture = Capture()
         self.render_into(capture, args, kwargs, str(job_id), link, link_error, shadow, **options)
         if capture.rendered is None:
@@ -266,10 +256,11 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
         kwargs.setdefault("backend", stages.results.OfTask(self))
         return stages.results.JobResult(task_id, app=self._get_app(), task_name=self.name, **kwargs)
 
-    def _refuse_generator(self) -> None:
-        why = why_not(self.run)
-        if why is not None:
-            raise InvalidOption(f"{self.name} {why}. Use a loop in the function, or return a list.")
+    def _refuse_generator(self) -> NoReturn:
+        raise InvalidOption(
+            f"{self.name} is a generator function (it has a yield), so a worker's call would run nothing of it. "
+            "Use a loop in the function, or return a list."
+        )
 
     def _check_arguments(self, args: Any, kwargs: Any) -> None:
         """As Celery does at the call, unless the task has ``typing = False``. Raises TypeError."""

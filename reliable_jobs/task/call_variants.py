@@ -38,7 +38,7 @@ class CallVariants(TypedTask[P, R_co]):
         if not self._get_app().conf.task_always_eager:
             return self.apply_async(args, kwargs, *positional, **options)
         task_id = options["task_id"] = options.get("task_id") or str(uuid.uuid4())
-        using = options.get("using") or stages.outbox.write_alias()
+        using = options.get("using") or stages.databases.write_alias()
         transaction.on_commit(functools.partial(self.apply_async, args, kwargs, *positional, **options), using=using)
         return self.AsyncResult(task_id)
 

@@ -41,7 +41,7 @@ class RunControl(Task):
         """
         run = self._run_in_progress()
         if run is None:
-            with transaction.atomic(using=stages.outbox.write_alias()):
+            with transaction.atomic(using=stages.databases.write_alias()):
                 yield
             return
         with transaction.atomic(using=run.claim.using):

@@ -18,10 +18,11 @@ from kombu.utils.compat import detect_environment
 
 def adopt(cls: Any) -> None:
     """Prepare a task class whose ``run`` is its own or comes from a mixin: arguments are checked against that function,
-    and an ``async def`` becomes one that waits for its end."""
+    a generator is marked, and an ``async def`` becomes one that waits for its end."""
     owner = _owner(cls, "run")
     run = vars(owner)["run"]
     function, bound = (run.__func__, False) if isinstance(run, staticmethod) else (run, True)
+    cls.is_generator = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
     if owner is Task or not inspect.isfunction(function) or not function.__name__.isidentifier():
         return
     order = cls.__mro__
@@ -106,13 +107,6 @@ def finished(awaitable: Awaitable[Any]) -> Any:
             with contextlib.suppress(RuntimeError):
                 running[0].call_soon_threadsafe(running[1].cancel)
         raise
-
-
-def why_not(run: Any) -> str | None:
-    """Why a function can't be a task's, or None. Calling a generator function runs nothing of it."""
-    if inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run):
-        return "is a generator function (it has a yield), so a worker's call would run nothing of it"
-    return None
 
 
 def value_of(name: str, returned: Any) -> Any:

@@ -80,7 +80,7 @@ class ReliableTask(RunControl, Call[P, R_co]):
         if request.is_eager:
             if not self.atomic:
                 return self.value_of(args, kwargs)
-            with transaction.atomic(using=stages.outbox.write_alias()):
+            with transaction.atomic(using=stages.databases.write_alias()):
                 return self.value_of(args, kwargs)
         return stages.delivery.deliver(self, args, kwargs)
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reliable_jobs import lifecycle, models, results
+    from reliable_jobs import databases, lifecycle, models, results
     from reliable_jobs.enqueue import bulk, keys, outbox
     from reliable_jobs.run import delivery, execution, outcomes, tracing, unreported_errors
 
 __all__ = [
     "bulk",
+    "databases",
     "delivery",
     "execution",
     "keys",
@@ -36,12 +37,13 @@ def __getattr__(name: str) -> Any:
     """
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from reliable_jobs import lifecycle, models, results
+    from reliable_jobs import databases, lifecycle, models, results
     from reliable_jobs.enqueue import bulk, keys, outbox
     from reliable_jobs.run import delivery, execution, outcomes, tracing, unreported_errors
 
     imported = (
         bulk,
+        databases,
         delivery,
         execution,
         keys,

@@ -20,6 +20,18 @@ class Times:
     app: Any
     name: Any
 
+    def _times(self, countdown: Any, eta: Any, expires: Any) -> dict[str, Any]:
+        """Those of a call, by the names that the request has for them."""
+        if expires is None:
+            expires = getattr(self, "expires", None)
+        if countdown is None and eta is None and expires is None:
+            return {}
+        return {
+            "countdown": self._seconds("countdown", countdown),
+            "eta": None if countdown else self._time("eta", eta),
+            "expires": self._seconds_or_time("expires", expires),
+        }
+
     def _time(self, name: str, value: Any) -> datetime.datetime | None:
         if value is None:
             return None

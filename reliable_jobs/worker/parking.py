@@ -24,7 +24,7 @@ from kombu.utils import json as kombu_json
 from reliable_jobs import lifecycle
 from reliable_jobs.backoff import handback_delay
 from reliable_jobs.clock import Now
-from reliable_jobs.enqueue.outbox import pointer_alias, write_alias
+from reliable_jobs.databases import pointer_alias, write_alias
 from reliable_jobs.lifecycle import db_errors
 from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, HEADER, as_uuid
 from reliable_jobs.models import Job

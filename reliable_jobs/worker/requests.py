@@ -17,7 +17,7 @@ from celery.worker.request import Request
 
 from reliable_jobs import lifecycle
 from reliable_jobs.compat.billiard import ExceptionInfo, exit_status
-from reliable_jobs.enqueue.outbox import pointer_alias
+from reliable_jobs.databases import pointer_alias
 from reliable_jobs.errors import NotRecorded
 from reliable_jobs.message.row_to_message import HEADER
 from reliable_jobs.run import foreign_messages

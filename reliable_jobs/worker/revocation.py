@@ -15,7 +15,7 @@ from django.db import transaction
 
 from reliable_jobs import databases, lifecycle
 from reliable_jobs.conf import settings
-from reliable_jobs.enqueue.outbox import pointer_alias
+from reliable_jobs.databases import pointer_alias
 from reliable_jobs.message.row_to_message import HEADER, as_uuid
 from reliable_jobs.run import foreign_messages
 from reliable_jobs.status import Reason

@@ -16,7 +16,8 @@ from typing import Any
 
 from django.utils import timezone
 
-from reliable_jobs.dispatch.connection import Link, Receipt
+from reliable_jobs.dispatch.connection import Link
+from reliable_jobs.dispatch.receipt import Receipt
 from reliable_jobs.message.row_to_message import Outgoing
 from tests.chaos import ledger
 

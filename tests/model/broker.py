@@ -14,7 +14,7 @@ from typing import Any
 import kombu
 
 from reliable_jobs.dispatch import publisher as publisher_module
-from reliable_jobs.dispatch.connection import BrokerTimeout, Depth, Receipt
+from reliable_jobs.dispatch.receipt import BrokerTimeout, Depth, Receipt
 from reliable_jobs.message.row_to_message import HEADER, Outgoing
 from tests.celery_app import app
 from tests.model.actors import Killed, current

@@ -8,8 +8,8 @@ from django.db.models import Count, DurationField, ExpressionWrapper, F, Max
 
 from reliable_jobs.checks.loading import configured_app
 from reliable_jobs.clock import Now
-from reliable_jobs.dispatch.connection import Depth
 from reliable_jobs.dispatch.publisher import publisher
+from reliable_jobs.dispatch.receipt import Depth
 from reliable_jobs.management.base import JobCommand
 from reliable_jobs.models import Job
 from reliable_jobs.status import UNFINISHED, Status

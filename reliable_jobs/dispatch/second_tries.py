@@ -1,0 +1,92 @@
+"""Messages that a publish's first attempt did not confirm: those that are the reason are found, the others sent."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+
+from reliable_jobs.dispatch.receipt import BrokerTimeout, Receipt, is_refusal
+from reliable_jobs.message.row_to_message import Outgoing
+
+#: Publishes messages on one connection until a deadline (monotonic); whether on a kept one.
+Attempt = Callable[[Sequence[Outgoing], float, bool], Receipt]
+#: Connections that one publish may lose while it looks for the message that kills them.
+MOST_ATTEMPTS = 50
+
+
+def publish(attempt: Attempt, messages: Sequence[Outgoing], total: Receipt, deadline: float) -> Receipt:
+    """Try again as long as another attempt can help. Returns what became of all the messages.
+
+    Args:
+        total: of the first attempt.
+        deadline: for everything (monotonic).
+    """
+    while left := [message for message in messages if total.worth_another_try(message.id)]:
+        again = _again(attempt, left, total, deadline)
+        if again is None:
+            break
+        total = again
+    return total
+
+
+def _again(attempt: Attempt, left: list[Outgoing], so_far: Receipt, deadline: float) -> Receipt | None:
+    """Another attempt for what is left, where one can help: a kept connection may have died unnoticed, a queue been
+    deleted (a new connection declares it anew), one message have spoilt the batch. None when there is no point."""
+    error = so_far.error
+    exhausted = so_far.attempts > 2 + len(so_far.returned) or time.monotonic() >= deadline
+    if exhausted or isinstance(error, BrokerTimeout):
+        return None
+    if so_far.died and so_far.attempts > 1:
+        return _without_the_guilty(attempt, left, so_far, deadline)
+    left = [message for message in left if message.id != so_far.unsendable]
+    # A refused message (no such exchange, no permission, a wrong user_id) closes the channel and does not say which
+    # one it was: one at a time finds out.
+    singly = is_refusal(error)
+    batches = [[message] for message in left] if singly else [left]
+    total = Receipt(confirmed=so_far.confirmed, returned=so_far.given_up(), attempts=so_far.attempts + 1)
+    for batch in batches:
+        receipt = attempt(batch, deadline, singly)
+        total.confirmed |= receipt.confirmed
+        total.returned |= receipt.returned
+        total.nacked |= receipt.nacked
+        if singly and is_refusal(receipt.error):
+            total.returned[batch[0].id] = f"unroutable: {receipt.error}"
+        elif receipt.error is not None:
+            total.error, total.unsendable, total.died = receipt.error, receipt.unsendable, receipt.died
+            break
+    return total
+
+
+def _without_the_guilty(attempt: Attempt, left: list[Outgoing], so_far: Receipt, deadline: float) -> Receipt:
+    """A second connection has died with these messages, so one of them may be why: RabbitMQ closes the connection
+    over a frame that it can't read, and does not say which. Halves, and halves of those, find it; the others are
+    sent. One that kills two connections by itself is given up."""
+    total = Receipt(confirmed=so_far.confirmed, returned=so_far.given_up(), attempts=so_far.attempts)
+    batches: list[list[Outgoing]] = [left]
+    suspect: uuid.UUID | None = None
+    while batches:
+        if total.attempts > MOST_ATTEMPTS:
+            total.error = so_far.error
+            break
+        total.attempts += 1
+        batch = batches.pop()
+        receipt = attempt(batch, deadline, True)
+        total.confirmed |= receipt.confirmed
+        total.returned |= receipt.returned
+        total.nacked |= receipt.nacked
+        if receipt.error is None:
+            continue
+        if not receipt.died:
+            total.error, total.unsendable = receipt.error, receipt.unsendable
+            break
+        rest = [message for message in batch if message.id not in receipt.confirmed]
+        if len(rest) > 1:
+            half = len(rest) // 2
+            batches += [rest[half:], rest[:half]]
+        elif rest and suspect == rest[0].id:
+            total.returned[rest[0].id] = f"the broker closes the connection over it: {receipt.error!r}"
+        elif rest:
+            suspect = rest[0].id
+            batches.append(rest)
+    return total
