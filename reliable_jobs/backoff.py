@@ -71,8 +71,3 @@ def conflict_window(limit: int, run: float) -> float:
 def handback_delay(handbacks: int) -> float:
     """Seconds before a worker without the job's code sees it again."""
     return float(min(60.0, 2.0 * 2.0 ** min(handbacks, 6)) * random.uniform(0.8, 1.2))
-
-
-def next_check(grace: float, sends: int, limit: float) -> float:
-    """Seconds from the ``sends``-th publish to the sweeper's next look: it doubles with every send (I8)."""
-    return min(limit, grace * 2.0 ** min(max(sends, 1) - 1, 32))

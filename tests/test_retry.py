@@ -9,8 +9,8 @@ from reliable_jobs.backoff import (
     crash_delay,
     handback_delay,
     interruption_delay,
-    next_check,
 )
+from reliable_jobs.sweep.sweeper import next_check
 
 TIMES = 200
 

@@ -19,7 +19,6 @@ from django.test import override_settings
 from django.utils import timezone
 
 from reliable_jobs import databases
-from reliable_jobs.backoff import next_check
 from reliable_jobs.conf import settings
 from reliable_jobs.dispatch.publisher import Publisher, publisher
 from reliable_jobs.dispatch.receipt import BrokerTimeout, Receipt
@@ -226,7 +225,7 @@ def test_every_send_doubles_the_next_look(rows: InProcess, sends: int) -> None:
     (job,) = relayed(sends=sends, check_at=past())
     assert rows.sweep().republished == 1
     assert now(job).sends == sends + 1
-    wanted = next_check(15, sends + 1, 3600)
+    wanted = sweeper.next_check(15, sends + 1, 3600)
     assert wanted - 5 < check_in(job) <= wanted
     (message,) = rows.take()
     assert message.headers[HEADER]["send"] == sends + 1

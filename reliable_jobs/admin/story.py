@@ -11,11 +11,11 @@ from django.db import connections
 from django.utils import timezone
 from django.utils.formats import date_format
 
-from reliable_jobs.backoff import next_check
 from reliable_jobs.conf import settings
 from reliable_jobs.dispatch.receipt import Depth
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.status import EventKind, Reason, Status
+from reliable_jobs.sweep.sweeper import next_check
 
 ERROR_SHOWN = 200
 

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from django.db import IntegrityError, OperationalError, transaction
+from django.db import IntegrityError, OperationalError, connections, transaction
 from django.db.models import Case, F, Max, Value, When
 
 from reliable_jobs.backoff import crash_delay
@@ -201,9 +201,16 @@ def _record_many(
 
 
 def rescue(using: str, limit: int, *, actor: str = "sweeper") -> int:
-    """Take jobs back from dead runs: the lease is over and nobody holds the row. Returns how many."""
+    """Take jobs back from dead runs: the lease is over and nobody holds the row. Returns how many.
+
+    None until one lease after the database's own start: its clients may not have reconnected yet.
+    """
+    if not _is_settled(using):
+        return 0
     with transaction.atomic(using=using):
         lost = list(Job.objects.using(using).lost_runs().defer("body", "envelope").lock()[:limit])
+        if not lost:
+            return 0
         rescued = 0
         deaths = _deaths(lost, using)
         for job in lost:
@@ -225,6 +232,16 @@ def rescue(using: str, limit: int, *, actor: str = "sweeper") -> int:
                 record(job.pk, using, EventKind.RESCUE, actor, why)
                 rescued += 1
     return rescued
+
+
+def _is_settled(using: str) -> bool:
+    if connections[using].vendor != "postgresql":
+        return True
+    with connections[using].cursor() as cursor:
+        cursor.execute(
+            "SELECT clock_timestamp() - pg_postmaster_start_time() > make_interval(secs => %s)", [settings.LEASE]
+        )
+        return bool(cursor.fetchone()[0])
 
 
 def _deaths(lost: Sequence[Job], using: str) -> dict[uuid.UUID, JobEvent]:

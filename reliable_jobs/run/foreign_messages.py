@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from kombu.utils import json as kombu_json
 
 from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
-from reliable_jobs.lifecycle import find, seconds
+from reliable_jobs.lifecycle import find
 from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, as_uuid
 from reliable_jobs.models import Job
 
@@ -56,7 +57,7 @@ def ensure(task: RunnableTask, job_id: uuid.UUID, using: str, request: Any = Non
         queue=info.get("routing_key") or "",
         priority=priority if isinstance(priority, int) and 0 <= priority <= 255 else None,
         due_at=Now(),
-        check_at=Now() + seconds(settings.GRACE),
+        check_at=Now() + datetime.timedelta(seconds=settings.GRACE),
         sends=1,
         body=body.encode() if isinstance(body, str) else bytes(body),
         content_type=content_type,

@@ -352,7 +352,7 @@ def misfit(task: RunnableTask, claim: Claim, why: str) -> Outcome:
             delay=handback_delay(int(elapsed).bit_length()),
             error=text,
             kind=None if job.deadline_at else EventKind.PARKED,
-            park_at=lifecycle.seconds(settings.DEPLOY_GRACE),
+            park_at=datetime.timedelta(seconds=settings.DEPLOY_GRACE),
         ),
         error=Ignore(text),
     )

@@ -6,6 +6,7 @@ are locked (skipping what others hold) by a query that says *settled*, and delet
 
 from __future__ import annotations
 
+import datetime
 import logging
 import uuid
 from collections.abc import Sequence
@@ -17,7 +18,6 @@ from django.db.models import DO_NOTHING, PROTECT, RESTRICT, Exists, ManyToOneRel
 from reliable_jobs import databases
 from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
-from reliable_jobs.lifecycle import seconds
 from reliable_jobs.models import Job, JobEvent, JobQuerySet
 
 logger = logging.getLogger("reliable_jobs.pruner")
@@ -116,7 +116,9 @@ def _delete(alias: str, rows: JobQuerySet, size: int) -> list[uuid.UUID]:
 
 
 def _old(alias: str, status: str, days: float) -> JobQuerySet:
-    return Job.objects.using(alias).filter(status=status, finished_at__lt=Now() - seconds(days * 86400))
+    return Job.objects.using(alias).filter(
+        status=status, finished_at__lt=Now() - datetime.timedelta(seconds=days * 86400)
+    )
 
 
 # --- rows that refer to jobs ------------------------------------------------------------------------------------------

@@ -12,23 +12,21 @@ import datetime
 import logging
 import uuid
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from celery import Celery
 from django.db import connections, transaction
 from django.db.models import Q
 
 from reliable_jobs import databases, lifecycle
-from reliable_jobs.backoff import next_check
 from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
 from reliable_jobs.dispatch.publisher import publisher
 from reliable_jobs.dispatch.receipt import Receipt
-from reliable_jobs.lifecycle import seconds
 from reliable_jobs.lifecycle.sql import SENT
 from reliable_jobs.message.row_to_message import outgoing
-from reliable_jobs.models import Job, JobEvent
-from reliable_jobs.status import FINAL, EventKind, Status
+from reliable_jobs.models import Job
+from reliable_jobs.status import FINAL, Status
+from reliable_jobs.sweep import unconfirmed
 from reliable_jobs.sweep.ensure_jobs import sweep_declared
 
 logger = logging.getLogger("reliable_jobs.sweeper")
@@ -89,10 +87,9 @@ def sweep(app: Celery, *, actor: str = "sweeper", on_backlog: OnBacklog | None =
     def one(alias: str) -> None:
         _publish_due(app, alias, report, on_backlog)
         _publish_overdue(app, alias, report)
-        if _database_settled(alias):
-            rescued = lifecycle.rescue(alias, settings.SWEEP_LIMIT, actor=actor)
-            report.rescued += rescued
-            report.more |= rescued >= settings.SWEEP_LIMIT
+        rescued = lifecycle.rescue(alias, settings.SWEEP_LIMIT, actor=actor)
+        report.rescued += rescued
+        report.more |= rescued >= settings.SWEEP_LIMIT
 
     try:
         databases.on_each(one, "The sweep")
@@ -158,6 +155,8 @@ def _publish_due(app: Celery, alias: str, report: Report, on_backlog: OnBacklog 
         report.published += len(receipt.confirmed)
         if receipt.error is not None or receipt.nacked:
             return  # what went back is due again at once: not in this round
+        if len(jobs) < window:
+            return
         left -= len(jobs)
     report.more = True
 
@@ -171,8 +170,13 @@ def _raise_sends(alias: str, jobs: Iterable[Job]) -> None:
     for sends, ids in by_sends.items():
         pause = next_check(settings.GRACE, sends + 1, settings.MAX_GRACE)
         Job.objects.using(alias).filter(pk__in=ids, status=Status.WAITING, sends=sends).update(
-            sends=sends + 1, check_at=Now() + seconds(pause)
+            sends=sends + 1, check_at=Now() + datetime.timedelta(seconds=pause)
         )
+
+
+def next_check(grace: float, sends: int, limit: float) -> float:
+    """Seconds from the ``sends``-th publish to the sweeper's next look: it doubles with every send (I8)."""
+    return min(limit, grace * 2.0 ** min(max(sends, 1) - 1, 32))
 
 
 def _publish(app: Celery, alias: str, jobs: list[Job], report: Report) -> Receipt:
@@ -184,45 +188,11 @@ def _publish(app: Celery, alias: str, jobs: list[Job], report: Report) -> Receip
             unreadable[job.pk] = f"unreadable envelope: {error!r}"
     receipt = publisher(app).publish(messages, timeout=PUBLISH_TIMEOUT)
     receipt.returned.update(unreadable)
-    unconfirmed = [job for job in jobs if job.pk not in receipt.confirmed]
-    if unconfirmed:
-        report.unconfirmed += len(unconfirmed)
-        _take_back(alias, unconfirmed, receipt)
+    left = [job for job in jobs if job.pk not in receipt.confirmed]
+    if left:
+        report.unconfirmed += len(left)
+        unconfirmed.take_back(alias, left, receipt)
     return receipt
-
-
-def _take_back(alias: str, jobs: list[Job], receipt: Receipt) -> None:
-    """What a failed batch did not confirm goes back: it costs no doubling. What was returned keeps its doubling, so
-    that an exchange that does not exist is not tried every second, and says so in the job's history."""
-    returned = [job for job in jobs if job.pk in receipt.returned]
-    rest = [job for job in jobs if job.pk not in receipt.returned]
-    for sends in {job.sends for job in rest}:
-        ids = [job.pk for job in rest if job.sends == sends]
-        changes: dict[str, Any] = {"sends": sends - 1}
-        if sends > 1:
-            changes["check_at"] = Now() + seconds(settings.GRACE)
-        # Raised again by nobody but another sweeper, and then ``sends`` differs.
-        Job.objects.using(alias).filter(pk__in=ids, status=Status.WAITING, sends=sends).update(**changes)
-    for job in returned:
-        logger.warning("Job %s was not routed: %s", job.pk, receipt.returned[job.pk])
-    _record_returns(alias, {job.pk: receipt.returned[job.pk] for job in returned})
-
-
-def _record_returns(alias: str, returned: dict[uuid.UUID, str]) -> None:
-    """Of a row of returns the history keeps the first and the latest: an exchange may be missing for weeks."""
-    if not returned:
-        return
-    history: dict[uuid.UUID, list[JobEvent]] = {}
-    for event in JobEvent.objects.using(alias).filter(job__in=list(returned)).only("job_id", "kind").order_by("-pk"):
-        history.setdefault(event.job_id, []).append(event)
-    new = []
-    for job_id, why in returned.items():
-        newest = history.get(job_id, [])[:2]
-        if [event.kind for event in newest] == [EventKind.UNROUTABLE] * 2:
-            JobEvent.objects.using(alias).filter(pk=newest[0].pk).update(at=Now(), detail=why)
-        else:
-            new.append(JobEvent(job_id=job_id, kind=EventKind.UNROUTABLE, actor="sweeper", detail=why))
-    JobEvent.objects.using(alias).bulk_create(new)
 
 
 # --- overdue ----------------------------------------------------------------------------------------------------------
@@ -261,7 +231,7 @@ def _suspects(alias: str, queue: str, recovery_limit: int) -> list[Job]:
     overdue = Job.objects.using(alias).overdue().filter(queue=queue).only(*SENT)
     overtaken, unseen = Q(pk=None), Q()
     for priority, due_at in _frontier(alias, queue).items():
-        overtaken |= Q(priority=priority, due_at__lt=due_at - seconds(OVERTAKING_SLACK))
+        overtaken |= Q(priority=priority, due_at__lt=due_at - datetime.timedelta(seconds=OVERTAKING_SLACK))
         unseen &= Q(priority__isnull=False) if priority is None else Q(priority__isnull=True) | ~Q(priority=priority)
     found = list(overdue.filter(overtaken).order_by("check_at").lock()[: settings.PUBLISH_WINDOW])
     # Priorities of which nothing has settled lately are not overtaken by anybody: they must not wait for that.
@@ -285,7 +255,7 @@ def _frontier(alias: str, queue: str) -> dict[int | None, datetime.datetime]:
             queue=queue,
             # A cancelled job says nothing of how far the workers have come.
             status__in=[str(status) for status in FINAL if status != Status.CANCELLED],
-            finished_at__gt=Now() - seconds(FRONTIER_AGE),
+            finished_at__gt=Now() - datetime.timedelta(seconds=FRONTIER_AGE),
         )
         .order_by("-finished_at")
         .values("priority", "due_at", "sends", "attempt", "requeues")[:FRONTIER_SAMPLE]
@@ -296,14 +266,3 @@ def _frontier(alias: str, queue: str) -> dict[int | None, datetime.datetime]:
             known = newest.get(row["priority"])
             newest[row["priority"]] = row["due_at"] if known is None else max(known, row["due_at"])
     return newest
-
-
-def _database_settled(alias: str) -> bool:
-    """No rescue until one lease after the database's own start: its clients may not have reconnected yet."""
-    if connections[alias].vendor != "postgresql":
-        return True
-    with connections[alias].cursor() as cursor:
-        cursor.execute(
-            "SELECT clock_timestamp() - pg_postmaster_start_time() > make_interval(secs => %s)", [settings.LEASE]
-        )
-        return bool(cursor.fetchone()[0])

@@ -15,6 +15,7 @@ waits for a broker that is away, or while other workers hold the messages.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import logging
 import os
 import threading
@@ -30,7 +31,6 @@ from django.db import connections
 from reliable_jobs import databases, lifecycle
 from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
-from reliable_jobs.lifecycle import seconds
 from reliable_jobs.models import Job
 from reliable_jobs.status import EventKind, Status
 from reliable_jobs.worker import broker_sockets
@@ -192,7 +192,9 @@ class Watchdog:
     def _waiting_row(self, consumer: Any) -> tuple[str, Job] | None:
         for alias in databases.in_order():
             waiting = Job.objects.using(alias).filter(
-                status=Status.WAITING, sends__gt=0, due_at__lte=Now() - seconds(settings.STALL_TIMEOUT)
+                status=Status.WAITING,
+                sends__gt=0,
+                due_at__lte=Now() - datetime.timedelta(seconds=settings.STALL_TIMEOUT),
             )
             try:
                 for queue in self._queues(consumer):

@@ -1,0 +1,50 @@
+"""What becomes of rows whose messages the broker did not confirm, after their sends have been counted."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import uuid
+from typing import Any
+
+from reliable_jobs.clock import Now
+from reliable_jobs.conf import settings
+from reliable_jobs.dispatch.receipt import Receipt
+from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.status import EventKind, Status
+
+logger = logging.getLogger("reliable_jobs.sweeper")
+
+
+def take_back(alias: str, jobs: list[Job], receipt: Receipt) -> None:
+    """What a failed batch did not confirm goes back: it costs no doubling. What was returned keeps its doubling, so
+    that an exchange that does not exist is not tried every second, and says so in the job's history."""
+    returned = [job for job in jobs if job.pk in receipt.returned]
+    rest = [job for job in jobs if job.pk not in receipt.returned]
+    for sends in {job.sends for job in rest}:
+        ids = [job.pk for job in rest if job.sends == sends]
+        changes: dict[str, Any] = {"sends": sends - 1}
+        if sends > 1:
+            changes["check_at"] = Now() + datetime.timedelta(seconds=settings.GRACE)
+        # Raised again by nobody but another sweeper, and then ``sends`` differs.
+        Job.objects.using(alias).filter(pk__in=ids, status=Status.WAITING, sends=sends).update(**changes)
+    for job in returned:
+        logger.warning("Job %s was not routed: %s", job.pk, receipt.returned[job.pk])
+    _record_returns(alias, {job.pk: receipt.returned[job.pk] for job in returned})
+
+
+def _record_returns(alias: str, returned: dict[uuid.UUID, str]) -> None:
+    """Of a row of returns the history keeps the first and the latest: an exchange may be missing for weeks."""
+    if not returned:
+        return
+    history: dict[uuid.UUID, list[JobEvent]] = {}
+    for event in JobEvent.objects.using(alias).filter(job__in=list(returned)).only("job_id", "kind").order_by("-pk"):
+        history.setdefault(event.job_id, []).append(event)
+    new = []
+    for job_id, why in returned.items():
+        newest = history.get(job_id, [])[:2]
+        if [event.kind for event in newest] == [EventKind.UNROUTABLE] * 2:
+            JobEvent.objects.using(alias).filter(pk=newest[0].pk).update(at=Now(), detail=why)
+        else:
+            new.append(JobEvent(job_id=job_id, kind=EventKind.UNROUTABLE, actor="sweeper", detail=why))
+    JobEvent.objects.using(alias).bulk_create(new)
