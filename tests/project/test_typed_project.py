@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
+ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").exists())
 PROJECT = Path(__file__).resolve().parent / "typed_project"
-HOW_TO = (PROJECT.parent.parent / "docs/how-to.md").read_text()
+HOW_TO = (ROOT / "docs/how-to.md").read_text()
 (EXAMPLE,) = re.findall(r"^## Have a type checker find wrong calls\n.*?^```python\n(.*?)^```", HOW_TO, re.M | re.S)
 ERROR = re.compile(r"  # error( with celery-types)?$")
 #: Elsewhere the checkers are not installed, nor is the wheel.
@@ -113,7 +114,7 @@ def test_celery_finds_the_projects_tasks_and_runs_them() -> None:
     done = subprocess.run(
         [sys.executable, "-c", FOUND_AND_RUN],
         cwd=PROJECT,
-        env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "PYTHONPATH": str(PROJECT.parent.parent)},
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,

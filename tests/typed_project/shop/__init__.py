@@ -1,1 +1,0 @@
-"""A project that is checked for types, and whose tasks are found by Celery: tests/test_typed_project.py."""
