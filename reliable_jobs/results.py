@@ -11,13 +11,17 @@ import time
 import types
 from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
-from celery.backends.rpc import RPCBackend
 from celery.exceptions import TimeoutError
-from celery.result import AsyncResult, task_join_will_block
 from celery.states import READY_STATES
 from django.db import DatabaseError
 
 from reliable_jobs import databases, lifecycle
+from reliable_jobs.compat.celery_results import (
+    AnsweredResult,
+    reads_results_from_a_queue,
+    refuses_to_wait,
+    stored_result,
+)
 from reliable_jobs.dispatch.on_commit import is_uncommitted
 from reliable_jobs.errors import NotCommitted
 from reliable_jobs.models import Job
@@ -27,15 +31,7 @@ from reliable_jobs.run.foreign_messages import foreign_id
 from reliable_jobs.status import CELERY_STATES, Reason
 
 
-class OfTask:
-    """Stands for a task's result backend until it is asked for. Celery makes one in each thread, which under ASGI may
-    mean for each request, and most callers of ``delay()`` never look at the result."""
-
-    def __init__(self, task: Any) -> None:
-        self.task = task
-
-
-class JobResult(AsyncResult, Generic[R_co]):
+class JobResult(AnsweredResult, Generic[R_co]):
     """The usual ``AsyncResult``; ``revoke()`` also cancels the waiting row."""
 
     #: ``JobResult[R]`` at run time, as in newer versions of Celery. It says nothing there.
@@ -57,29 +53,10 @@ class JobResult(AsyncResult, Generic[R_co]):
 
         def failed(self) -> bool: ...
 
-    _backend: Any = None
-
-    @property
-    def backend(self) -> Any:
-        if isinstance(self._backend, OfTask):
-            self._backend = self._backend.task.backend
-        return self._backend
-
-    @backend.setter
-    def backend(self, backend: Any) -> None:
-        self._backend = backend
-
-    def __del__(self) -> None:
-        if not isinstance(self._backend, OfTask):
-            super().__del__()
-
-    def _get_task_meta(self) -> dict[str, Any]:
-        # Private in Celery: every reader (state, result, get, ready) goes through it. Pinned by tests/test_results.py.
-        if self._cache is not None:
-            return self._cache
+    def answer(self) -> dict[str, Any] | None:
         job = self._job()
         if job is None:
-            return super()._get_task_meta()
+            return None
         state = CELERY_STATES[job.status]
         kept = self._kept()
         if not job.is_final:
@@ -87,26 +64,19 @@ class JobResult(AsyncResult, Generic[R_co]):
             gone = not kept or kept.get("status") in READY_STATES
             return {"task_id": self.id, "status": state, "result": None} if gone else kept
         if kept.get("status") == state:
-            return self._maybe_set_cache(kept)
-        return self._maybe_set_cache(
-            {
-                "task_id": self.id,
-                "status": state,
-                "result": result_of(job),
-                "traceback": job.traceback or None,
-                "children": kept.get("children") or [],
-                "date_done": job.finished_at,
-            }
-        )
+            return kept
+        return {
+            "task_id": self.id,
+            "status": state,
+            "result": result_of(job),
+            "traceback": job.traceback or None,
+            "children": kept.get("children") or [],
+            "date_done": job.finished_at,
+        }
 
     def _kept(self) -> dict[str, Any]:
         """What the result backend knows; {} where there is none, or where it would read from a queue."""
-        if isinstance(self.backend, RPCBackend):
-            return {}
-        try:
-            return dict(self.backend.get_task_meta(self.id))
-        except (AttributeError, NotImplementedError):
-            return {}
+        return {} if reads_results_from_a_queue(self.backend) else stored_result(self.backend, self.id)
 
     @overload
     def get(
@@ -133,12 +103,10 @@ class JobResult(AsyncResult, Generic[R_co]):
             NotCommitted: the job was enqueued in a transaction that is still open here.
             celery.exceptions.TimeoutError: no result after ``timeout`` seconds.
         """
-        if not self.ignored:
-            self._get_task_meta()
-            if self._cache is None:
-                self._refuse_uncommitted()
-                if isinstance(self.backend, RPCBackend) and not task_join_will_block():
-                    timeout = self._wait_for_row(timeout, interval)
+        if not self.ignored and not self.is_known():
+            self._refuse_uncommitted()
+            if reads_results_from_a_queue(self.backend) and not refuses_to_wait():
+                timeout = self._wait_for_row(timeout, interval)
         return super().get(timeout, propagate, interval, *args, **kwargs)
 
     wait = get
@@ -149,7 +117,7 @@ class JobResult(AsyncResult, Generic[R_co]):
         return False
 
     def _refuse_uncommitted(self) -> None:
-        for node in (self, *self._parents()):
+        for node in (self, *self.ancestors()):
             for result in getattr(node, "results", None) or (node,):
                 if is_uncommitted(result.id):
                     raise NotCommitted(
@@ -165,7 +133,7 @@ class JobResult(AsyncResult, Generic[R_co]):
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError("The operation timed out.")
             time.sleep(interval)
-        self._get_task_meta()
+        self.is_known()
         return None if deadline is None else max(0.0, deadline - time.monotonic())
 
     def _job(self) -> Job | None:

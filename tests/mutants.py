@@ -548,7 +548,7 @@ MUTANTS = [
         "outlive-what-cannot-be-read",
         "I7",
         "worker/parking.py",
-        "        consumer.create_task_handler = _outliving(consumer, consumer.create_task_handler)\n",
+        "        around_each_message(consumer, functools.partial(_outlive, consumer))\n",
         "",
         (f"{BAD}::test_a_message_that_no_worker_can_read_is_parked_and_ends_none[a body of two parts]",),
     ),

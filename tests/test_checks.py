@@ -20,8 +20,9 @@ from django.db import connection, connections
 from kombu import Queue
 
 from reliable_jobs import ReliableTask, RetriedTask, TenHourTask
-from reliable_jobs.checks import databases, environment, loading
+from reliable_jobs.checks import databases, environment
 from reliable_jobs.checks import tasks as task_checks
+from reliable_jobs.compat.celery import configured_app
 from reliable_jobs.idempotency import GetOrCreateTask, IdempotentTask
 from reliable_jobs.schedule import SWEEP_TASK, create_periodic_tasks
 from tests import checking
@@ -69,7 +70,7 @@ def test_without_a_celery_app_only_that_is_said(monkeypatch: pytest.MonkeyPatch)
     assert "W001" in found()
     # Somebody has touched current_app, and Celery has made its fallback.
     assert _state._get_current_app().main == "default"
-    assert loading.configured_app() is None
+    assert configured_app() is None
     assert "celery_app" in found()["W001"].hint
 
 

@@ -94,7 +94,7 @@ def test_psycopg_tells_whether_it_waits_in_c(wait: str) -> None:
 def skip_unless_here(library: register.Library, name: register.Name) -> None:
     if name.since and register._version(library.installed()) < register._version(name.since):
         pytest.skip(f"not in {library.title} {library.installed()}")
-    if library.optional:
+    if name.rare:
         pytest.importorskip(name.module)
 
 

@@ -234,7 +234,7 @@ def test_a4_a_backend_that_subscribes_is_not_asked_to_for_a_job_but_for_a_plain_
 
 
 def test_celerys_backends_that_ask_something_at_a_call_are_the_asynchronous_ones() -> None:
-    """capture.leave_unsubscribed() knows them by that."""
+    """compat.celery_results.leave_unsubscribed() knows them by that."""
     from celery.backends.asynchronous import AsyncBackendMixin
     from celery.backends.base import Backend
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import inspect
 import sys
 from pathlib import Path
 
@@ -44,11 +45,16 @@ def users() -> dict[tuple[str, str], list[str]]:
     return found
 
 
+def place(what: object) -> tuple[str, int]:
+    """Module and line: what is imported first must not matter."""
+    return what.__module__, inspect.getsourcelines(inspect.unwrap(what))[1]
+
+
 def table() -> str:
     used = users()
     lines = ["| names | why, and by which function of `compat/` | used by | pinned by |", "|---|---|---|---|"]
     for library in libraries():
-        for use in library.uses:
+        for use in sorted(library.uses, key=lambda use: place(use.what)):
             names = ", ".join(f"`{name.name}`" for name in use.names)
             by = used.get((use.what.__module__, use.what.__name__), [])
             files, tests = (", ".join(f"`{one}`" for one in some) for some in (by, [f"{t}.py" for t in use.tests]))

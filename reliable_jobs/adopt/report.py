@@ -14,6 +14,7 @@ from reliable_jobs.adopt.calls import calls_in
 from reliable_jobs.adopt.scan import Finding, Scan
 from reliable_jobs.adopt.signals import Receivers
 from reliable_jobs.adopt.source import Function, Sources
+from reliable_jobs.compat.celery import function_below_autoretry
 
 DOCUMENT = "docs/atomic.md"
 
@@ -111,7 +112,7 @@ def _installed(path: Path) -> bool:
 
 def _run(task: Any) -> Any:
     """The task's function below the wrappers of decorators and of Celery's autoretry."""
-    run = getattr(task, "_orig_run", task.run)
+    run = function_below_autoretry(task)
     return inspect.unwrap(getattr(run, "__func__", run))
 
 

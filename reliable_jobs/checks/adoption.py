@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from celery import Celery
-from celery.utils.imports import symbol_by_name
 from django.core.checks import CheckMessage, Warning
+from kombu.utils.imports import symbol_by_name
 
 from reliable_jobs.checks.loading import our_settings
 from reliable_jobs.message.row_to_message import PICKLE

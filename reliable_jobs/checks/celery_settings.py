@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 from celery import Celery
-from celery.concurrency import get_implementation
 from django.apps import apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
@@ -14,7 +13,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, connections, router
 from kombu import Queue
 
-from reliable_jobs.checks.loading import configured_app, our_settings, reliable_tasks
+from reliable_jobs.checks.loading import our_settings, reliable_tasks
+from reliable_jobs.compat.celery import configured_app
+from reliable_jobs.compat.celery_pool import pool_named
 from reliable_jobs.conf import load
 from reliable_jobs.models import Job
 from reliable_jobs.run import pools
@@ -266,7 +267,7 @@ def _hold(app: Celery) -> list[CheckMessage]:
 
 def _limits(app: Celery) -> list[CheckMessage]:
     try:
-        unenforced = pools.without_limits(get_implementation(app.conf.worker_pool), app, reliable_tasks(app))
+        unenforced = pools.without_limits(pool_named(app.conf.worker_pool), app, reliable_tasks(app))
     except Exception:  # a pool or task that no worker would start with: E003 says so
         return []
     found: list[CheckMessage] = []

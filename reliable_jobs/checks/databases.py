@@ -13,7 +13,8 @@ from django.db import DatabaseError, connections, router
 
 from reliable_jobs import databases as job_databases
 from reliable_jobs.checks.celery_settings import TAG
-from reliable_jobs.checks.loading import configured_app, reliable_tasks
+from reliable_jobs.checks.loading import reliable_tasks
+from reliable_jobs.compat.celery import configured_app
 from reliable_jobs.models import Job
 
 #: How far a server's clock may be from ours.

@@ -10,7 +10,7 @@ from django.core.checks import CheckMessage, Warning, register
 from kombu.utils.url import maybe_sanitize_url, parse_url
 
 from reliable_jobs.checks.celery_settings import TAG
-from reliable_jobs.checks.loading import configured_app
+from reliable_jobs.compat.celery import configured_app
 
 #: What ``celery --broker`` reads (celery/bin/celery.py). The command then sets CELERY_BROKER_URL, which every process
 #: of Celery's prefers to its settings (celery/app/utils.py).

@@ -7,22 +7,10 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from celery import Celery, _state
+from celery import Celery
 from django.core.exceptions import ImproperlyConfigured
 
 from reliable_jobs.conf import Settings, load
-
-
-def configured_app() -> Celery | None:
-    """The project's Celery app; None where only Celery's fallback exists, or nothing yet.
-
-    The fallback is known by what Celery makes it of: no Django fixup and the name "default".
-    """
-    # Private in Celery; ``current_app`` would create the fallback. Pinned by tests/test_checks.py.
-    app = _state._tls.current_app or _state.default_app
-    if app is None or (app.main == "default" and not app.fixups):
-        return None
-    return app
 
 
 def load_tasks(app: Celery) -> None:

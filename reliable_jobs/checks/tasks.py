@@ -15,7 +15,8 @@ from django.core.exceptions import ImproperlyConfigured
 
 from reliable_jobs.checks.adoption import check_adoption, foreign_requests
 from reliable_jobs.checks.celery_settings import TAG
-from reliable_jobs.checks.loading import configured_app, load_tasks, reliable_tasks
+from reliable_jobs.checks.loading import load_tasks, reliable_tasks
+from reliable_jobs.compat.celery import configured_app
 from reliable_jobs.conf import settings
 from reliable_jobs.dispatch import bundles
 from reliable_jobs.task.guards import GUARD

@@ -34,7 +34,10 @@ def described(*, internal: bool = False) -> Any:
 
 
 @BILLIARD.undocumented(
-    "common._shutdown_cleanup", at="billiard.common:_shutdown_cleanup", takes=("signum",), tests=["test_parent_endings"]
+    "common._shutdown_cleanup",
+    at="billiard.common:_shutdown_cleanup",
+    takes=("signum",),
+    tests=["test_parent_endings"],
 )
 def exit_status(code: int) -> int:
     """The exit status of a child of the pool, from the code that its SystemExit carries: a child that handles a signal

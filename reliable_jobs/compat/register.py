@@ -42,6 +42,7 @@ class Name:
         takes: parameters that it must have, in this order, after ``self``.
         since: the version from which on it exists, where that is not the oldest one that is supported; in older ones
             it is not verified.
+        rare: its module serves some sites only, and is not imported to look.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Name:
     inside: bool = False
     takes: tuple[str, ...] = ()
     since: str = ""
+    rare: bool = False
 
     @property
     def module(self) -> str:
@@ -137,6 +139,7 @@ class Library:
         inside: str = "",
         takes: Sequence[str] = (),
         since: str = "",
+        rare: bool = False,
         tests: Sequence[str] = (),
     ) -> Callable[[_F], _F]:
         """Declare what a function uses; several declarations may be put above one function.
@@ -145,10 +148,12 @@ class Library:
             name, more: names at the same place.
             at: the place of the object itself: for one name only.
             inside: the place of code that mentions the names.
-            takes, since: see :class:`Name`.
+            takes, since, rare: see :class:`Name`.
             tests: files that are red without the names.
         """
-        names = [Name(one, inside or at, bool(inside), tuple(takes), since) for one in (name, *more)]
+        names = [
+            Name(one, inside or at, bool(inside), tuple(takes), since, rare or self.optional) for one in (name, *more)
+        ]
 
         def declare(function: _F) -> _F:
             before = next((use for use in self.uses if use.what is function), None)
@@ -193,19 +198,19 @@ def problems(*, load: bool) -> Iterator[IncompatibleLibrary]:
     """What is wrong with the installed libraries.
 
     Args:
-        load: also look at names whose modules this process has not imported, and import them. Optional libraries are
-            never imported.
+        load: also look at names whose modules this process has not imported, and import them (but not what serves some
+            sites only)
     """
     for library in LIBRARIES:
         for use in library.uses:
             for name in use.names:
-                if name.module not in sys.modules and (library.optional or not load):
+                if name.module not in sys.modules and (name.rare or not load):
                     continue
                 if name.since and _version(library.installed()) < _version(name.since):
                     continue
                 problem = name.problem()
                 if problem is not None:
-                    yield library.error(f"{name.name}: {problem}. It is needed for this: {use.why}")
+                    yield library.error(f"{name.name}: {problem}. It is needed for this: {use.why.rstrip(chr(46))}")
 
 
 def verify(*, load: bool = False) -> None:

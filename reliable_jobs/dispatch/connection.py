@@ -21,6 +21,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from kombu import Producer
 from kombu.transport.base import Transport
 
+from reliable_jobs.compat.amqp import call_on, largest_frame
 from reliable_jobs.dispatch import amqp_frames
 from reliable_jobs.dispatch.receipt import UNENCODABLE, BrokerTimeout, Depth, Receipt
 from reliable_jobs.message.row_to_message import Outgoing
@@ -90,9 +91,9 @@ class Link:
         self.open_tags: dict[int, uuid.UUID] = {}
         self.receipt = Receipt()
         self.channel.confirm_select()
-        self.channel.events["basic_ack"].add(self._on_ack)
-        self.channel.events["basic_nack"].add(self._on_nack)
-        self.channel.events["basic_return"].add(self._on_return)
+        call_on(self.channel, "basic_ack", self._on_ack)
+        call_on(self.channel, "basic_nack", self._on_nack)
+        call_on(self.channel, "basic_return", self._on_return)
 
     def _settled(self, delivery_tag: int, multiple: bool) -> list[uuid.UUID]:
         tags = [tag for tag in self.open_tags if tag <= delivery_tag] if multiple else [delivery_tag]
@@ -205,7 +206,7 @@ class Link:
 
     def _frames(self, message: Outgoing, mandatory: bool = True) -> bytes:
         frames = amqp_frames.publication(
-            message, channel=self.channel.channel_id, frame_max=self.raw.frame_max, mandatory=mandatory
+            message, channel=self.channel.channel_id, frame_max=largest_frame(self.raw), mandatory=mandatory
         )
         self.tag += 1
         self.open_tags[self.tag] = message.id

@@ -14,7 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from celery import Celery, current_app
+from celery import Celery
+from celery.app import app_or_default
 from celery.exceptions import SoftTimeLimitExceeded
 
 from reliable_jobs.conf import settings
@@ -256,7 +257,7 @@ os.register_at_fork(after_in_child=_new_lock_after_fork)
 
 def publisher(app: Celery | None = None) -> Publisher:
     """The process's publisher for an app (the current one by default)."""
-    real = app if app is not None else current_app._get_current_object()
+    real = app_or_default(app)
     with _publishers_lock:
         found = _publishers.get(id(real))
         if found is None or found.app is not real:

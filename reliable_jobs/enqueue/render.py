@@ -8,18 +8,14 @@ a kombu producer without a broker can have; tests/test_message.py and tests/test
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import math
 import operator
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 from amqp.basic_message import Message
 from amqp.exceptions import FrameSyntaxError
 from amqp.serialization import dumps as amqp_dumps
-from celery.backends.asynchronous import AsyncBackendMixin
 from celery.exceptions import SoftTimeLimitExceeded
 from kombu import Exchange, Queue
 from kombu.compression import compress
@@ -27,6 +23,7 @@ from kombu.exceptions import EncodeError, SerializerNotInstalled
 from kombu.serialization import dumps
 from kombu.utils import json as kombu_json
 
+from reliable_jobs.compat.kombu import NoConnection
 from reliable_jobs.conf import settings
 from reliable_jobs.enqueue import explain
 from reliable_jobs.errors import InvalidOption, UnserialisableArguments
@@ -47,19 +44,6 @@ MAX_FOLLOWING_BYTES = 16 * 1024 * 1024 - MAX_HEADER_BYTES
 _DELIVERY_MODES = {"transient": 1, "persistent": 2}
 
 
-class _NoConnection:
-    """Stands where Celery expects the producer's connection. It reaches no broker, so no error is one of its own."""
-
-    connection_errors: tuple[type[Exception], ...] = ()
-    channel_errors: tuple[type[Exception], ...] = ()
-    recoverable_connection_errors: tuple[type[Exception], ...] = ()
-    recoverable_channel_errors: tuple[type[Exception], ...] = ()
-
-    @contextlib.contextmanager
-    def _reraise_as_library_errors(self) -> Iterator[None]:
-        yield
-
-
 class Capture:
     """A producer that keeps the task message instead of sending it."""
 
@@ -76,7 +60,7 @@ class Capture:
         self.sensitive = False
         #: Whether it is called with the results of jobs, which have a limit of their own: MAX_RESULT_BYTES.
         self.follows = False
-        self.connection = _NoConnection()
+        self.connection = NoConnection()
 
     def revive(self, channel: Any) -> None:
         """Celery 5.7 calls this between two attempts to publish a callback."""
@@ -155,19 +139,6 @@ class Capture:
             root_id=as_uuid(headers.get("root_id")),
             parent_id=as_uuid(headers.get("parent_id")),
         )
-
-
-def leave_unsubscribed(backend: Any) -> None:
-    """Make a result backend do nothing at the call of a job. Redis would subscribe to the result, and ``rpc://``
-    declare a reply queue, over the network and before the row is written. The job may never exist, and its row answers
-    first: who waits for the result subscribes then.
-    """
-    if isinstance(backend, AsyncBackendMixin) and "on_task_call" not in vars(backend):
-        vars(backend)["on_task_call"] = functools.partial(_on_task_call, backend.on_task_call)
-
-
-def _on_task_call(celerys: Any, producer: Any, task_id: str) -> Any:
-    return {} if isinstance(producer, Capture) else celerys(producer, task_id)
 
 
 def _priority(task: Any, value: Any) -> int | None:

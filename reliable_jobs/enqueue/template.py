@@ -17,21 +17,13 @@ import decimal
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from celery import signals
-from celery.app import amqp as celery_amqp
-from celery.app import base as celery_base
-from celery.app import routes as celery_routes
-from celery.app import task as celery_task
-from celery.app.routes import MapRoute
-from celery.backends.asynchronous import AsyncBackendMixin
-from celery.backends.base import Backend
-from celery.utils.saferepr import saferepr
 from kombu.serialization import dumps
 from kombu.utils import json as kombu_json
 
+from reliable_jobs.compat.celery import renders_alike, reply_address, shown
+from reliable_jobs.compat.celery_results import backend_setting, is_quiet_at_calls
 from reliable_jobs.conf import settings
 from reliable_jobs.enqueue.render import Capture, check_readable
 from reliable_jobs.message.row_to_message import Rendered
@@ -115,7 +107,7 @@ class Template:
         if b'"__type__"' in body:
             check_readable(self.rendered.task, body)
         before, between, end = self.envelope
-        reply_to = self.app.thread_oid if self.replies else ""
+        reply_to = reply_address(self.app) if self.replies else ""
         shown = f'"argsrepr": {_encode(self._shown(args, self.amqp.argsrepr_maxsize))}'
         if kwargs:
             shown += f', "kwargsrepr": {_encode(self._shown(kwargs, self.amqp.kwargsrepr_maxsize))}'
@@ -128,7 +120,7 @@ class Template:
                 return text
         # Newer than the oldest Celery that we run with, which has a fixed depth.
         depth = getattr(self.amqp.app.conf, "task_repr_maxlevels", None)
-        return str(saferepr(values, limit) if depth is None else saferepr(values, limit, maxlevels=depth))
+        return shown(values, limit, depth)
 
 
 def plain_copy(args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]] | None:
@@ -174,7 +166,7 @@ def template_of(task: RunnableTask, apply_async: Any, args: Any, kwargs: Any) ->
 def _made_from(task: RunnableTask) -> tuple[Any, ...]:
     """What Celery itself has read once from its configuration, and keeps; compared by identity, mostly."""
     app, amqp = task.app, task.app.amqp
-    made = (amqp, amqp.send_task_message, amqp.router, amqp.default_queue, app.backend_cls)
+    made = (amqp, amqp.send_task_message, amqp.router, amqp.default_queue, backend_setting(app))
     return os.getpid(), *made, task.ignore_result
 
 
@@ -185,32 +177,8 @@ def is_safe(task: RunnableTask, apply_async: Any, backend_class: Any = None) -> 
         apply_async: what the call would be handed on to: Celery's, unless a class or an instrument stands between.
         backend_class: of the app's result backend where it is known. To ask makes one, in each new thread.
     """
-    app, amqp = task.app, task.app.amqp
-    backend = backend_class or type(app.backend)
     return (
-        not signals.before_task_publish.receivers
-        and not signals.after_task_publish.receivers
-        and not task.sensitive
-        and getattr(task, "_dump_pydantic_arguments", None) is None
-        and _are_celerys(
-            (celery_task, (apply_async, task._get_exec_options, task.shadow_name)),
-            (celery_base, (app.send_task, app.producer_or_acquire)),
-            (celery_amqp, (amqp.create_task_message, amqp.send_task_message)),
-            (celery_routes, (amqp.router.route, amqp.router.lookup_route)),
-        )
-        and (issubclass(backend, AsyncBackendMixin) or backend.on_task_call is Backend.on_task_call)
-        and all(type(route) is MapRoute for route in amqp.router.routes)
+        not task.sensitive
+        and renders_alike(task, apply_async)
+        and is_quiet_at_calls(backend_class or type(task.app.backend))
     )
-
-
-def _are_celerys(*steps: tuple[ModuleType, tuple[Any, ...]]) -> bool:
-    """Whether these are the functions of Celery's modules, and not ones put over them: a mixin that adds the tenant to
-    the headers, an instrument that adds the trace. A wrapper may copy every name; its globals are its own module's.
-    """
-    for module, functions in steps:
-        own = vars(module)
-        for function in functions:
-            function = getattr(function, "__func__", function)
-            if type(function) is not FunctionType or function.__globals__ is not own:
-                return False
-    return True

@@ -16,8 +16,9 @@ from django.db.models import DateTimeField, Q, Subquery, Value
 from django.db.models.functions import Coalesce
 
 from reliable_jobs import databases
-from reliable_jobs.checks.loading import configured_app, load_tasks
+from reliable_jobs.checks.loading import load_tasks
 from reliable_jobs.clock import Now
+from reliable_jobs.compat.celery import configured_app
 from reliable_jobs.lifecycle import Report
 from reliable_jobs.models import Job, JobQuerySet
 from reliable_jobs.status import Reason

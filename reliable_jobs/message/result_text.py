@@ -14,7 +14,9 @@ from typing import Any
 from celery import current_app
 from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import EncodeError
-from kombu.serialization import dumps, loads, prepare_accept_content
+from kombu.serialization import dumps, loads
+
+from reliable_jobs.compat.kombu import content_types
 
 _KEY = "reliable_jobs.result"
 _START = f'{{"{_KEY}": '
@@ -55,7 +57,7 @@ def decode(text: str) -> Any:
         return loads(text, _JSON, "utf-8", accept=[_JSON])
     content_type, encoding, is_binary, kept = json.loads(text)[_KEY]
     conf = current_app.conf
-    accept = prepare_accept_content([*(conf.result_accept_content or conf.accept_content), "json"])
+    accept = content_types([*(conf.result_accept_content or conf.accept_content), "json"])
     return loads(base64.b64decode(kept) if is_binary else kept, content_type, encoding, accept=accept)
 
 

@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from celery.app.trace import trace_task
 from celery.exceptions import Ignore, SoftTimeLimitExceeded
 from django.db import Error as DatabaseError
 from django.db import connections, transaction
 from django.db.transaction import TransactionManagementError
-from kombu.serialization import prepare_accept_content
 
 from reliable_jobs import lifecycle
+from reliable_jobs.compat.celery_run import trace
+from reliable_jobs.compat.kombu import content_types
 from reliable_jobs.errors import BrokenTransaction, RunTakenAway
 from reliable_jobs.lifecycle import Claim, db_errors
 from reliable_jobs.message.decode import content
@@ -81,7 +81,7 @@ class Attempt:
     ) -> None:
         self.carrier, self.task, self.using, self.revs, self.singly = carrier, task, using, revs, singly
         self.connection: Any = connections[using]
-        self._accepted = prepare_accept_content(carrier.app.conf.accept_content)
+        self._accepted = content_types(carrier.app.conf.accept_content)
         self.committed = False
         #: Whether another try, singly, can help.
         self.worth_singling = False
@@ -156,9 +156,7 @@ class Attempt:
             call = self._call(claim)
             if call is not None:
                 args, kwargs, request = call
-                app = self.carrier.app
-                options = {"app": app, "loader": app.loader, "hostname": request["hostname"]}
-                trace_task(self.task, request["id"], args, kwargs, request, **options)
+                trace(self.task, request["id"], args, kwargs, request, self.carrier.app)
                 return
         self._commit()
 

@@ -16,6 +16,7 @@ from django.db import connections
 
 from reliable_jobs import lifecycle
 from reliable_jobs.backoff import crash_delay
+from reliable_jobs.compat.celery_results import store_result
 from reliable_jobs.lifecycle import Refusal, db_errors
 from reliable_jobs.message import result_text
 from reliable_jobs.models import Job
@@ -182,7 +183,7 @@ def _align_backend(task: RunnableTask, job: Job) -> None:
     if task.request.ignore_result or task.ignore_result:
         return
     try:
-        task.backend.store_result(task.request.id, result_of(job), CELERY_STATES[job.status], request=task.request)
+        store_result(task, result_of(job), CELERY_STATES[job.status])
     except SoftTimeLimitExceeded:
         raise
     except Exception as error:  # a backend may raise anything; the row stays right

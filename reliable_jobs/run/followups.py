@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from celery.canvas import Signature, maybe_signature
+from celery import Signature, maybe_signature
+
+from reliable_jobs.compat.celery_run import leave_to_tracer
 
 if TYPE_CHECKING:
     from reliable_jobs.protocols import RunnableTask
@@ -24,13 +26,13 @@ def take(task: RunnableTask, value: Any) -> Callable[[], None] | None:
     app = task.app
     callbacks = [maybe_signature(signature, app=app) for signature in request.callbacks or ()]
     ours = [signature for signature in callbacks if is_reliable(app, signature)]
-    request.callbacks = [signature for signature in callbacks if signature not in ours] or None
     following, rest = None, None
     if request.chain:
         head = maybe_signature(request.chain[-1], app=app)
         if is_reliable(app, head):
             following, rest = head, request.chain[:-1]
-            request.chain = None
+    theirs = [signature for signature in callbacks if signature not in ours]
+    leave_to_tracer(request, callbacks=theirs, chain=None if following is not None else request.chain)
     lineage = {"parent_id": request.id, "root_id": request.root_id or request.id}
     inherited = (request.delivery_info or {}).get("priority") if app.conf.task_inherit_parent_priority else None
     if inherited is not None:

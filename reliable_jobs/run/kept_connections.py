@@ -17,10 +17,9 @@ import os
 from typing import Any
 
 from celery import signals
-from celery.concurrency import prefork, solo, thread
-from celery.fixups.django import DjangoFixup, DjangoWorkerFixup
 from django.db import close_old_connections, connections
 
+from reliable_jobs.compat.celery_pool import close_cache, django_fixups, is_pool, pool_of, task_receivers
 from reliable_jobs.conf import settings
 
 logger = logging.getLogger("reliable_jobs.worker")
@@ -28,21 +27,18 @@ logger = logging.getLogger("reliable_jobs.worker")
 #: Whether this worker does it.
 active = False
 
-_POOLS = (prefork.TaskPool, solo.TaskPool, thread.TaskPool)
-
 
 def keep_connections(worker: Any) -> bool:
     """Keep this worker's connections between reliable tasks. Says whether it could. Call it before the pool starts."""
-    if not settings.WORKER_CONN_MAX_AGE or not issubclass(worker.pool_cls, _POOLS):
+    if not settings.WORKER_CONN_MAX_AGE or not is_pool(pool_of(worker), "prefork", "solo", "thread"):
         return False
     if any(configured.get("OPTIONS", {}).get("pool") for configured in connections.settings.values()):
         return False  # the fixup closes what a forked child has inherited of its parent's pool
-    # Private: the fixup that hides behind an app's signals. Pinned by tests/test_kept.py.
-    fixups = [fixup for fixup in worker.app._fixups or () if isinstance(fixup, DjangoFixup)]
-    for fixup in fixups:
-        celerys = fixup.worker_fixup
-        signals.task_prerun.disconnect(celerys.on_task_prerun)
-        signals.task_postrun.disconnect(celerys.on_task_postrun)
+    fixups = list(django_fixups(worker.app))
+    for celerys in fixups:
+        prerun, postrun = task_receivers(celerys)
+        signals.task_prerun.disconnect(prerun)
+        signals.task_postrun.disconnect(postrun)
         ours = _Around(celerys)
         signals.task_prerun.connect(ours.task_prerun, weak=False)
         signals.task_postrun.connect(ours.task_postrun, weak=False)
@@ -87,16 +83,17 @@ def _set_ages() -> None:
 class _Around:
     """What happens around a task instead of what the fixup does."""
 
-    def __init__(self, celerys: DjangoWorkerFixup) -> None:
+    def __init__(self, celerys: Any) -> None:
         self.celerys = celerys
+        self.prerun, self.postrun = task_receivers(celerys)
 
     def task_prerun(self, sender: Any, **kwargs: Any) -> None:
         if not getattr(sender, "keeps_connections", False):
-            self.celerys.on_task_prerun(sender, **kwargs)
+            self.prerun(sender, **kwargs)
 
     def task_postrun(self, sender: Any, **kwargs: Any) -> None:
         if not getattr(sender, "keeps_connections", False):
-            self.celerys.on_task_postrun(sender, **kwargs)
+            self.postrun(sender, **kwargs)
         elif not sender.request.is_eager and not sender.request.get("reliable_bundle"):  # that has a postrun of its own
             close_old_connections()
-            self.celerys.close_cache()
+            close_cache(self.celerys)

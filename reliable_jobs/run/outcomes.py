@@ -18,7 +18,6 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from celery.backends.base import DisabledBackend
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.result import ResultBase
 from django.db import Error as DatabaseError
@@ -26,6 +25,7 @@ from django.db import connections, transaction
 
 from reliable_jobs import lifecycle
 from reliable_jobs.backoff import conflict_delay, conflict_window, handback_delay, interruption_delay
+from reliable_jobs.compat.celery_results import is_disabled
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import (
     BodyExited,
@@ -138,7 +138,7 @@ def encode_result(task: RunnableTask, value: Any) -> str | None:
     request = task.request
     if value is None or request.ignore_result or (task.ignore_result and "ignore_result" not in vars(request)):
         return None
-    wanted = bool(request.callbacks or request.chain or request.chord) or not isinstance(task.backend, DisabledBackend)
+    wanted = bool(request.callbacks or request.chain or request.chord) or not is_disabled(task.backend)
     try:
         text = result_text.encode(as_celery_stores(value), task.app.conf.result_serializer)
     except SoftTimeLimitExceeded:

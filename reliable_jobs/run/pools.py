@@ -17,16 +17,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from celery.concurrency import prefork
 from django.db import connections
 
+from reliable_jobs.compat.celery_pool import is_pool
 from reliable_jobs.compat.psycopg import waits_in_c
 
 logger = logging.getLogger("reliable_jobs.worker")
-
-_HARD = ("celery.concurrency.prefork", "celery.concurrency.gevent")
-_SOFT = ("celery.concurrency.prefork",)
-_GREEN = ("celery.concurrency.gevent", "celery.concurrency.eventlet")
 
 #: The pool's class in a worker; None in other processes. Children of a prefork pool inherit it.
 running: type | None = None
@@ -53,27 +49,27 @@ def began(pool: type) -> None:
 
 def enforces_hard_limit(pool: type | None = None) -> bool:
     """Whether a task's ``time_limit`` ends its run in the given pool, or in the running one."""
-    return _is_one_of(pool or running or prefork.TaskPool, _HARD)
+    return _is_pool(pool or running, "prefork", "gevent")
 
 
 def enforces_soft_limit(pool: type | None = None) -> bool:
     """Whether ``soft_time_limit`` is raised in a task in the given pool, or in the running one."""
-    return _is_one_of(pool or running or prefork.TaskPool, _SOFT)
+    return _is_pool(pool or running, "prefork")
 
 
 def warn_of_limits(app: Any) -> None:
     """Log which tasks of a starting worker have limits that its pool does not enforce."""
     tasks = [task for task in app.tasks.values() if getattr(task, "writes_outbox", False)]
-    for limit, names in without_limits(running or prefork.TaskPool, app, tasks).items():
+    for limit, names in without_limits(running, app, tasks).items():
         logger.warning(
             "This pool (%s) does not enforce %s; it has no effect on %s.",
-            (running or prefork.TaskPool).__module__.rpartition(".")[2],
+            running.__module__.rpartition(".")[2] if running else "prefork",
             limit,
             ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else ""),
         )
 
 
-def without_limits(pool: type, app: Any, tasks: Iterable[Any]) -> dict[str, list[str]]:
+def without_limits(pool: type | None, app: Any, tasks: Iterable[Any]) -> dict[str, list[str]]:
     """Names of the tasks that have a limit which the pool does not enforce, by the limit's name."""
     found: dict[str, list[str]] = {}
     for name, enforced in (("time_limit", enforces_hard_limit(pool)), ("soft_time_limit", enforces_soft_limit(pool))):
@@ -86,9 +82,9 @@ def without_limits(pool: type, app: Any, tasks: Iterable[Any]) -> dict[str, list
 def blocking_drivers(pool: type) -> Iterator[str]:
     """What is wrong with the database drivers in a greenlet pool: a statement that waits in C stops the whole process,
     the run that holds the lock included."""
-    if not _is_one_of(pool, _GREEN):
+    if not is_pool(pool, "gevent", "eventlet"):
         return
-    name = "eventlet" if _is_one_of(pool, _GREEN[1:]) else "gevent"
+    name = "eventlet" if is_pool(pool, "eventlet") else "gevent"
     vendors = {connections[alias].vendor for alias in connections}
     if "postgresql" not in vendors:
         return
@@ -106,5 +102,6 @@ def blocking_drivers(pool: type) -> Iterator[str]:
         )
 
 
-def _is_one_of(pool: type, modules: tuple[str, ...]) -> bool:
-    return any(cls.__module__ in modules for cls in pool.__mro__)
+def _is_pool(pool: type | None, *kinds: str) -> bool:
+    """As :func:`is_pool`; prefork, Celery's default, where none runs."""
+    return "prefork" in kinds if pool is None else is_pool(pool, *kinds)

@@ -3,20 +3,19 @@ the job's row before the message is acknowledged."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from celery import signals
 from celery.app.task import Context
-from celery.app.trace import TraceInfo, trace_ok_t
 from celery.exceptions import Ignore, Reject, Retry
 from celery.states import FAILURE, IGNORED, REJECTED, RETRY
-from celery.utils.serialization import get_pickleable_etype, get_pickleable_exception
 
 from reliable_jobs.compat.billiard import described
+from reliable_jobs.compat.celery_run import answer_of_tracer, current_request
 from reliable_jobs.errors import BodyOutOfMemory, NotRecorded
 from reliable_jobs.lifecycle import db_errors
 from reliable_jobs.run import unreported_errors
@@ -81,12 +80,7 @@ def answer_of(error: BaseException) -> Any:
     """What the tracer would have answered for an error; the worker's parent process reads it."""
     if isinstance(error, MemoryError):
         error = BodyOutOfMemory("in a hook")  # it would end the whole worker
-    try:
-        raise error  # where it has no traceback yet, billiard could not copy it
-    except BaseException:
-        info = described(internal=True)
-    info.exception, info.type = get_pickleable_exception(error), get_pickleable_etype(type(error))
-    return trace_ok_t(info, TraceInfo(_state(error), error), 0.0, None)
+    return answer_of_tracer(error, _state(error))
 
 
 def _state(error: BaseException) -> str:
@@ -119,14 +113,9 @@ def _recorded(
         return answer_of(again)
 
 
-@contextlib.contextmanager
-def _pushed(task: RunnableTask, args: Any, kwargs: Any, request: Any) -> Iterator[None]:
+def _pushed(task: RunnableTask, args: Any, kwargs: Any, request: Any) -> AbstractContextManager[None]:
     """Inside, the delivery's request is the task's current one, as it was in the tracer."""
-    task.request_stack.push(Context(request, args=args, kwargs=kwargs, called_directly=False))
-    try:
-        yield
-    finally:
-        task.request_stack.pop()
+    return current_request(task, Context(request, args=args, kwargs=kwargs, called_directly=False))
 
 
 def _tell_hooks(task: RunnableTask, error: BaseException) -> None:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from celery import Task
 from django.db import transaction
 
-from reliable_jobs.enqueue.render import Capture, leave_unsubscribed
+from reliable_jobs.compat.celery import argument_check_of
+from reliable_jobs.compat.celery_results import OfTask, leave_unsubscribed
+from reliable_jobs.enqueue.render import Capture
 from reliable_jobs.enqueue.template import Template, is_safe, template_of
 from reliable_jobs.errors import EnqueueError, InvalidOption, UnserialisableArguments
 from reliable_jobs.message.row_to_message import Rendered, as_key, as_uuid
@@ -77,7 +79,7 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
         """
         if self.is_generator:
             self._refuse_generator()
-        app = self._get_app()
+        app = self.app
         if app.conf.task_always_eager:
             times = {"countdown": countdown, "eta": eta, "expires": expires}
             given = {name: value for name, value in times.items() if value is not None}
@@ -131,7 +133,7 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
             raise InvalidOption(
                 f"{self.name}: bulk_delay takes no {' or '.join(sorted(refused))}; call apply_async for each such job."
             )
-        app = self._get_app()
+        app = self.app
         if self.is_generator:
             self._refuse_generator()
         pairs: Iterator[tuple[Any, Any]] = map(self._call, calls)
@@ -230,7 +232,7 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
         # Celery need not publish again what is only written down.
         options.update(countdown=None, eta=None, expires=None, add_to_parent=False, retry=False)
         capture.follows = self._follows_a_job()
-        leave_unsubscribed(self._get_app().backend)
+        leave_unsubscribed(self.app.backend, Capture)
         try:
             super().apply_async(args, kwargs, task_id, capture, link, link_error, shadow, **options)
         except EnqueueError:
@@ -245,7 +247,7 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
     def _follows_a_job(self) -> bool:
         """Whether Celery or the settlement of a job makes this call, not a task function. A plain task's own calls
         can't be told from what Celery starts for it."""
-        parent = self._get_app().current_worker_task
+        parent = self.app.current_worker_task
         if parent is None:
             return False
         run = parent.request.get("reliable_run")
@@ -253,8 +255,8 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> JobResult[R_co]:
         """The result of a job of this task: its row answers first, then the result backend."""
-        kwargs.setdefault("backend", stages.results.OfTask(self))
-        return stages.results.JobResult(task_id, app=self._get_app(), task_name=self.name, **kwargs)
+        kwargs.setdefault("backend", OfTask(self))
+        return stages.results.JobResult(task_id, app=self.app, task_name=self.name, **kwargs)
 
     def _refuse_generator(self) -> NoReturn:
         raise InvalidOption(
@@ -264,6 +266,6 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
 
     def _check_arguments(self, args: Any, kwargs: Any) -> None:
         """As Celery does at the call, unless the task has ``typing = False``. Raises TypeError."""
-        check = getattr(self, "__header__", None)
+        check = argument_check_of(self)
         if check is not None and self.typing:
             check(*args, **kwargs)

@@ -27,7 +27,7 @@ class CallVariants(TypedTask[P, R_co]):
         """The same as ``delay()``, which already waits for the commit. With ``task_always_eager`` the function runs
         after the commit, as Celery's DjangoTask has it, while an eager ``delay()`` runs at once."""
         task: Any = self
-        if task._get_app().conf.task_always_eager:
+        if task.app.conf.task_always_eager:
             return task.apply_async_on_commit(args, kwargs)
         return task.delay(*args, **kwargs)
 
@@ -35,7 +35,7 @@ class CallVariants(TypedTask[P, R_co]):
         self, args: Args = None, kwargs: Kwargs = None, *positional: Any, **options: Unpack[CallOptions]
     ) -> JobResult[R_co]:
         """The same as ``apply_async()``, which already waits for the commit; eager as :meth:`delay_on_commit`."""
-        if not self._get_app().conf.task_always_eager:
+        if not self.app.conf.task_always_eager:
             return self.apply_async(args, kwargs, *positional, **options)
         task_id = options["task_id"] = options.get("task_id") or str(uuid.uuid4())
         using = options.get("using") or stages.databases.write_alias()

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from celery import Task
-from celery.canvas import Signature, _chain, maybe_signature
+from celery import Signature, Task, maybe_signature
 from celery.exceptions import Ignore, Retry
 from django.db import transaction
 
@@ -211,7 +210,7 @@ class RunControl(Task):
             return super().on_replace(sig)
         head: Any = sig
         rest: list[Any] = []
-        if isinstance(sig, _chain):  # Celery appends what was to follow this job
+        if sig.get("subtask_type") == "chain":  # Celery appends what was to follow this job
             head, *rest = (maybe_signature(part, app=self.app) for part in sig.tasks)
         target = self.app.tasks.get(head.task)
         # In a chain of the body's making the last part has this job's id, whose row is the first part's.

@@ -11,9 +11,10 @@ from typing import Any
 
 from asgiref.sync import async_to_sync
 from celery import Task
-from celery._state import _task_stack, get_current_task
-from celery.utils.functional import head_from_fun
 from kombu.utils.compat import detect_environment
+
+from reliable_jobs.compat.celery import argument_check, check_arguments_by, checked_class
+from reliable_jobs.compat.celery_run import in_other_thread
 
 
 def adopt(cls: Any) -> None:
@@ -26,9 +27,9 @@ def adopt(cls: Any) -> None:
     if owner is Task or not inspect.isfunction(function) or not function.__name__.isidentifier():
         return
     order = cls.__mro__
-    if order.index(owner) < order.index(_owner(cls, "__header__")):
+    if order.index(owner) < order.index(checked_class(cls)):
         # Celery makes the check for decorated functions only.
-        cls.__header__ = staticmethod(head_from_fun(function, bound=bound))
+        check_arguments_by(cls, argument_check(function, bound=bound))
     if _is_async(function):
         waits = _that_waits(function)
         cls.run = waits if bound else staticmethod(waits)
@@ -84,20 +85,12 @@ def finished(awaitable: Awaitable[Any]) -> Any:
             "write it as an ordinary function."
         )
     running: list[Any] = []
-    task = get_current_task()
-    request = task.request if task is not None else None
+    as_here = in_other_thread()
 
     async def run() -> Any:
         running.extend((asyncio.get_running_loop(), asyncio.current_task()))
-        if task is None:
+        with as_here():
             return await awaitable
-        _task_stack.push(task)
-        task.request_stack.push(request)
-        try:
-            return await awaitable
-        finally:
-            task.request_stack.pop()
-            _task_stack.pop()
 
     try:
         return async_to_sync(run, force_new_loop=True)()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from celery.utils.time import maybe_iso8601, maybe_make_aware
-
+from reliable_jobs.compat.celery import read_time
 from reliable_jobs.errors import InvalidOption
 
 
@@ -36,7 +35,7 @@ class Times:
         if value is None:
             return None
         try:
-            value = maybe_make_aware(maybe_iso8601(value), self.app.timezone)
+            value = read_time(value, self.app)
             value.astimezone(datetime.timezone.utc)  # one past the year 9999 could be written, and never read again
             return value
         except (AttributeError, TypeError, ValueError, OverflowError) as error:

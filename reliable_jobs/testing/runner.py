@@ -10,15 +10,16 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from celery import Celery, current_app
-from celery.app.trace import build_tracer
-from celery.backends.base import DisabledBackend
+from celery import Celery
+from celery.app import app_or_default
 from celery.exceptions import NotRegistered
 from django.db import connections, router
 from django.db.models import F
 from kombu.message import Message
 
 from reliable_jobs.clock import Now
+from reliable_jobs.compat.celery_results import is_disabled, without_backend
+from reliable_jobs.compat.celery_run import tracer_of
 from reliable_jobs.message.row_to_message import outgoing
 from reliable_jobs.models import Job
 from reliable_jobs.run.tracing import that_answers
@@ -164,7 +165,7 @@ def deliver(job: Job, alias: str, *, redelivered: bool = False) -> tuple[Any, An
     Raises:
         celery.exceptions.NotRegistered: the task is not known here.
     """
-    app: Celery = current_app._get_current_object()
+    app: Celery = app_or_default()
     task = app.tasks.get(job.task)
     if task is None:
         raise NotRegistered(
@@ -201,7 +202,7 @@ def deliver(job: Job, alias: str, *, redelivered: bool = False) -> tuple[Any, An
     if request.get("ignore_result") is None:
         request["ignore_result"] = task.ignore_result
     with _local_backend(task), _as_if_committed():
-        trace = build_tracer(task.name, task, app=app, hostname=WORKER)
+        trace = tracer_of(task, app, WORKER)
         if isinstance(task, ReliableTask):
             trace = that_answers(task, trace, keep_frames=True)
         value, info, _, _ = trace(str(request["id"]), args, kwargs, request)
@@ -214,15 +215,11 @@ def _local_backend(task: Any) -> Iterator[None]:
     backend = task.backend
     module = type(backend).__module__
     local = module.startswith(_LOCAL_BACKENDS) or getattr(backend, "backend", None) == "memory"
-    if local or isinstance(backend, DisabledBackend):
+    if local or is_disabled(backend):
         yield
         return
-    own = vars(task).get("_backend")
-    task.backend = DisabledBackend(task.app)
-    try:
+    with without_backend(task):
         yield
-    finally:
-        task.backend = own
 
 
 @contextlib.contextmanager

@@ -7,12 +7,12 @@ import logging
 from typing import Any
 
 from celery import Celery, bootsteps, signals
-from celery.concurrency import prefork, solo
 from django.db import connections
 from django.db.backends.signals import connection_created
 
 from reliable_jobs import databases, tasks
 from reliable_jobs.compat import register
+from reliable_jobs.compat.celery_pool import is_pool, pool_of
 from reliable_jobs.conf import settings
 from reliable_jobs.run import kept_connections, pools
 from reliable_jobs.schedule import SWEEP_TASK
@@ -55,10 +55,10 @@ def _on_worker_init(sender: Any = None, **kwargs: Any) -> None:
 
 def _on_worker_set_up(instance: Any = None, **kwargs: Any) -> None:
     # Later than worker_init, at which the fixup connects its receivers, and before the pool forks.
-    pools.began(instance.pool_cls)
+    pools.began(pool_of(instance))
     if not kept_connections.keep_connections(instance):
         logger.info("Database connections are closed around every task, as Celery does it.")
-    if not issubclass(instance.pool_cls, (prefork.TaskPool, solo.TaskPool)):
+    if not is_pool(pool_of(instance), "prefork", "solo"):
         # After a reconnect Celery would raise its prefetch count again with each ack. Where the pool's threads send
         # them, they wait for the broker's answer on the connection that the main thread reads from, and hang for good.
         instance.app.conf.worker_enable_prefetch_count_reduction = False

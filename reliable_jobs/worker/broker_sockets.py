@@ -1,8 +1,7 @@
 """What the watchdog asks and does below Celery: the broker's queues on a connection of its own, and the sockets of the
 worker's process to its broker. Shut, they make whatever waits on them fail, and Celery reconnects.
 
-Celery and kombu have no public way to do it. The private names are all in this module; tests/test_consuming.py uses
-each against real brokers.
+Celery and kombu have no documented way to do it; tests/test_consuming.py does it with real brokers.
 """
 
 from __future__ import annotations
@@ -18,11 +17,13 @@ from amqp import spec
 from celery import Celery
 from kombu.transport import virtual
 
+from reliable_jobs.compat.amqp import open_channels, socket_of
+from reliable_jobs.compat.kombu import live_connection, sockets_of
+
 
 def live(connection: Any) -> Any:
-    """The transport's connection that a kombu connection uses at the moment, None without one. The public attribute
-    would make kombu connect."""
-    return getattr(connection, "_connection", None)
+    """The transport's connection that a kombu connection uses at the moment, None without one."""
+    return live_connection(connection)
 
 
 def shut(connection: Any) -> int:
@@ -41,10 +42,8 @@ def ask_for_a_sign(connection: Any) -> None:
     """Make the broker answer on a connection without waiting for the answer, where AMQP can. Call it in the thread that
     writes to the connection; :func:`frames_received` then rises."""
     if isinstance(connection, amqp.Connection):
-        for channel in list((connection.channels or {}).values()):  # None once it is closed
-            if channel is not None and channel.channel_id and channel.is_open:
-                channel.send_method(spec.Channel.Flow, "b", (True,))
-                return
+        for channel in open_channels(connection)[:1]:
+            channel.send_method(spec.Channel.Flow, "b", (True,))
 
 
 def frames_received(connection: Any) -> int | None:
@@ -81,12 +80,9 @@ def messages_ready(app: Celery, queues: Iterable[str], timeout: float) -> bool:
 
 def _sockets(connection: Any) -> Iterator[Any]:
     if isinstance(connection, amqp.Connection):
-        yield getattr(connection._transport, "sock", None)  # the public property connects a connection that is closed
-        return
-    for channel in list(getattr(connection, "channels", None) or ()):  # Redis: pools of connections for each channel
-        for pool in (getattr(channel, "_pool", None), getattr(channel, "_async_pool", None)):
-            for used in (*getattr(pool, "_in_use_connections", ()), *getattr(pool, "_available_connections", ())):
-                yield getattr(used, "_sock", None)
+        yield socket_of(connection)
+    elif isinstance(connection, virtual.Transport):
+        yield from sockets_of(connection)
 
 
 def _shut(sockets: Iterable[Any]) -> int:

@@ -8,6 +8,7 @@ over, a message from elsewhere becomes a failed row that a person can requeue on
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import uuid
@@ -15,15 +16,21 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import bootsteps
-from celery.utils.time import timezone
 from celery.worker import state as worker_state
 from django.db import connections
-from kombu.asynchronous.timer import to_timestamp
 from kombu.utils import json as kombu_json
 
 from reliable_jobs import lifecycle
 from reliable_jobs.backoff import handback_delay
 from reliable_jobs.clock import Now
+from reliable_jobs.compat.celery_pool import reserves_places
+from reliable_jobs.compat.celery_worker import (
+    around_each_message,
+    before_rejecting,
+    check_eta,
+    payload_of,
+    reject_invalid,
+)
 from reliable_jobs.databases import pointer_alias, write_alias
 from reliable_jobs.lifecycle import db_errors
 from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, HEADER, as_uuid
@@ -64,33 +71,23 @@ class ParkingStep(bootsteps.StartStopStep):
 
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
         super().__init__(consumer, **kwargs)
-        for name in ("on_unknown_task", "on_unknown_message", "on_invalid_task", "on_decode_error"):
-            setattr(consumer, name, _parking_first(consumer, name, getattr(consumer, name)))
-        consumer.create_task_handler = _outliving(consumer, consumer.create_task_handler)
+        before_rejecting(consumer, functools.partial(_park_first, consumer))
+        around_each_message(consumer, functools.partial(_outlive, consumer))
 
 
-def _outliving(consumer: Any, create: Callable[..., Any]) -> Callable[..., Any]:
-    """What makes the consumer's handler of messages; its handler parks what Celery stumbles over in reading it."""
-
-    def create_task_handler(*args: Any, **kwargs: Any) -> Callable[[Any], Any]:
-        handle = create(*args, **kwargs)
-
-        def on_task_received(message: Any) -> Any:
-            try:
-                return handle(message)
-            except (*consumer.connection_errors, *consumer.channel_errors):
-                raise
-            except Exception as error:  # Celery's, a strategy's, a receiver's or our own
-                request = _reserved(message)
-                if message.acknowledged or (request is not None and consumer.pool.uses_semaphore):
-                    raise  # no longer a matter of this message alone
-                if request is not None:
-                    worker_state.task_ready(request)
-                return consumer.on_invalid_task(None, message, error)
-
-        return on_task_received
-
-    return create_task_handler
+def _outlive(consumer: Any, handle: Callable[[Any], Any], message: Any) -> Any:
+    """Handle a message; park what Celery stumbles over in reading it."""
+    try:
+        return handle(message)
+    except (*consumer.connection_errors, *consumer.channel_errors):
+        raise
+    except Exception as error:  # Celery's, a strategy's, a receiver's or our own
+        request = _reserved(message)
+        if message.acknowledged or (request is not None and reserves_places(consumer.pool)):
+            raise  # no longer a matter of this message alone
+        if request is not None:
+            worker_state.task_ready(request)
+        return reject_invalid(consumer, message, error)
 
 
 def _reserved(message: Any) -> Any:
@@ -107,7 +104,7 @@ def misshapen(request: Any) -> str | None:
     said = request.request_dict
     if not isinstance(request.id, str) or not request.id:
         return f"id={request.id!r} is no text: another message like it would count as a copy of this one"
-    args, kwargs, embed = request._payload
+    args, kwargs, embed = payload_of(request)
     if not isinstance(args, (list, tuple)):
         return f"the positional arguments are a {type(args).__name__}"
     if not isinstance(kwargs, dict) or not all(isinstance(name, str) for name in kwargs):
@@ -130,7 +127,7 @@ def misshapen(request: Any) -> str | None:
         return f"timelimit={limits!r} is no pair of seconds"
     if request.eta is not None:
         try:
-            to_timestamp(timezone.to_system(request.eta) if request.utc else request.eta, request.app.timezone)
+            check_eta(request)
         except (OverflowError, ValueError) as error:
             return f"eta={request.eta!r} is no time that a worker can wait for: {error}"
     retries = said.get("retries")
@@ -143,26 +140,21 @@ def _is_limit(value: Any) -> bool:
     return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 10**9)
 
 
-def _parking_first(consumer: Any, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    def handler(*args: Any) -> Any:
-        message = args[0] if name == "on_decode_error" else args[1]
-        error = args[-1] if name != "on_unknown_message" else "not a task message"
-        if not kept(message, f"{name.removeprefix('on_').replace('_', ' ')}: {error!r}", consumer.hostname, error):
-            # Neither acked nor rejected: it comes back when this connection ends, and nothing is lost.
-            logger.critical("A message that can't be run could not be parked; it is held unacknowledged.")
-            return None
-        try:
-            return original(*args)
-        except consumer.connection_errors:
-            raise
-        except Exception as trouble:
-            # It reads the message once more, and may tell the result backend of an id that no database takes.
-            logger.error("Celery could not answer a message that has been parked: %r", trouble)
-            if not message.acknowledged:
-                message.reject_log_error(logger, consumer.connection_errors)
-            return None
-
-    return handler
+def _park_first(consumer: Any, wrong: str, message: Any, error: Any, answer: Callable[[], Any]) -> Any:
+    if not kept(message, f"{wrong}: {error!r}", consumer.hostname, error):
+        # Neither acked nor rejected: it comes back when this connection ends, and nothing is lost.
+        logger.critical("A message that can't be run could not be parked; it is held unacknowledged.")
+        return None
+    try:
+        return answer()
+    except consumer.connection_errors:
+        raise
+    except Exception as trouble:
+        # It reads the message once more, and may tell the result backend of an id that no database takes.
+        logger.error("Celery could not answer a message that has been parked: %r", trouble)
+        if not message.acknowledged:
+            message.reject_log_error(logger, consumer.connection_errors)
+        return None
 
 
 def kept(message: Any, why: str, worker: Any, error: Any = None) -> bool:

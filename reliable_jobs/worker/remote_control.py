@@ -17,6 +17,8 @@ from celery import bootsteps
 from celery.worker.consumer.control import Control
 from kombu.exceptions import InconsistencyError
 
+from reliable_jobs.compat.celery_worker import around_remote_control
+
 logger = logging.getLogger("reliable_jobs.worker")
 
 #: Seconds between two attempts to start the remote control.
@@ -32,18 +34,14 @@ class PatientControl(bootsteps.StartStopStep):
     def create(self, consumer: Any) -> None:
         for step in consumer.steps:
             if isinstance(step, Control):
-                # Celery's private parts, as they are from 5.5 to 5.7: a box with start(), stop() and loop().
-                if step.is_green:
-                    step.box.loop = _patient_loop(step.box.loop)
-                else:
-                    step.start = _patient_start(step.box)
+                around_remote_control(step, start=_patient_start, loop=_patient_loop)
 
 
-def _patient_start(box: Any) -> Callable[[Any], None]:
+def _patient_start(celerys: Callable[[Any], Any]) -> Callable[[Any], None]:
     def start(consumer: Any) -> None:
         connection = consumer.connection
         try:
-            box.start(consumer)
+            celerys(consumer)
         except (*consumer.channel_errors, InconsistencyError) as error:
             _unless_locked(error)
 

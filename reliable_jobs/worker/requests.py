@@ -17,6 +17,7 @@ from celery.worker.request import Request
 
 from reliable_jobs import lifecycle
 from reliable_jobs.compat.billiard import ExceptionInfo, exit_status
+from reliable_jobs.compat.celery_worker import is_terminating, was_revoked
 from reliable_jobs.databases import pointer_alias
 from reliable_jobs.errors import NotRecorded
 from reliable_jobs.message.row_to_message import HEADER
@@ -44,7 +45,7 @@ class GivenBackRequest(Request):
     """
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        if soft or worker_state.should_terminate:
+        if soft or is_terminating():
             super().on_timeout(soft, timeout)
             return
         worker_state.task_ready(self)
@@ -56,7 +57,7 @@ class GivenBackRequest(Request):
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(error, TimeLimitExceeded):
             return  # billiard reports the limit here first, and Celery would acknowledge before on_timeout
-        revoked = self._already_revoked or self._already_cancelled
+        revoked = was_revoked(self)
         if isinstance(error, (WorkerLostError, SystemExit, KeyboardInterrupt)) and not revoked:
             worker_state.task_ready(self)
             how = _how_it_died(error)

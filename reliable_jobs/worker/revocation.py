@@ -10,10 +10,10 @@ import time
 import uuid
 from typing import Any
 
-from celery.worker import state as worker_state
 from django.db import transaction
 
 from reliable_jobs import databases, lifecycle
+from reliable_jobs.compat.celery_worker import revoked_at
 from reliable_jobs.conf import settings
 from reliable_jobs.databases import pointer_alias
 from reliable_jobs.message.row_to_message import HEADER, as_uuid
@@ -71,13 +71,13 @@ def cancel_revoked(job_id: uuid.UUID, alias: str, terminated: bool) -> None:
 
 def remember_old() -> None:
     """Call it when the worker starts: what it has read from a state file was revoked before any requeue from now on."""
-    _seen.update(worker_state.revoked.as_dict())
+    _seen.update(revoked_at())
 
 
 def cancel_newly_revoked() -> None:
     """``app.control.revoke`` and Flower reach this worker's memory only; a job that waits without a message (delayed,
     retrying) would be revoked when it is due, or not at all if the worker is restarted first."""
-    revoked = worker_state.revoked.as_dict()
+    revoked = revoked_at()
     new = {task_id: stamp for task_id, stamp in revoked.items() if _seen.get(task_id) != stamp}
     ages = {job_id: time.monotonic() - new[name] for name in new if (job_id := as_uuid(name)) is not None}
 
@@ -100,7 +100,7 @@ def _outweighs(requeued: float | None, revoked: float) -> bool:
 def newer_than_requeue(task_id: str, alias: str) -> bool:
     """Whether a job was revoked after a person's last requeue. False where the database does not say so in time: the
     sweep loop looks again."""
-    stamp, job_id = worker_state.revoked.as_dict().get(task_id), foreign_messages.foreign_id(task_id)
+    stamp, job_id = revoked_at().get(task_id), foreign_messages.foreign_id(task_id)
     if stamp is None:
         return False
     age, newer = time.monotonic() - stamp, list[bool]()

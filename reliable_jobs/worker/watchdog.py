@@ -23,13 +23,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from celery.concurrency import solo
 from celery.worker import state as worker_state
 from django.db import Error as DatabaseError
 from django.db import connections
 
 from reliable_jobs import databases, lifecycle
 from reliable_jobs.clock import Now
+from reliable_jobs.compat.celery_pool import may_block, places
+from reliable_jobs.compat.celery_worker import is_stopping, messages_held, stop_worker
 from reliable_jobs.conf import settings
 from reliable_jobs.models import Job
 from reliable_jobs.status import EventKind, Status
@@ -120,8 +121,8 @@ class Watchdog:
 
     def tick(self, elapsed: float) -> None:
         consumer = self.worker.consumer
-        if not all(flag is None or flag is False for flag in (worker_state.should_stop, worker_state.should_terminate)):
-            return  # 0 is an exit status
+        if is_stopping():
+            return
         self._moved = self._moved + 1 if self._channel_is_of_another_connection(consumer) else 0
         if self._moved >= MOVED_TICKS:
             self._moved = 0
@@ -168,17 +169,11 @@ class Watchdog:
         limit = getattr(consumer.app.conf, "worker_eta_task_limit", None)  # not in Celery 5.5
         if limit and consumer.qos is not None and consumer.qos.value >= limit:
             return False
-        held = len(worker_state.reserved_requests)
-        held += sum(len(bucket.contents) for bucket in list(consumer.task_buckets.values()) if bucket)  # rate limits
-        if getattr(consumer, "qos_global", None) is False:
-            # Messages from elsewhere that wait for their ETA take part of the window where it can't grow (quorum
-            # queues, Celery 5.7).
-            held += len(getattr(worker_state, "scheduled_requests", ()))
-        if held < (pool.num_processes or 0):
+        if messages_held(consumer) < places(pool):
             return True
         # A loop that does not turn does not hear of the runs that have ended. In solo and greenlet pools it may wait
         # for a run; elsewhere it never should.
-        return self._stuck >= settings.STALL_TIMEOUT and not pool.is_green and not isinstance(pool, solo.TaskPool)
+        return self._stuck >= settings.STALL_TIMEOUT and not may_block(pool)
 
     @staticmethod
     def _queues(consumer: Any) -> list[str]:
@@ -256,7 +251,7 @@ class Watchdog:
 
     def _end(self, text: str, alias: str, job: Job) -> None:
         self._record(f"{text} The process ends with status {EXIT_STATUS}.", alias, job)
-        worker_state.should_stop = EXIT_STATUS  # Celery's warm shutdown, where its loop still turns
+        stop_worker(EXIT_STATUS)
         since = time.monotonic()
         while (waited := time.monotonic() - since) < LAST_RUNS and (
             waited < LAST_WORDS or worker_state.active_requests

@@ -8,6 +8,7 @@ from typing import Any
 
 from celery import bootsteps
 
+from reliable_jobs.compat.celery_worker import around_each_message
 from reliable_jobs.conf import settings
 from reliable_jobs.run import pools
 from reliable_jobs.worker.remote_control import PatientControl
@@ -51,18 +52,12 @@ class ConsumingStep(bootsteps.StartStopStep):
             return  # a consumer without a worker: somebody's own
         if (timeout := connect_timeout()) is not None:
             consumer.app.conf.broker_connection_timeout = timeout
-        create = consumer.create_task_handler
 
-        def create_task_handler(*args: Any, **kwargs: Any) -> Callable[[Any], Any]:
-            handle = create(*args, **kwargs)
+        def counted(handle: Callable[[Any], Any], message: Any) -> Any:
+            watchdog.count_message()
+            return handle(message)
 
-            def on_task_received(message: Any) -> Any:
-                watchdog.count_message()
-                return handle(message)
-
-            return on_task_received
-
-        consumer.create_task_handler = create_task_handler
+        around_each_message(consumer, counted)
 
     def start(self, consumer: Any) -> None:
         if self.watchdog is not None:

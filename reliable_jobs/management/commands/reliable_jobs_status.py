@@ -6,8 +6,8 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 from django.db.models import Count, DurationField, ExpressionWrapper, F, Max
 
-from reliable_jobs.checks.loading import configured_app
 from reliable_jobs.clock import Now
+from reliable_jobs.compat.celery import configured_app
 from reliable_jobs.dispatch.publisher import publisher
 from reliable_jobs.dispatch.receipt import Depth
 from reliable_jobs.management.base import JobCommand

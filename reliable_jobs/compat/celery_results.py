@@ -1,0 +1,178 @@
+"""Celery: result backends, and ``AsyncResult``. Needs no loaded apps."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from celery.result import AsyncResult
+
+from reliable_jobs.compat.celery import CELERY
+
+with CELERY.importing():
+    from celery import _state
+    from celery.backends.asynchronous import AsyncBackendMixin
+    from celery.backends.base import Backend, DisabledBackend
+
+
+@CELERY.undocumented("Celery.backend_cls", at="celery.app.base:Celery.backend_cls", tests=["test_template"])
+def backend_setting(app: Any) -> Any:
+    """What an app makes its result backends of; to ask for the backend makes one, in each new thread."""
+    return app.backend_cls
+
+
+@CELERY.undocumented(
+    "asynchronous.AsyncBackendMixin",
+    at="celery.backends.asynchronous:AsyncBackendMixin",
+    tests=["test_results"],
+)
+@CELERY.undocumented(
+    "Backend.on_task_call",
+    at="celery.backends.base:Backend.on_task_call",
+    takes=("producer", "task_id"),
+    tests=["test_results", "test_template"],
+)
+def is_quiet_at_calls(backend_class: Any) -> bool:
+    """Whether backends of a class ask nothing over the network when a job is called, as made quiet or as they are."""
+    return issubclass(backend_class, AsyncBackendMixin) or backend_class.on_task_call is Backend.on_task_call
+
+
+@CELERY.undocumented(
+    "Backend.on_task_call",
+    at="celery.backends.base:Backend.on_task_call",
+    takes=("producer", "task_id"),
+    tests=["test_results"],
+)
+def leave_unsubscribed(backend: Any, producer_class: type) -> None:
+    """Make a result backend do nothing at a call whose producer is of a class. Redis would subscribe to the result, and
+    ``rpc://`` declare a reply queue, over the network and before the row is written.
+    """
+    if isinstance(backend, AsyncBackendMixin) and "on_task_call" not in vars(backend):
+        vars(backend)["on_task_call"] = functools.partial(_unless, producer_class, backend.on_task_call)
+
+
+def _unless(producer_class: type, on_task_call: Any, producer: Any, task_id: str) -> Any:
+    return {} if isinstance(producer, producer_class) else on_task_call(producer, task_id)
+
+
+@CELERY.undocumented("base.DisabledBackend", at="celery.backends.base:DisabledBackend", tests=["test_testing"])
+def is_disabled(backend: Any) -> bool:
+    """Whether a task has no result backend."""
+    return isinstance(backend, DisabledBackend)
+
+
+@CELERY.undocumented("Task._backend", at="celery.app.task:Task._backend", tests=["test_testing"])
+@CELERY.undocumented("base.DisabledBackend", at="celery.backends.base:DisabledBackend", tests=["test_testing"])
+@contextlib.contextmanager
+def without_backend(task: Any) -> Iterator[None]:
+    """Inside, a task has no result backend; afterwards its own again, or the app's."""
+    own = vars(task).get("_backend")
+    task.backend = DisabledBackend(task.app)
+    try:
+        yield
+    finally:
+        task.backend = own
+
+
+@CELERY.undocumented("rpc.RPCBackend", at="celery.backends.rpc:RPCBackend", tests=["test_results"])
+def reads_results_from_a_queue(backend: Any) -> bool:
+    """Whether a backend is ``rpc://``: to read a result would declare a queue, and each can be read once."""
+    with CELERY.importing():
+        from celery.backends.rpc import RPCBackend
+    return isinstance(backend, RPCBackend)
+
+
+@CELERY.undocumented(
+    "Backend.get_task_meta",
+    at="celery.backends.base:Backend.get_task_meta",
+    takes=("task_id",),
+    tests=["test_results"],
+)
+def stored_result(backend: Any, task_id: str) -> dict[str, Any]:
+    """What a result backend knows of a task; {} if it is none that can be asked."""
+    try:
+        return dict(backend.get_task_meta(task_id))
+    except (AttributeError, NotImplementedError):
+        return {}
+
+
+@CELERY.undocumented(
+    "Backend.store_result",
+    at="celery.backends.base:Backend.store_result",
+    takes=("task_id", "result", "state", "traceback", "request"),
+    tests=["test_promise_3_exactly_once_effects"],
+)
+def store_result(task: Any, value: Any, state: str) -> None:
+    """Bring the result backend in line with a settled row: a worker may have died between its commit and the store."""
+    task.backend.store_result(task.request.id, value, state, request=task.request)
+
+
+@CELERY.undocumented("_state.task_join_will_block", at="celery._state:task_join_will_block", tests=["test_results"])
+def refuses_to_wait() -> bool:
+    """Whether ``get()`` refuses to wait here, inside a task."""
+    return bool(_state.task_join_will_block())
+
+
+@CELERY.undocumented(
+    "AsyncResult._get_task_meta",
+    at="celery.result:AsyncResult._get_task_meta",
+    tests=["test_promise_3_exactly_once_effects", "test_results"],
+)
+@CELERY.undocumented(
+    "AsyncResult._cache",
+    "AsyncResult._maybe_set_cache",
+    inside="celery.result:AsyncResult._get_task_meta",
+    tests=["test_results"],
+)
+@CELERY.undocumented("AsyncResult._parents", at="celery.result:AsyncResult._parents", tests=["test_results"])
+@CELERY.undocumented("AsyncResult.__del__", at="celery.result:AsyncResult.__del__", tests=["test_results"])
+class AnsweredResult(AsyncResult):
+    """An ``AsyncResult`` whose subclass answers every reader (``state``, ``result``, ``get``, ``ready``), and whose
+    backend is made when one looks: Celery makes one in each thread, which under ASGI may mean for each request.
+    """
+
+    _made: Any = None
+
+    def answer(self) -> dict[str, Any] | None:
+        """What is known of the task, as a backend's ``get_task_meta`` gives it; None to ask the backend. An answer with
+        a final state is kept."""
+        raise NotImplementedError
+
+    def _get_task_meta(self) -> dict[str, Any]:
+        if self._cache is not None:
+            known: dict[str, Any] = self._cache
+            return known
+        answer = self.answer()
+        meta: dict[str, Any] = super()._get_task_meta() if answer is None else self._maybe_set_cache(answer)
+        return meta
+
+    def is_known(self) -> bool:
+        """Look; says whether the end is known and kept."""
+        self._get_task_meta()
+        return self._cache is not None
+
+    def ancestors(self) -> Iterator[Any]:
+        yield from self._parents()
+
+    @property
+    def backend(self) -> Any:
+        if isinstance(self._made, OfTask):
+            self._made = self._made.task.backend
+        return self._made
+
+    @backend.setter
+    def backend(self, backend: Any) -> None:
+        self._made = backend
+
+    def __del__(self) -> None:
+        if not isinstance(self._made, OfTask):
+            super().__del__()
+
+
+class OfTask:
+    """Stands for a task's result backend until it is asked for."""
+
+    def __init__(self, task: Any) -> None:
+        self.task = task
