@@ -40,13 +40,13 @@ soak: dev
 	BROKER_URL=$${BROKER_URL:-amqp://guest:guest@127.0.0.1:5672//} $(DEV) -m pytest -m soak $(ARGS)
 
 chaos: dev
-	@$(DEV) -m tests.chaos $(ARGS)
+	@$(DEV) -m qa.chaos $(ARGS)
 
 sites: dev
 	@$(DEV) -m tests.sites $(ARGS)
 
 mutants: dev
-	@$(DEV) -m tests.mutants $(ARGS)
+	@$(DEV) -m qa.mutants $(ARGS)
 
 benchmark: .venv-benchmark
 	@.venv-benchmark/bin/python -m benchmarks $(ARGS)

@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 
-from tests.databases import by_hand
+from tests.support.databases import by_hand
 
 if os.environ.get("TEST_DRIVER") == "psycopg2":
     sys.modules["psycopg"] = None  # type: ignore[assignment]  # Django takes psycopg2 then

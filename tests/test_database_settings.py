@@ -13,9 +13,9 @@ import psycopg
 import pytest
 from django.db import connection
 
-from tests import adversary_tasks as bad
-from tests.databases import by_hand
-from tests.harness import Stack, lines
+from tests.promises import adversary_tasks as bad
+from tests.support.databases import by_hand
+from tests.support.harness import Stack, lines
 from tests.testapp import tasks
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
@@ -41,8 +41,8 @@ def test_a1_databases_as_startproject_writes_it_runs_every_job(stack: Stack) -> 
 @pytest.fixture
 def pgbouncer(stack: Stack) -> Iterator[Any]:
     """In transaction mode, before two sessions of the server."""
-    from tests.conftest import _or_skip
-    from tests.private_servers import PgBouncer
+    from tests.support.fixtures import _or_skip
+    from tests.support.private_servers import PgBouncer
 
     port = urlsplit(stack.database_url).port or 5432
     with _or_skip(lambda: PgBouncer(port, settings={"default_pool_size": "2"})) as server:
@@ -130,7 +130,7 @@ def test_a12_conflicts_under_serializable_fail_no_healthy_job(stack: Stack) -> N
 @pytest.mark.promise("I3", "I5", "I6")
 def test_a13_psycopg2_runs_jobs_and_tells_errors_apart(stack: Stack, outside: Path) -> None:
     pytest.importorskip("psycopg2")
-    stack.worker(options=["--include", "tests.adversary_tasks"], WORKER_SWEEP_INTERVAL=0.1, TEST_DRIVER="psycopg2")
+    stack.worker(options=["--include", bad.__name__], WORKER_SWEEP_INTERVAL=0.1, TEST_DRIVER="psycopg2")
     done = [tasks.effect.delay("a13") for _ in range(4)]
     retried = tasks.fails_first.delay("a13 retried", 2)
     deadlocked = bad.deadlocks.delay("a13 deadlocked", str(outside) + "1", 2)

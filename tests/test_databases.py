@@ -22,10 +22,10 @@ from reliable_jobs.message.row_to_message import HEADER
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.results import JobResult
 from reliable_jobs.sweep import pruner, sweeper
-from tests import inprocess
 from tests.celery_app import app
-from tests.harness import Stack
-from tests.inprocess import InProcess, extra_alias, extra_database
+from tests.support import inprocess
+from tests.support.harness import Stack
+from tests.support.inprocess import InProcess, extra_alias, extra_database
 from tests.testapp import tasks
 from tests.testapp.models import Effect
 

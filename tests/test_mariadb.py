@@ -17,10 +17,10 @@ from django.utils import timezone
 from reliable_jobs import ReliableTask, lifecycle
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.status import EventKind
-from tests import inprocess
 from tests.celery_app import app
-from tests.harness import Transaction
-from tests.inprocess import InProcess
+from tests.support import inprocess
+from tests.support.harness import Transaction
+from tests.support.inprocess import InProcess
 from tests.testapp import tasks
 from tests.testapp.models import Effect, Parent
 

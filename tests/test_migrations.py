@@ -12,7 +12,7 @@ from django.db import OperationalError, connection, connections, transaction
 
 from reliable_jobs.migrations import _patience
 from reliable_jobs.models import Job
-from tests.harness import PATIENCE, Stack, Transaction, wait_until
+from tests.support.harness import PATIENCE, Stack, Transaction, wait_until
 from tests.test_models import job
 
 pytestmark = [pytest.mark.servers, pytest.mark.promise("I2")]

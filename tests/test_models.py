@@ -17,7 +17,7 @@ from django.utils import timezone
 from reliable_jobs.clock import Now
 from reliable_jobs.models import Job, JobEvent, JobQuerySet
 from reliable_jobs.status import FINAL, Reason, Status
-from tests.harness import Stack, Transaction
+from tests.support.harness import Stack, Transaction
 
 SETTLED = 3000
 

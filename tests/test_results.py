@@ -21,9 +21,9 @@ from reliable_jobs.errors import NotCommitted
 from reliable_jobs.models import Job
 from reliable_jobs.results import JobResult
 from reliable_jobs.status import Reason
-from tests import inprocess
 from tests.celery_app import app
-from tests.inprocess import InProcess
+from tests.support import inprocess
+from tests.support.inprocess import InProcess
 from tests.testapp import tasks
 
 jobs = inprocess.jobs

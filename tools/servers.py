@@ -25,7 +25,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tests.private_servers import (
+from tests.support.private_servers import (
     HOST,
     PrivatePostgres,
     PrivateRabbitMQ,

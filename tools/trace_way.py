@@ -55,7 +55,7 @@ def ways(queue: str) -> dict[str, Walk]:
     from django.utils import timezone
 
     from reliable_jobs.models import Job
-    from tests.inprocess import InProcess
+    from tests.support.inprocess import InProcess
     from tests.testapp.tasks import effect
 
     worker = InProcess(queue)
@@ -100,7 +100,7 @@ def main() -> int:
     from django.test.utils import setup_databases, teardown_databases
 
     django.setup()
-    from tests.inprocess import broker
+    from tests.support.inprocess import broker
 
     created = setup_databases(verbosity=0, interactive=False, aliases=["default"])
     try:

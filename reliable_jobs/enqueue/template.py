@@ -6,7 +6,7 @@ nothing else can differ (:func:`is_safe` says so) a process renders one message,
 others: 20 µs a call.
 Everything else is rendered by Celery each time: calls with options, calls inside a task, callbacks, signals that
 somebody listens to, routes that look at arguments, any class that has overridden a step of the way.
-tests/test_template.py holds the two against each other.
+tests/enqueue/test_template.py holds the two against each other.
 """
 
 from __future__ import annotations

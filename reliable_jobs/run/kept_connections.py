@@ -62,7 +62,7 @@ def leave_pools_to_the_parent() -> None:
 
 
 def _forget_pools() -> None:
-    # Private: where Django keeps its pools, by alias. Pinned by tests/test_kept.py.
+    # Private: where Django keeps its pools, by alias. Pinned by tests/run/test_kept.py.
     for connection in connections.all(initialized_only=True):
         if connection.alias in getattr(connection, "_connection_pools", ()):
             connection.connection = None  # returned to its pool it would wait for a thread that is not here

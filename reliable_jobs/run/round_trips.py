@@ -70,7 +70,7 @@ def savepoint_names(connection: Any, method: str) -> Iterator[list[str]]:
     names of those savepoints are added; it stays empty on a backend without savepoints.
 
     Args:
-        method: ``_savepoint`` or ``_savepoint_commit``. Private: pinned by tests/test_savepoint.py.
+        method: ``_savepoint`` or ``_savepoint_commit``. Private: pinned by tests/run/test_savepoint.py.
     """
     names: list[str] = []
     patched = vars(connection).get(method)  # by a test or a tracing library

@@ -107,7 +107,7 @@ def _delete(alias: str, rows: JobQuerySet, size: int) -> list[uuid.UUID]:
             # Locked as they are, Django's own way is safe.
             Job.objects.using(alias).filter(pk__in=referred).delete()
         deletable = Job.objects.using(alias).filter(pk__in=[pk for pk in ids if pk not in referred])
-        # Private, as is the only way round the cascade; see tests/test_pruner.py.
+        # Private, as is the only way round the cascade; see tests/sweep/test_pruner.py.
         deletable._raw_delete(alias)
         JobEvent.objects.using(alias).filter(job_id__in=ids)._raw_delete(alias)
         if connections[alias].vendor == "postgresql":

@@ -15,12 +15,12 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from tests.private_servers import ServerMissing
 from tests.sites import verdict
 from tests.sites.environments import FOLDER, NoEnvironment, environment
 from tests.sites.project import CommandFailed, Process, Project
 from tests.sites.servers import BROKERS, DATABASES, Broker, Database, Servers
 from tests.sites.site import Site
+from tests.support.private_servers import ServerMissing
 
 READY_SECONDS = 60.0
 MISSING = "not run: a server is missing"

@@ -15,8 +15,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import kombu
 import psycopg
 
-from tests.private_servers import PgBouncer, PrivateMariaDB, PrivateRabbitMQ, PrivateRedis, free_port
 from tests.sites.site import Site
+from tests.support.private_servers import PgBouncer, PrivateMariaDB, PrivateRabbitMQ, PrivateRedis, free_port
 
 HOST = "127.0.0.1"
 STOPPED_SECONDS = 8.0

@@ -1,0 +1,3 @@
+"""Fixtures that tests/ and qa/ share."""
+
+pytest_plugins = ["tests.support.fixtures"]

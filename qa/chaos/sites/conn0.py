@@ -1,0 +1,7 @@
+from __future__ import annotations
+
+from qa.chaos.sites.common import *  # noqa: F403
+from qa.chaos.sites.common import POSTGRESQL, RELIABLE_JOBS
+
+DATABASES = {"default": {**POSTGRESQL, "CONN_MAX_AGE": 0}}
+RELIABLE_JOBS = {**RELIABLE_JOBS, "WORKER_CONN_MAX_AGE": 0}

@@ -1,0 +1,97 @@
+"""Switches a protection off in this process: the replacements of qa/mutants, made in the functions as they stand.
+
+A function keeps its identity and gets the code of the changed source, so whoever has imported it sees the change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qa.mutants.__main__ import MUTANTS, ROOT, mutated
+from reliable_jobs.lifecycle import sql
+
+_PACKAGE = ROOT / "reliable_jobs"
+_Codes = dict[tuple[str, ...], types.CodeType]
+
+
+def _codes(code: types.CodeType, path: tuple[str, ...] = ()) -> _Codes:
+    """The functions of a module and of its classes, by name."""
+    found: _Codes = {}
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType) and not constant.co_name.startswith("<"):
+            here = (*path, constant.co_name)
+            found[here] = constant
+            found.update(_codes(constant, here))
+    return found
+
+
+def _same(one: types.CodeType, other: types.CodeType) -> bool:
+    """The same but for line numbers."""
+    if one.co_code != other.co_code or one.co_names != other.co_names or len(one.co_consts) != len(other.co_consts):
+        return False
+    return all(
+        _same(a, b)
+        if isinstance(a, types.CodeType) and isinstance(b, types.CodeType)
+        else a == b and type(a) is type(b)
+        for a, b in zip(one.co_consts, other.co_consts, strict=True)
+    )
+
+
+def _function(module: types.ModuleType, path: tuple[str, ...]) -> types.FunctionType | None:
+    """The live function; None for a class, and for what is made anew within a function."""
+    found: Any = module
+    for name in path:
+        found = vars(found).get(name) if isinstance(found, (type, types.ModuleType)) else None
+    if isinstance(found, property):
+        found = found.fget
+    found = getattr(found, "__func__", found)
+    while hasattr(found, "__wrapped__"):
+        found = found.__wrapped__
+    return found if isinstance(found, types.FunctionType) else None
+
+
+def _forget_statements() -> None:
+    """Statements are compiled once for each shape: what was made by other code is no use."""
+    for made in vars(sql).values():
+        if isinstance(made, functools._lru_cache_wrapper):
+            made.cache_clear()
+
+
+@contextlib.contextmanager
+def switched_off(name: str) -> Iterator[None]:
+    """The named protection of qa/mutants is off for a time.
+
+    Raises:
+        ValueError: the change does not lie within functions.
+    """
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == name)
+    before: list[tuple[types.FunctionType, types.CodeType]] = []
+    for path, text in mutated(mutant, _PACKAGE).items():
+        before += _changed_functions(path, text)
+    if not before:
+        raise ValueError(f"{name}: no function would be changed")
+    try:
+        _forget_statements()
+        yield
+    finally:
+        for function, code in before:
+            function.__code__ = code
+        _forget_statements()
+
+
+def _changed_functions(path: Path, text: str) -> Iterator[tuple[types.FunctionType, types.CodeType]]:
+    dotted = ".".join(path.relative_to(_PACKAGE.parent).with_suffix("").parts)
+    module = importlib.import_module(dotted)
+    old = _codes(compile(path.read_text(), str(path), "exec"))
+    for names, code in _codes(compile(text, str(path), "exec")).items():
+        function = _function(module, names)
+        if function is not None and not _same(code, old[names]):
+            was = function.__code__
+            function.__code__ = code
+            yield function, was

@@ -1,7 +1,0 @@
-from __future__ import annotations
-
-from tests.chaos.sites.common import *  # noqa: F403
-from tests.chaos.sites.common import POSTGRESQL, RELIABLE_JOBS
-
-DATABASES = {"default": {**POSTGRESQL, "CONN_MAX_AGE": 0}}
-RELIABLE_JOBS = {**RELIABLE_JOBS, "WORKER_CONN_MAX_AGE": 0}

@@ -1,6 +1,0 @@
-from __future__ import annotations
-
-from tests.chaos.sites.mariadb import *  # noqa: F403
-from tests.chaos.sites.mariadb import DATABASES
-
-DATABASES["default"]["OPTIONS"]["isolation_level"] = "repeatable read"

@@ -1,8 +1,0 @@
-"""The port is PgBouncer's, and nothing here says so: no DISABLE_SERVER_SIDE_CURSORS, no CONN_MAX_AGE."""
-
-from __future__ import annotations
-
-from tests.chaos.sites.common import *  # noqa: F403
-from tests.chaos.sites.common import POSTGRESQL
-
-DATABASES = {"default": POSTGRESQL}

@@ -1,0 +1,123 @@
+"""The register of undocumented names: verified at the start, complete, told in the docs, and used nowhere else."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reliable_jobs.compat import register
+from tools import pins
+from tools import undocumented
+
+ROOT = undocumented.ROOT
+LIBRARIES = undocumented.libraries()
+NAMES = [(library, use, name) for library in LIBRARIES for use in library.uses for name in use.names]
+IDS = [f"{library.title} {name.name}" for library, _, name in NAMES]
+
+
+def test_every_undocumented_name_is_as_it_was_read() -> None:
+    assert [str(problem) for problem in register.problems(load=True)] == []
+
+
+@pytest.mark.parametrize(("library", "use", "name"), NAMES, ids=IDS)
+def test_a_name_that_is_gone_is_reported(
+    library: register.Library, use: register.Use, name: register.Name, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_unless_here(library, name)
+    gone(name, monkeypatch)
+    said = [str(problem) for problem in register.problems(load=True) if f": {name.name}: " in str(problem)]
+    assert said
+    assert all(f"{library.title} {library.installed()}: " in one and library.tried in one for one in said)
+
+
+@pytest.mark.parametrize(
+    ("library", "use", "name"),
+    [row for row in NAMES if row[2].takes],
+    ids=[one for one, row in zip(IDS, NAMES, strict=True) if row[2].takes],
+)
+def test_a_function_that_takes_something_else_is_reported(
+    library: register.Library, use: register.Use, name: register.Name, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_unless_here(library, name)
+    replace(name, monkeypatch, lambda other: None)
+    assert "takes other, not " in str(name.problem())
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.title)
+def test_every_declaration_names_its_reason_and_its_tests(library: register.Library) -> None:
+    files = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+    for use in library.uses:
+        assert use.why.endswith((".", ";", ":")), use.what
+        assert use.tests, use.what
+        assert set(use.tests) <= files, use.what
+
+
+def test_the_page_is_what_the_register_says() -> None:
+    assert undocumented.PAGE.read_text() == undocumented.page(), "run: python tools/undocumented.py"
+
+
+def test_the_pins_run_every_test_that_the_register_names() -> None:
+    named = {test for library in LIBRARIES for use in library.uses for test in use.tests}
+    assert named <= {Path(file).stem for file in pins.files()}
+
+
+def test_an_import_that_fails_names_the_version() -> None:
+    library = register.Library("Celery", "celery", tried="0.1")
+    register.LIBRARIES.remove(library)
+    with (
+        pytest.raises(register.IncompatibleLibrary, match=r"Celery \d+\.\d+.* tried with Celery 0\.1\."),
+        library.importing(),
+    ):
+        importlib.import_module("celery.no_such_module")
+
+
+@pytest.mark.parametrize("wait", ["wait_selector", "wait_c"])
+def test_psycopg_tells_whether_it_waits_in_c(wait: str) -> None:
+    pytest.importorskip("psycopg_binary")
+    code = "import psycopg.waiting; from reliable_jobs.compat.psycopg import waits_in_c; print(waits_in_c())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PSYCOPG_WAIT_FUNC": wait},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == str(wait == "wait_c")
+
+
+def skip_unless_here(library: register.Library, name: register.Name) -> None:
+    if name.since and register._version(library.installed()) < register._version(name.since):
+        pytest.skip(f"not in {library.title} {library.installed()}")
+    if name.rare:
+        pytest.importorskip(name.module)
+
+
+def gone(name: register.Name, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the name away from its library: the object itself, or the code that knows it."""
+    if name.inside:
+        replace(name, monkeypatch, lambda *args, **kwargs: None)
+    else:
+        owner, attribute = owner_of(name)
+        monkeypatch.delattr(owner, attribute)
+
+
+def replace(name: register.Name, monkeypatch: pytest.MonkeyPatch, by: Any) -> None:
+    owner, attribute = owner_of(name)
+    monkeypatch.setattr(owner, attribute, by)
+
+
+def owner_of(name: register.Name) -> tuple[Any, str]:
+    module, _, path = name.place.partition(":")
+    *parents, attribute = path.split(".")
+    owner: Any = importlib.import_module(module)
+    for parent in parents:
+        owner = getattr(owner, parent)
+    if isinstance(owner, type):
+        owner = next(one for one in owner.__mro__ if attribute in vars(one))
+    return owner, attribute

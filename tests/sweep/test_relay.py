@@ -1,0 +1,268 @@
+"""The relay: a process that publishes what requests only wrote, woken by their commits."""
+
+from __future__ import annotations
+
+import datetime
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connection, transaction
+from django.utils import timezone
+
+from reliable_jobs.dispatch import notify, on_commit
+from reliable_jobs.models import Job
+from reliable_jobs.sweep import pruner, relay, sweeper
+from reliable_jobs.sweep.relay import Relay
+from tests.celery_app import app
+from tests.support import inprocess
+from tests.support.harness import PATIENCE, Process, Stack, wait_until
+from tests.support.inprocess import InProcess
+from tests.testapp import tasks
+
+jobs = inprocess.jobs
+
+
+@pytest.fixture
+def by_relay(settings: Any) -> None:
+    settings.RELIABLE_JOBS = {"DISPATCH": "relay"}
+
+
+@pytest.fixture(autouse=True)
+def nobody_was_woken_lately() -> None:
+    notify._last.clear()
+
+
+def test_draining_publishes_everything_that_is_due_and_nothing_else(jobs: InProcess, by_relay: None) -> None:
+    for number in range(3):
+        tasks.effect.delay(f"due {number}")
+    tasks.effect.apply_async(("later",), countdown=600)
+    assert not jobs.take()
+    call_command("reliable_jobs_relay", "--drain")
+    assert len(jobs.take()) == 3
+    assert Job.objects.filter(sends=0).count() == 1
+
+
+def test_a_relay_sweeps_and_prunes_too(jobs: InProcess, by_relay: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(sweeper, "sweep", lambda app, actor, **_: done.append(f"sweep by {actor}") or sweeper.Report())
+    monkeypatch.setattr(pruner, "prune", lambda: done.append("prune"))
+    running = Relay(app)
+    for _ in range(3):
+        running._round()
+    assert done == ["sweep by relay", "prune"]
+
+
+def test_a_relay_outlives_what_goes_wrong(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(app: Any, on_backlog: Any) -> int:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(sweeper, "publish_due", broken)
+    assert Relay(app)._round() is False
+    assert "no such thing" in caplog.text
+
+
+def test_pauses_are_short_while_there_is_work_and_long_when_not(jobs: InProcess) -> None:
+    running = Relay(app, interval=0.3)
+    began = time.monotonic()
+    running._pause()
+    assert time.monotonic() - began >= 0.3
+    running._worked_at = began = time.monotonic()
+    running._pause()
+    assert time.monotonic() - began < 0.3
+
+
+def test_without_an_app_the_command_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reliable_jobs.management.base.configured_app", lambda: None)
+    with pytest.raises(CommandError, match="No Celery app"):
+        call_command("reliable_jobs_relay", "--drain")
+
+
+@pytest.mark.parametrize("enqueue", [lambda: tasks.effect.delay("x"), lambda: tasks.effect.bulk_delay([("x",)] * 3)])
+def test_a_commit_wakes_the_relays_and_a_rollback_does_not(
+    jobs: InProcess, by_relay: None, monkeypatch: pytest.MonkeyPatch, enqueue: Any
+) -> None:
+    nudged: list[str] = []
+    monkeypatch.setattr(notify, "nudge", nudged.append)
+    with pytest.raises(ZeroDivisionError), transaction.atomic():
+        enqueue()
+        raise ZeroDivisionError
+    assert not nudged
+    with transaction.atomic():
+        enqueue()
+        assert not nudged
+    assert nudged == ["default"]
+
+
+def relay_process(stack: Stack, *options: str) -> Process:
+    return stack.script(
+        f"""
+from django.core.management import call_command
+call_command("reliable_jobs_relay", *{list(options)!r})
+"""
+    )
+
+
+def notifications(seconds: float, act: Any) -> int:
+    """How many NOTIFYs this database's listeners got while ``act`` ran."""
+    raw = connection.connection
+    connection.ensure_connection()
+    with connection.cursor() as cursor:
+        cursor.execute(f"LISTEN {notify.CHANNEL}")
+        raw = connection.connection
+        act()
+        return sum(1 for _ in raw.notifies(timeout=seconds))
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I1")
+def test_a_process_speaks_up_once_for_many_commits(stack: Stack, idle_queue: str, settings: Any) -> None:
+    settings.RELIABLE_JOBS = {**stack.settings, "DISPATCH": "relay"}
+
+    def act() -> None:
+        for number in range(20):
+            tasks.effect.delay(f"one of many {number}")
+
+    assert notifications(0.3, act) in (1, 2)  # 2: the commits took longer than half of ACTIVE
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I2")
+def test_a_relay_is_woken_by_a_commit_long_before_it_would_look(stack: Stack, settings: Any) -> None:
+    settings.RELIABLE_JOBS = {**stack.settings, "DISPATCH": "relay"}
+    with stack.own_queue():
+        stack.worker()
+        running = relay_process(stack, "--interval", "600")
+        running.wait_for_line("Relay is ready")
+        wait_until(lambda: listeners() >= 1, "the relay listens")
+        for number in range(3):
+            notify._last.clear()
+            stack.ends(tasks.effect.delay(f"woken {number}"), seconds=PATIENCE)
+        running.popen.send_signal(signal.SIGTERM)
+        wait_until(lambda: not running.alive, "the relay ends when told")
+        assert running.popen.returncode == 0
+        assert "Published 3 job(s)." in running.log
+
+
+def listeners() -> int:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%%'"
+        )
+        return int(cursor.fetchone()[0])
+
+
+@pytest.fixture
+def backlog(stack: Stack, settings: Any) -> Iterator[None]:
+    """100 due rows, in windows of ten."""
+    settings.RELIABLE_JOBS = {**stack.settings, "DISPATCH": "relay", "PUBLISH_WINDOW": 10}
+    with stack.own_queue():
+        tasks.effect.bulk_delay((f"backlog {n}",) for n in range(100))
+        yield
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I8")
+def test_two_threads_of_a_relay_share_a_backlog_and_send_no_job_twice(
+    stack: Stack, backlog: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish, both = sweeper._publish, threading.Barrier(2, timeout=PATIENCE)
+    windows: dict[str, list[uuid.UUID]] = {}
+
+    def together(app: Any, alias: str, sent: list[Job], report: Any) -> Any:
+        mine = windows.setdefault(threading.current_thread().name, [])
+        if not mine:
+            both.wait()  # each has taken rows before either has published any
+        mine += [job.pk for job in sent]
+        return publish(app, alias, sent, report)
+
+    monkeypatch.setattr(sweeper, "_publish", together)
+    draining = Relay(app)
+    assert draining.drain()
+    assert len(windows) == 2
+    ids = [job_id for mine in windows.values() for job_id in mine]
+    assert len(ids) == len(set(ids)) == draining.published == 100
+    assert set(Job.objects.values_list("sends", flat=True)) == {1}
+    wait_until(lambda: stack.depth() == 100, "a message for each job")
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("reliable_jobs-relay")]
+    tasks.effect.delay("one more")
+    assert draining.drain()
+    assert draining.published == 101
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I2")
+def test_a_relay_that_gets_no_second_thread_publishes_by_itself(
+    stack: Stack, backlog: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_room(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(relay.concurrent.futures.ThreadPoolExecutor, "submit", no_room)
+    draining = Relay(app)
+    assert draining.drain()
+    assert draining.published == 100
+    assert "can't start new thread" in caplog.text
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I2")
+def test_what_goes_wrong_in_the_second_thread_of_a_relay_is_told_and_made_up_for(
+    stack: Stack, backlog: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish = sweeper._publish
+
+    def broken(app: Any, alias: str, sent: list[Job], report: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("no such thing")
+        return publish(app, alias, sent, report)
+
+    monkeypatch.setattr(sweeper, "_publish", broken)
+    assert not Relay(app).drain()
+    assert "no such thing" in caplog.text
+    stack.worker()
+    # Counted and not published: looked at after their grace.
+    Job.objects.unfinished().update(check_at=timezone.now() - datetime.timedelta(seconds=1))
+    monkeypatch.undo()
+    stack.all_end(sweeping=True, seconds=2 * PATIENCE)
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I2")
+def test_relays_killed_in_mid_work_leave_every_job_to_the_next_one_and_none_twice(stack: Stack, settings: Any) -> None:
+    settings.RELIABLE_JOBS = {**stack.settings, "DISPATCH": "relay"}
+    with stack.own_queue():
+        tasks.effect.bulk_delay((f"relayed {n}",) for n in range(1200))
+        first, second = relay_process(stack), relay_process(stack)
+        wait_until(lambda: Job.objects.filter(sends__gt=0).exists(), "some are on their way")
+        first.kill9()
+        second.kill9()
+        stack.worker(concurrency=2)
+        # What the killed relays had counted and perhaps not published is looked at after its grace.
+        third = relay_process(stack)
+        wait_until(lambda: not Job.objects.unfinished().filter(sends=0).exists(), "all have been sent", PATIENCE)
+        Job.objects.unfinished().filter(check_at__gt=timezone.now()).update(
+            check_at=timezone.now() - datetime.timedelta(seconds=1)
+        )
+        stack.all_end(sweeping=True, seconds=2 * PATIENCE)
+        assert third.alive
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*), count(DISTINCT name) FROM testapp_effect WHERE name LIKE 'relayed %'")
+            assert cursor.fetchone() == (1200, 1200)
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I1")
+def test_a_database_without_notify_is_polled(stack: Stack, idle_queue: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notify, "nudge", lambda alias: None)
+    tasks.effect.bulk_delay((f"polled {n}",) for n in range(on_commit.MAX_ON_COMMIT + 1))
+    relay_process(stack, "--interval", "0.2").wait_for_line("Relay is ready")
+    wait_until(lambda: not Job.objects.filter(sends=0).exists(), "all are sent")
+    assert relay.SHORT < notify.ACTIVE / 2
