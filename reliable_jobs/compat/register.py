@@ -7,7 +7,7 @@ underscore. A function that uses some is declared so::
     def function_below_autoretry(task): ...
 
 :func:`verify` runs when Django starts and when a worker starts. docs/architecture.md's table is made of the same
-declarations (``python tools/undocumented.py``), and ``tests/pins.py`` runs the tests that they name.
+declarations (``python tools/undocumented.py``), and ``tools/pins.py`` runs the tests that they name.
 """
 
 from __future__ import annotations

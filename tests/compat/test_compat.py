@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from reliable_jobs.compat import register
-from tools import pins
-from tools import undocumented
+from tools import pins, undocumented
 
 ROOT = undocumented.ROOT
 LIBRARIES = undocumented.libraries()
