@@ -69,7 +69,7 @@ def pointer_alias(pointer: Any) -> str:
 
 def in_users_transaction(connection: Any) -> bool:
     """Whether a transaction of the caller's is open. Django's TestCase holds one on every database, which is not."""
-    # Private: pinned by tests/test_outbox.py.
+    # Private: pinned by tests/enqueue/test_outbox.py.
     return any(not getattr(block, "_from_testcase", False) for block in connection.atomic_blocks)
 
 
