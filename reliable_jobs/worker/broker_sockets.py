@@ -1,7 +1,7 @@
 """What the watchdog asks and does below Celery: the broker's queues on a connection of its own, and the sockets of the
 worker's process to its broker. Shut, they make whatever waits on them fail, and Celery reconnects.
 
-Celery and kombu have no documented way to do it; tests/test_consuming.py does it with real brokers.
+Celery and kombu have no documented way to do it; tests/worker/test_consuming.py does it with real brokers.
 """
 
 from __future__ import annotations
