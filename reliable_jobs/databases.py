@@ -1,4 +1,4 @@
-"""Which of the configured databases hold jobs, and which of them a call or a message means.
+"""Which of the configured databases hold jobs, and which of them a call means.
 
 The database that the routers choose for a new job always counts. Another one counts when the routers allow the jobs
 table there, the table exists, and it can be written: a database of another application, a read replica and a second
@@ -59,12 +59,6 @@ def write_alias() -> str:
             "Say which: apply_async(..., using='…')."
         )
     return open_aliases[0] if open_aliases else default
-
-
-def pointer_alias(pointer: Any) -> str:
-    """The database that a message's pointer names; where it names none of ours, the one that a job would go to."""
-    using = pointer.get("using") if isinstance(pointer, dict) else None
-    return using if isinstance(using, str) and using in connections else write_alias()
 
 
 def in_users_transaction(connection: Any) -> bool:

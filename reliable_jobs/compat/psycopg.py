@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from reliable_jobs.compat.register import Library
 
+_T = TypeVar("_T")
 PSYCOPG = Library("psycopg", "psycopg", tried="3.2 to 3.3", optional=True)
 
 
@@ -18,18 +18,17 @@ PSYCOPG = Library("psycopg", "psycopg", tried="3.2 to 3.3", optional=True)
     inside="psycopg._connection_base:BaseConnection.autocommit",
     tests=["test_joined"],
 )
-@contextmanager
-def without_begin(driver: Any) -> Iterator[None]:
-    """Inside, psycopg sends no BEGIN of its own: the BEGIN travels with the claim, one round trip less.
+def without_begin(driver: Any, send: Callable[[], _T]) -> _T:
+    """Send something before which psycopg sends no BEGIN of its own: the BEGIN travels with it, one round trip less.
 
-    The public setter sends nothing either, but refuses inside a transaction, where this block ends.
+    The public setter sends nothing either, but refuses inside a transaction, where this ends.
 
     Args:
         driver: psycopg's connection, outside a transaction and without autocommit.
     """
     driver._autocommit = True
     try:
-        yield
+        return send()
     finally:
         driver._autocommit = False
 

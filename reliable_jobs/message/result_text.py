@@ -9,18 +9,64 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import current_app
 from celery.exceptions import SoftTimeLimitExceeded
+from celery.result import ResultBase
 from kombu.exceptions import EncodeError
 from kombu.serialization import dumps, loads
 
+from reliable_jobs.compat.celery_results import is_disabled
 from reliable_jobs.compat.kombu import content_types
+from reliable_jobs.conf import settings
+from reliable_jobs.errors import ResultTooLarge
+
+if TYPE_CHECKING:
+    from reliable_jobs.protocols import RunnableTask
 
 _KEY = "reliable_jobs.result"
 _START = f'{{"{_KEY}": '
 _JSON = "application/json"
+
+
+def as_celery_stores(value: Any) -> Any:
+    """``return other.delay()``: Celery stores the id and those of the parents."""
+    return value.as_tuple() if isinstance(value, ResultBase) else value
+
+
+def returned(task: RunnableTask, value: Any) -> str | None:
+    """What a task function has returned, as text for the row; None when there is nothing to store.
+
+    Raises:
+        TypeError, ResultTooLarge: it can't be stored, and somebody wants it: a result backend, or what follows the job.
+            Raised inside the savepoint, so the task function's effects are undone with it.
+    """
+    request = task.request
+    if value is None or request.ignore_result or (task.ignore_result and "ignore_result" not in vars(request)):
+        return None
+    wanted = bool(request.callbacks or request.chain or request.chord) or not is_disabled(task.backend)
+    try:
+        text = encode(as_celery_stores(value), task.app.conf.result_serializer)
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception as error:
+        if not wanted:
+            return None
+        raise TypeError(
+            f"{task.name} returned a {type(value).__name__} that can't be stored as "
+            f"{task.app.conf.result_serializer.upper()} ({error}). Return plain data or an id, or set ignore_result = "
+            "True. Its database effects were rolled back."
+        ) from error
+    if (size := len(text.encode())) <= settings.MAX_RESULT_BYTES:
+        return text
+    if not wanted:
+        return None
+    raise ResultTooLarge(
+        f"{task.name} returned a {type(value).__name__} of {size} bytes, serialised; the limit is "
+        f"{settings.MAX_RESULT_BYTES} (RELIABLE_JOBS['MAX_RESULT_BYTES']). Store it, and return its key. Its database "
+        "effects were rolled back."
+    )
 
 
 def encode(value: Any, serializer: str) -> str:

@@ -2,6 +2,6 @@
 
 Enters: a message that the worker has taken, by way of the task's ``__call__``. Leaves: a settled row and an answer for
 Celery's tracer. Never here: a change of ``status`` past lifecycle/, or an acknowledgement before the settlement.
-Read delivery.py first, then execution.py. outcomes.py says how a function ended, recovery.py what is done where it
-did not.
+Read delivery.py first, then execution.py, which is a good run. outcomes.py says how a function ended otherwise, and
+recovery.py what is done where a run was broken off.
 """

@@ -1,26 +1,56 @@
-"""What a message says of itself when it reaches the worker's child, and the row that it gets if it has none."""
+"""A message in the worker's child, before its claim: what it says of itself, its row, and how it is held while the
+database is away."""
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import logging
+import os
+import random
+import threading
+import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from celery.exceptions import Reject, SoftTimeLimitExceeded
 from django.db import Error as DatabaseError
+from django.db import connections
+from kombu.serialization import dumps
+from kombu.utils import json as kombu_json
 
-from reliable_jobs.databases import pointer_alias
-from reliable_jobs.lifecycle import db_errors
-from reliable_jobs.message.row_to_message import HEADER
-from reliable_jobs.run import foreign_messages
-from reliable_jobs.run.execution import NotStarted
+from reliable_jobs.clock import Now
+from reliable_jobs.conf import settings
+from reliable_jobs.databases import write_alias
+from reliable_jobs.lifecycle import db_errors, find
+from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, HEADER, as_uuid
+from reliable_jobs.models import Job
+from reliable_jobs.run import kept_connections
+from reliable_jobs.run.state import NotStarted
 
 if TYPE_CHECKING:
     from reliable_jobs.protocols import RunnableTask
 
+logger = logging.getLogger("reliable_jobs.delivery")
+_T = TypeVar("_T")
+
+#: Where the request's delivery_info carries the message's content type, encoding and bytes.
+CONTENT = "reliable_content"
+_FOREIGN = uuid.UUID("6f3c7e52-9a0e-5b57-8c55-1f4ad4a3c0de")
+_HEADERS = (
+    *("lang", "task", "id", "shadow", "group", "group_index", "retries", "timelimit", "root_id", "parent_id"),
+    *("argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers", "stamps"),
+)
+#: Seconds for which a claim that meets other transactions is tried again at once. They are short: a lock that is held
+#: for longer (a forgotten session, SQLite's one writer) is waited for like a database that is away, and logged.
+CONFLICTS_PASS = 1.0
+_here = threading.local()
+
 
 @dataclasses.dataclass(frozen=True)
 class Delivery:
-    """What the message says of itself."""
+    """What the message says of itself, and who has taken it."""
 
     job_id: uuid.UUID
     using: str
@@ -29,6 +59,8 @@ class Delivery:
     redelivered: bool
     #: False for a message that no outbox wrote: another language, ``send_task``, a producer not adopted yet.
     ours: bool
+    #: See :func:`worker_name`.
+    worker: str
 
 
 def read_delivery(task: RunnableTask) -> Delivery:
@@ -37,27 +69,46 @@ def read_delivery(task: RunnableTask) -> Delivery:
     redelivered = bool((request.delivery_info or {}).get("redelivered"))
     pointer = request.get(HEADER)
     if not isinstance(pointer, dict):
-        return Delivery(
-            foreign_messages.foreign_id(request.id),
-            pointer_alias(None),
-            0,
-            commits_claim=True,
-            redelivered=redelivered,
-            ours=False,
-        )
+        rev, commits_claim = 0, True
+    else:
+        # What our own messages carry is an int; what a forged one carries must not raise here.
+        said, send = pointer.get("rev"), pointer.get("send")
+        rev = said if isinstance(said, int) else -1
+        commits_claim = not task.atomic or redelivered or (isinstance(send, int) and send > 1)
     return Delivery(
-        job_id=foreign_messages.foreign_id(request.id),
+        job_id=foreign_id(request.id),
         using=pointer_alias(pointer),
-        rev=_number(pointer.get("rev")),
-        commits_claim=not task.atomic or redelivered or _number(pointer.get("send")) > 1,
+        rev=rev,
+        commits_claim=commits_claim,
         redelivered=redelivered,
-        ours=True,
+        ours=isinstance(pointer, dict),
+        worker=worker_name(task),
     )
 
 
-def _number(value: Any) -> int:
-    """What our own messages carry is an int; what a forged one carries must not raise here."""
-    return value if isinstance(value, int) else -1
+def foreign_id(task_id: Any) -> uuid.UUID:
+    """The row's id for any Celery task id: itself where it is a UUID, one derived from it otherwise."""
+    try:
+        return uuid.UUID(str(task_id))
+    except ValueError:
+        return uuid.uuid5(_FOREIGN, str(task_id))
+
+
+def pointer_alias(pointer: Any) -> str:
+    """The database that a message's pointer names; where it names none of ours, the one that a job would go to."""
+    using = pointer.get("using") if isinstance(pointer, dict) else None
+    return using if isinstance(using, str) and using in connections else write_alias()
+
+
+def worker_name(task: RunnableTask) -> str:
+    """This thread of this process in the database: a fresh id for each incarnation, because host names and pids come
+    back, and because a settlement by another thread is not one's own."""
+    if getattr(_here, "pid", None) != os.getpid():
+        _here.pid, _here.id = os.getpid(), uuid.uuid4().hex[:8]
+    return f"{task.request.hostname or 'unknown'} pid {_here.pid} #{_here.id}"
+
+
+# --- the row of a message from elsewhere ------------------------------------------------------------------------------
 
 
 def ensure_receipt(task: RunnableTask, delivery: Delivery) -> None:
@@ -66,11 +117,100 @@ def ensure_receipt(task: RunnableTask, delivery: Delivery) -> None:
     Raises:
         NotStarted: the database can't be used.
     """
-    if delivery.ours:
-        return
     try:
-        foreign_messages.ensure(task, delivery.job_id, delivery.using)
+        write_receipt(task, delivery.job_id, delivery.using)
     except DatabaseError as error:
         if db_errors.prevents_start(error):
             raise NotStarted(str(error)) from error
         raise
+
+
+def write_receipt(task: RunnableTask, job_id: uuid.UUID, using: str, request: Any = None) -> None:
+    """Get or create the receipt of a message from elsewhere: however often it is delivered, there is one row."""
+    if find(job_id, using) is not None:
+        return
+    request = request or task.request
+    embed = {name: request.get(name) for name in ("callbacks", "errbacks", "chain", "chord")}
+    info = request.delivery_info or {}
+    content = info.get(CONTENT) or dumps((request.args, request.kwargs, embed), "json")
+    content_type, content_encoding, body = content
+    headers = {name: request.get(name) for name in _HEADERS if request.get(name) is not None}
+    headers.update(task=task.name, id=request.id)
+    priority = info.get("priority")
+    envelope = {
+        "v": ENVELOPE_VERSION,
+        "exchange": info.get("exchange") or "",
+        "routing_key": info.get("routing_key") or "",
+        "headers": headers,
+        "properties": {"reply_to": request.reply_to or ""},
+    }
+    job = Job(
+        id=job_id,
+        task=task.name,
+        queue=info.get("routing_key") or "",
+        priority=priority if isinstance(priority, int) and 0 <= priority <= 255 else None,
+        due_at=Now(),
+        check_at=Now() + datetime.timedelta(seconds=settings.GRACE),
+        sends=1,
+        body=body.encode() if isinstance(body, str) else bytes(body),
+        content_type=content_type,
+        content_encoding=content_encoding,
+        envelope=kombu_json.dumps(envelope),
+        root_id=as_uuid(request.root_id),
+        parent_id=as_uuid(request.parent_id),
+    )
+    Job.objects.using(using).bulk_create([job], ignore_conflicts=True)
+
+
+# --- while the database is away ---------------------------------------------------------------------------------------
+
+
+def held(using: str, what: str, attempt: Callable[[], _T]) -> _T:
+    """Do what begins with a claim. While the database can't be reached before a task function began, the message is
+    neither run nor failed nor spun on: it is held with capped back-off, and given back to the broker after HOLD
+    seconds.
+
+    Raises:
+        celery.exceptions.Reject: held for too long.
+    """
+    began = time.monotonic()
+    pause, until = 0.25, began + settings.HOLD
+    connection: Any = connections[using]
+    kept = connection.connection is not None
+    connection.health_check_done = True  # the claim is the check
+    while True:
+        try:
+            return attempt()
+        except NotStarted as reason:
+            met = reason.__cause__ is not None and db_errors.is_conflict(reason.__cause__, using)
+            if kept and not met:
+                # It may have died since the last job, which says nothing of the database.
+                kept = False
+                kept_connections.discard(using)
+                continue
+            # By the clock: one try at a host that is gone takes two minutes.
+            if time.monotonic() >= until:
+                raise Reject(str(reason), requeue=True) from reason
+            if met and time.monotonic() < began + CONFLICTS_PASS:
+                # The session is whole, and the other transaction is short: it claims or settles as this one does.
+                _sleep(random.uniform(0.005, 0.05), reason)
+                continue
+            logger.warning(
+                "%s: the database %r can't be used (%s). Holding the message, next try in %.1f s.",
+                what,
+                using,
+                reason,
+                pause,
+            )
+            if not met:
+                kept_connections.discard(using)
+            _sleep(pause, reason)
+            pause = min(pause * 2, 1.0 if met else 15.0)
+
+
+def _sleep(seconds: float, reason: NotStarted) -> None:
+    try:
+        time.sleep(seconds)
+    except SoftTimeLimitExceeded:
+        # Meant for a task function, and none has begun. With the message comes another limit.
+        raise Reject(f"held past the soft time limit: {reason}", requeue=True) from reason

@@ -20,13 +20,12 @@ from django.db import Error as DatabaseError
 from django.db import connections
 
 from reliable_jobs import lifecycle
-from reliable_jobs.databases import pointer_alias
 from reliable_jobs.dispatch import bundles
 from reliable_jobs.lifecycle import db_errors
 from reliable_jobs.run import delivery, kept_connections
+from reliable_jobs.run.arrival import held, pointer_alias
 from reliable_jobs.run.bundle_transaction import Attempt
-from reliable_jobs.run.execution import NotStarted
-from reliable_jobs.run.holding import held
+from reliable_jobs.run.state import NotStarted
 from reliable_jobs.sweep import sweeper
 
 

@@ -27,12 +27,19 @@ from reliable_jobs.compat.kombu import content_types
 from reliable_jobs.errors import BrokenTransaction, RunTakenAway
 from reliable_jobs.lifecycle import Claim, db_errors
 from reliable_jobs.message.decode import content
+from reliable_jobs.message.result_text import returned
 from reliable_jobs.message.row_to_message import outgoing
-from reliable_jobs.run import outcomes, recovery
-from reliable_jobs.run.execution import NotStarted
-from reliable_jobs.run.outcomes import Run, worker_name
-from reliable_jobs.run.round_trips import BodySavepoint, ConstraintViolated, check_deferred_constraints
+from reliable_jobs.run import kept_connections, outcomes, recovery
+from reliable_jobs.run.arrival import worker_name
+from reliable_jobs.run.execution import LEFT_OPEN
+from reliable_jobs.run.round_trips import (
+    ConstraintViolated,
+    FunctionSavepoint,
+    check_deferred_constraints,
+    is_cut_off,
+)
 from reliable_jobs.run.sql_words import ends_transaction
+from reliable_jobs.run.state import NotStarted, Run
 
 logger = logging.getLogger("reliable_jobs.bundle")
 
@@ -81,6 +88,7 @@ class Attempt:
     ) -> None:
         self.carrier, self.task, self.using, self.revs, self.singly = carrier, task, using, revs, singly
         self.connection: Any = connections[using]
+        self.worker = worker_name(carrier)
         self._accepted = content_types(carrier.app.conf.accept_content)
         self.committed = False
         #: Whether another try, singly, can help.
@@ -114,21 +122,24 @@ class Attempt:
                 self._go_on()
         finally:
             self._roll_back()
-            recovery.reset_if_open(self.using, depth)
+            kept_connections.reset_if_open(self.using, depth)
         return len(self._succeeded) if self.committed else 0
 
     @contextmanager
     def _in_transaction(self) -> Iterator[None]:
-        with transaction.atomic(using=self.using), BodySavepoint(self.using) as savepoint:
+        with transaction.atomic(using=self.using), FunctionSavepoint(self.using) as savepoint:
             claims = savepoint.claim(lambda: lifecycle.claim_many(self.task.name, self.revs, self.using))
             self._left, self._claimed = claims[::-1], len(claims)
-            with savepoint.body():
+            try:
                 yield
+                savepoint.keep()
+            except BaseException as error:
+                raise savepoint.undo(error)  # noqa: B904 - mostly the error itself
             if self._succeeded and not savepoint.settle(self._settle, alone=False):
                 raise RunTakenAway("a job of the bundle was taken away while it ran")
 
     def _settle(self) -> bool:
-        return lifecycle.succeed_many(self._succeeded, worker_name(self.carrier), self._results)
+        return lifecycle.succeed_many(self._succeeded, self.worker, self._results)
 
     def _roll_back(self) -> None:
         if self._transaction is not None:
@@ -203,25 +214,25 @@ class Attempt:
     def _body(self, task: Any, args: Any, kwargs: Any) -> Any:
         claim: Claim = task.request.reliable_claim
         blocks = len(self.connection.atomic_blocks)
-        run = task.request.reliable_run = Run(claim, session=self.connection.connection)
+        run = task.request.reliable_run = Run(claim, self.worker, session=self.connection.connection)
         value, succeeded = None, False
         try:
             with transaction.atomic(using=self.using) if self.singly else nullcontext():
                 value = task.value_of(args, kwargs)
-                text = outcomes.encode_result(task, value)
-                if run.is_cut_off():
+                text = returned(task, value)
+                if is_cut_off(run):
                     raise BrokenTransaction("it closed the connection of its transaction")
                 if run.again is not None or self.connection.needs_rollback:
                     raise Ignore("it wishes to be run again, or to be rolled back")
                 if len(self.connection.atomic_blocks) > blocks + self.singly:
-                    raise BrokenTransaction(recovery.LEFT_OPEN)
+                    raise BrokenTransaction(LEFT_OPEN)
                 if self.singly:
                     check_deferred_constraints(self.connection)
             succeeded = True
         except BaseException as error:
             if outcomes.ends_process(error):
                 raise
-            self._failed(claim, error, run.is_cut_off() or len(self.connection.atomic_blocks) != blocks)
+            self._failed(claim, error, is_cut_off(run) or len(self.connection.atomic_blocks) != blocks)
         finally:
             run.open = False
         if succeeded:
@@ -266,10 +277,9 @@ class Attempt:
         """After an error out of COMMIT, or out of a hook behind it: the rows are read, nothing is guessed."""
         stands = False
         if self._succeeded:
-            worker = worker_name(self.carrier)
             try:
                 stands = recovery.until_written(
-                    self._succeeded[0], lambda: lifecycle.succeeded_by(worker, self._succeeded)
+                    self._succeeded[0], lambda: lifecycle.succeeded_by(self.worker, self._succeeded)
                 )
             except DatabaseError as trouble:
                 error = trouble

@@ -6,6 +6,7 @@ result of record and is written before the tracer hears of anything.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,10 +21,9 @@ from reliable_jobs.compat.celery_results import store_result
 from reliable_jobs.lifecycle import Refusal, db_errors
 from reliable_jobs.message import result_text
 from reliable_jobs.models import Job
-from reliable_jobs.run import execution, unreported_errors
-from reliable_jobs.run.arrival import Delivery, ensure_receipt, read_delivery
-from reliable_jobs.run.holding import held
-from reliable_jobs.run.outcomes import Outcome
+from reliable_jobs.run import execution, recovery, unreported_errors
+from reliable_jobs.run.arrival import Delivery, ensure_receipt, held, read_delivery
+from reliable_jobs.run.state import NotStarted, Outcome
 from reliable_jobs.run.trail import TRAIL, Trail
 from reliable_jobs.status import CELERY_STATES, CLOSES, Status
 
@@ -52,7 +52,9 @@ def deliver(task: RunnableTask, args: Any, kwargs: Any) -> Any:
     trail.reached = True
     try:
         delivery = read_delivery(task)
-        ended = held(delivery.using, f"Job {delivery.job_id}", lambda: _deliver(task, delivery, trail, args, kwargs))
+        ended = held(
+            delivery.using, f"Job {delivery.job_id}", functools.partial(_run, task, delivery, trail, args, kwargs)
+        )
         if isinstance(ended.error, Ignore):
             setattr(ended.error, CLOSES, "task-retried" if ended.status == Status.WAITING else "task-succeeded")
         trail.answer = (ended.value, ended.error)
@@ -78,7 +80,7 @@ def claim_early(task: RunnableTask, trail: Trail) -> None:
     """
     try:
         delivery = read_delivery(task)
-        held(delivery.using, f"Job {delivery.job_id}", lambda: _claim_early(task, delivery, trail))
+        held(delivery.using, f"Job {delivery.job_id}", functools.partial(_claim_early, task, delivery, trail))
     except (Ignore, Reject) as signal:
         trail.answer = (None, signal)
     except Exception as error:  # as in deliver()
@@ -90,19 +92,20 @@ def claim_early(task: RunnableTask, trail: Trail) -> None:
 def _claim_early(task: RunnableTask, delivery: Delivery, trail: Trail) -> None:
     if not delivery.commits_claim and not _has_crashed(delivery):
         return
-    ensure_receipt(task, delivery)
+    if not delivery.ours:
+        ensure_receipt(task, delivery)
     patience = _patience(delivery)
     while True:
-        claim = execution.claim_committed_for(task, delivery.job_id, delivery.rev, delivery.using)
-        if not isinstance(claim, Refusal):
+        run = execution.claim_committed(task, delivery)
+        if not isinstance(run, Refusal):
             break
-        if claim is not Refusal.LOCKED or time.monotonic() >= patience:
-            _refused(task, delivery, claim)
+        if run is not Refusal.LOCKED or time.monotonic() >= patience:
+            _refused(task, delivery, run)
         time.sleep(0.1)
-    if not execution.condemned(task, claim):
-        trail.claim = claim
+    if not execution.condemned(task, run.claim):
+        trail.run = run
         return
-    ended = execution.run_claimed(task, claim, (), {})
+    ended = recovery.condemn(task, run)
     if isinstance(ended, Refusal):
         _refused(task, delivery, ended)
     trail.answer = (ended.value, ended.error)
@@ -120,24 +123,25 @@ def _has_crashed(delivery: Delivery) -> bool:
         job = lifecycle.find(delivery.job_id, delivery.using)
     except DatabaseError as error:
         if db_errors.prevents_start(error):
-            raise execution.NotStarted(str(error)) from error
+            raise NotStarted(str(error)) from error
         raise
     return job is not None and bool(job.crashes)
 
 
-def _deliver(task: RunnableTask, delivery: Delivery, trail: Trail, args: Any, kwargs: Any) -> Outcome:
-    if trail.claim is not None:
-        claim, trail.claim = trail.claim, None
-        ended = execution.run_claimed(task, claim, args, kwargs)
+def _run(task: RunnableTask, delivery: Delivery, trail: Trail, args: Any, kwargs: Any) -> Outcome:
+    if trail.run is not None:
+        run, trail.run = trail.run, None
+        ended = execution.run_claimed(task, run, args, kwargs)
         if isinstance(ended, Refusal):
             _refused(task, delivery, ended)
         return ended
-    ensure_receipt(task, delivery)
-    call = (task, delivery.job_id, delivery.rev, delivery.using, args, kwargs)
+    if not delivery.ours:
+        ensure_receipt(task, delivery)
     commits = delivery.commits_claim
     patience = _patience(delivery)
     while True:
-        answer = execution.run_with_committed_claim(*call) if commits else execution.run_first(*call)
+        how = execution.run_with_committed_claim if commits else execution.run_first
+        answer = how(task, delivery, args, kwargs)
         if answer is Refusal.SUSPECT:
             commits = True
         elif not isinstance(answer, Refusal):

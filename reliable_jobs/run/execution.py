@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import functools
 import logging
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore
@@ -27,9 +26,11 @@ from reliable_jobs import lifecycle
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import BrokenTransaction, RunTakenAway
 from reliable_jobs.lifecycle import Claim, Refusal, db_errors
-from reliable_jobs.run import followups, native, outcomes, recovery
-from reliable_jobs.run.outcomes import Outcome, Run, worker_name
-from reliable_jobs.run.round_trips import BodySavepoint, ConstraintViolated
+from reliable_jobs.message import result_text
+from reliable_jobs.run import followups, kept_connections, native, outcomes, recovery
+from reliable_jobs.run.arrival import Delivery
+from reliable_jobs.run.round_trips import ConstraintViolated, FunctionSavepoint, is_cut_off
+from reliable_jobs.run.state import NotStarted, Outcome, Run
 from reliable_jobs.status import Reason, Status
 
 if TYPE_CHECKING:
@@ -37,44 +38,44 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("reliable_jobs.execution")
 
+LEFT_OPEN = (
+    "The body returned with a transaction still open (an atomic block entered and not left, a raw BEGIN?); what it "
+    "wrote there is undone. Use `with transaction.atomic():`."
+)
 
-class NotStarted(Exception):
-    """The database failed before the body began, which is free. The cause says how."""
 
-
-def run_first(task: RunnableTask, job_id: uuid.UUID, rev: int, using: str, args: Any, kwargs: Any) -> Outcome | Refusal:
-    """The first run of an atomic task: claim, body and settlement in one transaction.
+def run_first(task: RunnableTask, delivery: Delivery, args: Any, kwargs: Any) -> Outcome | Refusal:
+    """The first run of an atomic task: claim, function and settlement in one transaction.
 
     Raises:
         NotStarted: see there. Nothing was claimed.
     """
-    return _run_in_transaction(task, using, lambda: lifecycle.claim_atomic(job_id, rev, using), args, kwargs)
+    take = functools.partial(lifecycle.claim_atomic, delivery.job_id, delivery.rev, delivery.using)
+    return _run_in_transaction(task, delivery.using, take, args, kwargs, worker=delivery.worker)
 
 
-def run_with_committed_claim(
-    task: RunnableTask, job_id: uuid.UUID, rev: int, using: str, args: Any, kwargs: Any
-) -> Outcome | Refusal:
+def run_with_committed_claim(task: RunnableTask, delivery: Delivery, args: Any, kwargs: Any) -> Outcome | Refusal:
     """Count and claim in one committed UPDATE, then run.
 
     Raises:
         NotStarted: see there. Nothing was claimed.
     """
-    claim = claim_committed_for(task, job_id, rev, using)
-    return claim if isinstance(claim, Refusal) else run_claimed(task, claim, args, kwargs)
+    run = claim_committed(task, delivery)
+    return run if isinstance(run, Refusal) else run_claimed(task, run, args, kwargs)
 
 
-def claim_committed_for(task: RunnableTask, job_id: uuid.UUID, rev: int, using: str) -> Claim | Refusal:
+def claim_committed(task: RunnableTask, delivery: Delivery) -> Run | Refusal:
     """The claim alone; its start is counted until it reports.
 
     Raises:
         NotStarted: see there. Nothing was claimed.
     """
     try:
-        return lifecycle.claim_committed(
-            job_id,
-            rev,
-            using,
-            worker=worker_name(task),
+        claim = lifecycle.claim_committed(
+            delivery.job_id,
+            delivery.rev,
+            delivery.using,
+            worker=delivery.worker,
             lease=settings.LEASE,
             deadline=None if task.atomic else task.run_deadline(),
         )
@@ -82,6 +83,7 @@ def claim_committed_for(task: RunnableTask, job_id: uuid.UUID, rev: int, using: 
         if db_errors.prevents_start(error):
             raise NotStarted(str(error)) from error
         raise
+    return claim if isinstance(claim, Refusal) else Run(claim, delivery.worker)
 
 
 def condemned(task: RunnableTask, claim: Claim) -> bool:
@@ -89,88 +91,94 @@ def condemned(task: RunnableTask, claim: Claim) -> bool:
     return claim.job.crashes > (settings.MAX_CRASHES if task.reruns else 1)
 
 
-def run_claimed(task: RunnableTask, claim: Claim, args: Any, kwargs: Any) -> Outcome | Refusal:
+def run_claimed(task: RunnableTask, run: Run, args: Any, kwargs: Any) -> Outcome | Refusal:
     """Run a job that has been claimed with a token."""
+    claim = run.claim
     if condemned(task, claim):
-        return recovery.condemn(task, claim)
+        return recovery.condemn(task, run)
     if claim.job.crashes > 1:
         logger.warning("Job %s: %d start(s) never reported; running it with care.", claim.job.pk, claim.job.crashes - 1)
     if not task.atomic:
-        return _run_leased(task, claim, args, kwargs)
-
-    def hold() -> Claim | Refusal:
-        return claim if lifecycle.hold_by_token(claim) else Refusal.LOCKED
-
-    return _run_in_transaction(task, claim.using, hold, args, kwargs, claim)
+        return _run_leased(task, run, args, kwargs)
+    hold = functools.partial(lifecycle.hold_by_token, claim)
+    return _run_in_transaction(task, claim.using, hold, args, kwargs, worker=run.worker, committed=run)
 
 
 def _run_in_transaction(
     task: RunnableTask,
     using: str,
-    get_claim: Callable[[], Claim | Refusal],
+    take: Callable[[], Claim | Refusal | bool],
     args: Any,
     kwargs: Any,
-    committed: Claim | None = None,
+    *,
+    worker: str,
+    committed: Run | None = None,
 ) -> Outcome | Refusal:
-    claim: Claim | None = None
+    """Args:
+    take: locks the row: for a first run the claim, for a committed one whether it still is this run's.
+    """
     run: Run | None = None
     ended: Outcome | None = None
     depth = len(connections[using].atomic_blocks)
     try:
-        with transaction.atomic(using=using), BodySavepoint(using) as savepoint:
-            got = savepoint.claim(get_claim)
-            if isinstance(got, Refusal):
-                return got
-            claim, run = got, Run(got, session=connections[using].connection)
-            ended = _body(task, run, args, kwargs, savepoint.body())
-            if run.is_cut_off() and ended.raised is not None:
+        with transaction.atomic(using=using), FunctionSavepoint(using) as savepoint:
+            taken = savepoint.claim(take)
+            if isinstance(taken, Refusal):
+                return taken
+            if not taken:
+                return Refusal.LOCKED
+            run = Run(taken, worker) if isinstance(taken, Claim) else committed
+            assert run is not None
+            run.session = connections[using].connection
+            ended = _function(task, run, args, kwargs, savepoint)
+            if ended.raised is not None and is_cut_off(run):
                 raise ended.raised  # nothing is left of the transaction
             try:
-                won = savepoint.settle(functools.partial(ended.settle, claim), alone=ended.alone)
+                won = savepoint.settle(functools.partial(ended.settle, run.claim), alone=ended.alone)
             except ConstraintViolated as violated:
                 ended = outcomes.from_exception(task, run, violated.__cause__ or violated)
-                won = ended.settle(claim)
+                won = ended.settle(run.claim)
             if not won:
-                raise RunTakenAway(f"Job {claim.job.pk} was taken away while it ran; what this run did is undone.")
-        if recovery.reset_if_open(using, depth):
-            raise BrokenTransaction(recovery.LEFT_OPEN)
+                raise RunTakenAway(f"Job {run.claim.job.pk} was taken away while it ran; what this run did is undone.")
+        if kept_connections.reset_if_open(using, depth):
+            raise BrokenTransaction(LEFT_OPEN)
     except RunTakenAway as error:
         logger.warning("%s", error)
         raise Ignore(str(error)) from error
     except BaseException as error:
-        recovery.reset_if_open(using, depth)
-        if claim is not None and recovery.is_out_of_time(task, error):
+        kept_connections.reset_if_open(using, depth)
+        if run is not None and recovery.is_out_of_time(task, error):
             raise  # no report: it counts as a crash, as the SIGKILL that follows would
         if run is not None:
             return recovery.after_broken_transaction(task, run, ended, error)
         if not db_errors.prevents_start(error):
             raise
         if committed is not None:
-            recovery.give_back(task, committed, error)
+            recovery.give_back(committed, error)
         raise NotStarted(str(error)) from error
     return ended
 
 
-def _run_leased(task: RunnableTask, claim: Claim, args: Any, kwargs: Any) -> Outcome:
-    """A non-atomic run: a thread keeps the lease, the body opens its own transactions, the settlement is fenced."""
-    run = Run(claim)
+def _run_leased(task: RunnableTask, run: Run, args: Any, kwargs: Any) -> Outcome:
+    """A non-atomic run: a thread keeps the lease, the function opens its own transactions, the settlement is fenced."""
+    claim = run.claim
     depth = len(connections[claim.using].atomic_blocks)
     with kept_alive(run):
         try:
-            ended = _body(task, run, args, kwargs, nullcontext())
+            ended = _function(task, run, args, kwargs, None)
         except BaseException as error:
             if recovery.is_out_of_time(task, error):
                 raise  # as in _run_in_transaction
             ended = recovery.blame(task, run, error)
 
-        if recovery.reset_if_open(claim.using, depth) and not isinstance(ended.error, Exception):
-            ended = outcomes.failure(task, BrokenTransaction(recovery.LEFT_OPEN))
+        if kept_connections.reset_if_open(claim.using, depth) and not isinstance(ended.error, Exception):
+            ended = outcomes.failure(task, run, BrokenTransaction(LEFT_OPEN))
 
         def write() -> bool:
             with transaction.atomic(using=claim.using):
                 return ended.settle(claim)
 
-        won = recovery.until_settled(task, claim, ended, write)
+        won = recovery.until_settled(run, ended, write)
     if not won:
         message = f"Job {claim.job.pk} was taken away while it ran; its end is not recorded."
         logger.warning("%s", message)
@@ -207,49 +215,56 @@ def _heartbeat(run: Run, stop: Any) -> None:
                     return
             except Exception as error:  # whatever it is: a run without a lease would be begun a second time
                 run.missed_beats, run.last_miss = run.missed_beats + 1, error.with_traceback(None)
-                recovery.discard_connection(claim.using)
+                kept_connections.discard(claim.using)
     finally:
         connections[claim.using].close()
 
 
-def _body(task: RunnableTask, run: Run, args: Any, kwargs: Any, savepoint: AbstractContextManager[None]) -> Outcome:
-    """Run the body and say how it ended. Raises only what must roll back more than the body: Interrupted, and what
-    ends the process."""
-    claim, request = run.claim, task.request
-    if claim.job.expires_at is not None and claim.job.expires_at <= claim.now:
-        return outcomes.expired(task, claim)
-    unfit = task.misfit(args, kwargs)
+def _function(task: RunnableTask, run: Run, args: Any, kwargs: Any, savepoint: FunctionSavepoint | None) -> Outcome:
+    """Call the task function and say how it ended. Raises only what must roll back more than the function's writes:
+    Interrupted, and what ends the process."""
+    job, request = run.claim.job, task.request
+    unfit: Outcome | None = None
+    if job.expires_at is not None and job.expires_at <= run.claim.now:
+        unfit = outcomes.expired(run)
+    elif (why := task.misfit(args, kwargs)) is not None:
+        unfit = outcomes.misfit(task, run, why)
     if unfit is not None:
-        return outcomes.misfit(task, claim, unfit)
-    request.retries = claim.job.attempt
+        if savepoint is not None:
+            savepoint.keep()
+        return unfit
+    request.retries = job.attempt
     request.reliable_run = run
     value, text, reason = None, None, Reason.NONE
     signal: BaseException | None = None
     try:
-        with savepoint:
-            try:
-                value = task.value_of(args, kwargs)
-            except Ignore as ignored:
-                # Ignore, snooze and replace end a body that went as it wished: what it wrote stays.
-                signal, reason = ignored, Reason.IGNORED
-            else:
-                text = outcomes.encode_result(task, value)
+        try:
+            value = task.value_of(args, kwargs)
+        except Ignore as ignored:
+            # Ignore, snooze and replace end a function that went as it wished: what it wrote stays.
+            signal, reason = ignored, Reason.IGNORED
+        else:
+            text = result_text.returned(task, value)
+        if savepoint is not None:
+            savepoint.keep()
     except BaseException as error:
-        return outcomes.from_exception(task, run, error)
+        return outcomes.from_exception(task, run, error if savepoint is None else savepoint.undo(error))
     finally:
         run.open = False
         request.reliable_run = None
-    if run.is_cut_off():
-        return outcomes.with_rollback_calls(run, outcomes.closed_its_connection(task))
+    if is_cut_off(run):
+        return outcomes.closed_its_connection(task, run)
     if run.again is not None:
-        return outcomes.again(task, run.again, signal or outcomes.asked(run.again))
-    follow = followups.take(task, outcomes.as_celery_stores(value)) if signal is None else None
+        return outcomes.again(task, run, run.again, signal or outcomes.asked(run.again))
+    settle = functools.partial(lifecycle.succeed, worker=run.worker, result=text, reason=reason)
+    follow = followups.take(task, value) if signal is None and (request.callbacks or request.chain) else None
+    if follow is None:
+        return Outcome(settle, value=value, error=signal, alone=True, status=Status.SUCCEEDED)
 
-    def settle(claim: Claim) -> bool:
-        if not lifecycle.succeed(claim, worker_name(task), text, reason):
+    def settle_and_follow(claim: Claim) -> bool:
+        if not settle(claim):
             return False
-        if follow is not None:
-            follow()
+        follow()
         return True
 
-    return Outcome(settle, value=value, error=signal, alone=follow is None, status=Status.SUCCEEDED)
+    return Outcome(settle_and_follow, value=value, error=signal, status=Status.SUCCEEDED)

@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING, Any
 from celery import Signature, maybe_signature
 
 from reliable_jobs.compat.celery_run import leave_to_tracer
+from reliable_jobs.message.result_text import as_celery_stores
 
 if TYPE_CHECKING:
     from reliable_jobs.protocols import RunnableTask
 
 
 def take(task: RunnableTask, value: Any) -> Callable[[], None] | None:
-    """Take the reliable follow-ups off the request; returns what writes them, or None when there are none."""
-    request = task.request
-    if not request.callbacks and not request.chain:
-        return None
-    app = task.app
+    """Take the reliable callbacks and the chain off the request; returns what writes them, or None where none of them
+    is reliable.
+
+    Args:
+        value: what the task function returned.
+    """
+    request, app, value = task.request, task.app, as_celery_stores(value)
     callbacks = [maybe_signature(signature, app=app) for signature in request.callbacks or ()]
     ours = [signature for signature in callbacks if is_reliable(app, signature)]
     following, rest = None, None

@@ -97,3 +97,36 @@ class _Around:
         elif not sender.request.is_eager and not sender.request.get("reliable_bundle"):  # that has a postrun of its own
             close_old_connections()
             close_cache(self.celerys)
+
+
+# --- after a run ------------------------------------------------------------------------------------------------------
+
+
+def reset_if_open(using: str, depth: int) -> bool:
+    """Start with a new connection where a body left its transaction open: nothing would be committed on this one, and
+    the next job of this process would be lost in it. Says whether there was such a transaction.
+
+    Args:
+        depth: atomic blocks that were open before the run; a test's own are not touched.
+    """
+    connection = connections[using]
+    if depth:
+        return False
+    open_block = connection.in_atomic_block
+    if not open_block and connection.connection is not None and connection.settings_dict["AUTOCOMMIT"]:
+        if connection.vendor == "postgresql":
+            # ACTIVE, INTRANS or INERROR, in libpq's numbers: a raw BEGIN.
+            open_block = connection.connection.info.transaction_status in (1, 2, 3)
+        if not open_block and connection.autocommit:
+            return False
+    elif not open_block:
+        return False
+    connection.close()
+    del connections[using]
+    return bool(open_block)
+
+
+def discard(using: str) -> None:
+    """Close a connection that failed, so that the next statement opens a new one."""
+    if not connections[using].in_atomic_block:
+        connections[using].close()

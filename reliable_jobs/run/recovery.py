@@ -1,5 +1,5 @@
-"""When a run did not end in order: its transaction broke, its process is being ended, its starts never reported, or
-the database is away while the end is to be written. The row is read; nothing is guessed."""
+"""Runs that were broken off: the database failed, the transaction broke, the process is being ended, a start never
+reported, or the database is away while the end is to be written. The row is read; nothing is guessed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from celery.exceptions import Ignore, Retry
 from django.db import Error as DatabaseError
-from django.db import connections, transaction
+from django.db import transaction
 
 from reliable_jobs import lifecycle
+from reliable_jobs.backoff import conflict_delay, conflict_window, interruption_delay
 from reliable_jobs.conf import settings
-from reliable_jobs.errors import BrokenTransaction, CrashLimitExceeded
+from reliable_jobs.errors import BrokenTransaction, CrashLimitExceeded, InterruptionLimitExceeded
 from reliable_jobs.lifecycle import Claim, Refusal, db_errors
-from reliable_jobs.run import outcomes, pools
-from reliable_jobs.run.outcomes import Interrupted, Outcome, Run, worker_name
+from reliable_jobs.run import kept_connections, outcomes, pools
+from reliable_jobs.run.state import Interrupted, Outcome, Run
 from reliable_jobs.status import EventKind, Reason, Status
 
 if TYPE_CHECKING:
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("reliable_jobs.execution")
 _T = TypeVar("_T")
-LEFT_OPEN = (
-    "The body returned with a transaction still open (an atomic block entered and not left, a raw BEGIN?); what it "
-    "wrote there is undone. Use `with transaction.atomic():`."
-)
 
 
 def after_broken_transaction(task: RunnableTask, run: Run, ended: Outcome | None, error: BaseException) -> Outcome:
@@ -40,7 +37,7 @@ def after_broken_transaction(task: RunnableTask, run: Run, ended: Outcome | None
         row = lifecycle.find(claim.job.pk, claim.using)
         if row is None:
             raise Ignore(f"job {claim.job.pk}: {Refusal.MISSING.value}")
-        if ended is not None and _is_own_settlement(task, claim, ended, row):
+        if ended is not None and _is_own_settlement(run, ended, row):
             logger.warning("Job %s: an error after its commit (%r); its settlement stands.", claim.job.pk, error)
             return ended
         if ended is not None and ended.raised is not None and _explains_more(ended.raised, error, claim.using):
@@ -55,15 +52,15 @@ def after_broken_transaction(task: RunnableTask, run: Run, ended: Outcome | None
     return until_written(claim, look_and_write)
 
 
-def _is_own_settlement(task: RunnableTask, claim: Claim, ended: Outcome, row: Job) -> bool:
+def _is_own_settlement(run: Run, ended: Outcome, row: Job) -> bool:
     """Whether the row was settled for good by this very run. A rescue and a cancel raise the epoch too, and leave this
     worker's name on the row."""
-    claimed_epoch = claim.job.epoch + (1 if claim.token else 0)
+    claimed_epoch = run.claim.job.epoch + (1 if run.claim.token else 0)
     return (
         row.is_final
         and row.status == ended.status
         and row.epoch == claimed_epoch + 1
-        and row.worker == worker_name(task)
+        and row.worker == run.worker
         and row.token is None
     )
 
@@ -95,23 +92,81 @@ def is_out_of_time(task: RunnableTask, error: BaseException) -> bool:
 
 def blame(task: RunnableTask, run: Run, error: BaseException) -> Outcome:
     """The ending of a run that raised past its savepoint: its task's failure, or an interruption."""
-    ended = _blame(task, run.claim, error)
+    ended = _blame(task, run, error)
     interrupted = isinstance(ended.error, Retry) or not isinstance(ended.error, Exception)
     return ended if interrupted else outcomes.with_rollback_calls(run, ended)
 
 
-def _blame(task: RunnableTask, claim: Claim, error: BaseException) -> Outcome:
+def _blame(task: RunnableTask, run: Run, error: BaseException) -> Outcome:
     if isinstance(error, Interrupted):
-        return outcomes.interruption(task, claim, error.__cause__ or error)
-    if isinstance(error, DatabaseError) and db_errors.is_transient(error, claim.using):
-        return outcomes.interruption(task, claim, error)
+        return interruption(task, run, error.__cause__ or error)
+    if isinstance(error, DatabaseError) and db_errors.is_transient(error, run.claim.using):
+        return interruption(task, run, error)
     if isinstance(error, Exception):
-        return outcomes.failure(task, error)
-    return outcomes.interruption(task, claim, error, error)
+        return outcomes.failure(task, run, error)
+    return interruption(task, run, error, error)
 
 
-def condemn(task: RunnableTask, claim: Claim) -> Outcome | Refusal:
+def interruption(task: RunnableTask, run: Run, cause: BaseException, signal: BaseException | None = None) -> Outcome:
+    """The database broke the run off, or the worker was told to stop at once: again, within a budget of its own.
+
+    A conflict with another transaction has a larger budget, because under SERIALIZABLE healthy jobs meet many.
+    """
+    claim = run.claim
+    count = claim.job.interruptions + 1
+    text, trace, told = outcomes.as_shown(task, cause)
+    if task.reruns and signal is None and db_errors.is_conflict(cause, claim.using):
+        began = task.request.get("reliable_began", time.monotonic())
+        took = max(0.0, (claim.now - claim.job.due_at).total_seconds()) + time.monotonic() - began
+        window = conflict_window(settings.MAX_CONFLICTS, took)
+        try:
+            conflicts = lifecycle.interruptions_since(claim.job.pk, claim.using, window)
+        except DatabaseError:  # away just now; the end itself is written once it is back
+            conflicts = 0
+        if conflicts < settings.MAX_CONFLICTS:
+            return _interrupted(run, cause, text, trace, conflict_delay(conflicts), counts=False)
+    if not task.reruns or count > settings.MAX_INTERRUPTIONS:
+        why = f"{count} runs were interrupted (MAX_INTERRUPTIONS={settings.MAX_INTERRUPTIONS}), the last by {text}"
+        if not task.reruns:
+            why = f"The run was broken off and is not begun again, as acks_late is off: {text}"
+        return Outcome(
+            lambda claim: lifecycle.fail(
+                claim, run.worker, Reason.INTERRUPTED, why, trace, kind=EventKind.INTERRUPTION
+            ),
+            error=signal or (InterruptionLimitExceeded(why) if task.reruns else told),
+            status=Status.FAILED,
+        )
+    return _interrupted(run, cause, text, trace, interruption_delay(count - 1), signal=signal)
+
+
+def _interrupted(
+    run: Run,
+    cause: BaseException,
+    text: str,
+    trace: str,
+    delay: float,
+    *,
+    counts: bool = True,
+    signal: BaseException | None = None,
+) -> Outcome:
+    return Outcome(
+        lambda claim: lifecycle.run_again(
+            claim,
+            run.worker,
+            Reason.INTERRUPTED,
+            delay=delay,
+            error=text,
+            traceback=trace,
+            kind=EventKind.INTERRUPTION,
+            interruption=1 if counts else 0,
+        ),
+        error=signal or Retry(f"interrupted: {text}", cause if isinstance(cause, Exception) else None, delay),
+    )
+
+
+def condemn(task: RunnableTask, run: Run) -> Outcome | Refusal:
     """Too many starts never reported: the job ends here, and Celery's failure hooks hear of it once."""
+    claim = run.claim
     death = lifecycle.last_death(claim.job.pk, claim.using)
     if task.reruns:
         why = f"{claim.job.crashes - 1} starts never reported (MAX_CRASHES={settings.MAX_CRASHES})"
@@ -126,22 +181,23 @@ def condemn(task: RunnableTask, claim: Claim) -> Outcome | Refusal:
 
     def settle() -> bool:
         with transaction.atomic(using=claim.using):
-            return lifecycle.fail(claim, worker_name(task), reason, str(error), "", kind=EventKind.CRASH)
+            return lifecycle.fail(claim, run.worker, reason, str(error), "", kind=EventKind.CRASH)
 
     ended = Outcome(lambda claim: True, error=error, status=Status.FAILED)
-    return ended if until_settled(task, claim, ended, settle) else Refusal.LOCKED
+    return ended if until_settled(run, ended, settle) else Refusal.LOCKED
 
 
-def give_back(task: RunnableTask, claim: Claim, error: BaseException) -> NoReturn:
+def give_back(run: Run, error: BaseException) -> NoReturn:
     """A committed claim whose body never began: kept, its lease would count it as a crash."""
-    until_written(claim, lambda: lifecycle.run_again(claim, worker_name(task), Reason.INTERRUPTED, error=str(error)))
+    claim = run.claim
+    until_written(claim, lambda: lifecycle.run_again(claim, run.worker, Reason.INTERRUPTED, error=str(error)))
     raise Ignore(f"job {claim.job.pk} given back: {error}") from error
 
 
-def until_settled(task: RunnableTask, claim: Claim, ended: Outcome, write: Callable[[], bool]) -> bool:
+def until_settled(run: Run, ended: Outcome, write: Callable[[], bool]) -> bool:
     """Settle a committed claim, as :func:`until_written`. If the answer to a COMMIT was lost, a second try may find its
     fence broken by this run itself."""
-    tries = 0
+    claim, tries = run.claim, 0
 
     def settle() -> bool:
         nonlocal tries
@@ -149,7 +205,7 @@ def until_settled(task: RunnableTask, claim: Claim, ended: Outcome, write: Calla
         if write():
             return True
         row = lifecycle.find(claim.job.pk, claim.using) if tries > 1 else None
-        return row is not None and _is_own_settlement(task, claim, ended, row)
+        return row is not None and _is_own_settlement(run, ended, row)
 
     return until_written(claim, settle)
 
@@ -169,37 +225,7 @@ def until_written(claim: Claim, write: Callable[[], _T]) -> _T:
                 trouble,
                 pause,
             )
-            discard_connection(claim.using)
+            kept_connections.discard(claim.using)
             time.sleep(pause)
             # Less than a lease: after the database's return the sweeper waits that long before it rescues.
             pause = min(pause * 2, settings.LEASE / 3)
-
-
-def reset_if_open(using: str, depth: int) -> bool:
-    """Start with a new connection where a body left its transaction open: nothing would be committed on this one, and
-    the next job of this process would be lost in it. Says whether there was such a transaction.
-
-    Args:
-        depth: atomic blocks that were open before the run; a test's own are not touched.
-    """
-    connection = connections[using]
-    if depth:
-        return False
-    open_block = connection.in_atomic_block
-    if not open_block and connection.connection is not None and connection.settings_dict["AUTOCOMMIT"]:
-        if connection.vendor == "postgresql":
-            # ACTIVE, INTRANS or INERROR, in libpq's numbers: a raw BEGIN.
-            open_block = connection.connection.info.transaction_status in (1, 2, 3)
-        if not open_block and connection.autocommit:
-            return False
-    elif not open_block:
-        return False
-    connection.close()
-    del connections[using]
-    return bool(open_block)
-
-
-def discard_connection(using: str) -> None:
-    """Close a connection that failed, so that the next statement opens a new one."""
-    if not connections[using].in_atomic_block:
-        connections[using].close()

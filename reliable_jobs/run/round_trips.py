@@ -11,7 +11,7 @@ pipeline mode was measured too: no gain over single statements.)
 
 It is done by an ``execute_wrapper``, so the code that writes the claim or the settlement does not know about it. If the
 joining itself fails (a proxy refuses several statements in one text, a patched cursor has no ``nextset()``), it is
-switched off for that database until the process ends: see :class:`JoiningFailed`.
+switched off for that database until the process ends: see joining_failed.py.
 
 An error in the last text is told apart by the server itself: before the RELEASE the savepoint is still there to be
 rolled back to, and the error is the function's (a deferred constraint); behind it the whole transaction is gone. A
@@ -21,41 +21,29 @@ then.
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from django.db import DatabaseError, OperationalError, connections, transaction
+from django.db import DatabaseError, connections, transaction
 
 from reliable_jobs.compat.psycopg import without_begin
 from reliable_jobs.lifecycle.db_errors import sqlstate
 from reliable_jobs.models import Job
-
-logger = logging.getLogger("reliable_jobs.execution")
+from reliable_jobs.run import joining_failed
+from reliable_jobs.run.state import Run
 
 _T = TypeVar("_T")
 _DIVISION_BY_ZERO = "22012"
 _TABLE = f'"{Job._meta.db_table}"'
-#: Aliases on which joining has failed in this process.
-_switched_off: set[str] = set()
-#: What servers and proxies answer if they refuse the text, and not what is in it: syntax error, feature not supported,
-#: no such prepared statement.
-_REFUSALS = ("42601", "0A000", "26000")
-
-
-class JoiningFailed(OperationalError):
-    """The statements could not be sent together. From now on they are sent one by one.
-
-    It has no SQLSTATE, like a lost connection, and is handled like one: a claim is tried again at once, a run whose
-    settlement failed is interrupted and runs again. No job fails.
-    """
 
 
 def can_join(connection: Any) -> bool:
     """Whether statements can travel together: PostgreSQL, psycopg 3, parameters bound by the client."""
-    if connection.vendor != "postgresql" or connection.alias in _switched_off:
+    if connection.vendor != "postgresql" or connection.alias in joining_failed.switched_off:
         return False
     try:
         from psycopg import ClientCursor
@@ -115,26 +103,19 @@ class Join:
             return execute(sql, params, many, context)
         connection = context["connection"]
         try:
-            if not self.begin:
-                return self._send(execute, sql, params, many, context)
+            send = functools.partial(self._send, execute, sql, params, many, context)
+            if self.begin and _driver_begins(connection.connection):
+                # Only around this statement: for one that a wrapper of the project ran earlier, psycopg has begun.
+                self.begin, self.before = False, ["BEGIN", *self.before]
+                return without_begin(connection.connection, send)
             self.begin = False
-            # Only around this statement: for one that a wrapper of the project ran earlier, psycopg has sent BEGIN.
-            with _begin_by_caller(connection) as by_caller:
-                if by_caller:
-                    self.before = ["BEGIN", *self.before]
-                return self._send(execute, sql, params, many, context)
+            return send()
         except (AttributeError, TypeError, NotImplementedError, DatabaseError) as error:
-            if not _is_refusal(error):
+            failed = joining_failed.switch_off(connection.alias, error)
+            if failed is None:
                 raise
-            _switched_off.add(connection.alias)
-            logger.warning(
-                "Statements can't be sent together on database %r (%s: %s). From now on they are sent one by one.",
-                connection.alias,
-                type(error).__name__,
-                error,
-            )
             # Without a cause: its SQLSTATE would be taken for the job's.
-            raise JoiningFailed(f"statements can't be sent together: {type(error).__name__}: {error}") from None
+            raise failed from None
 
     def _send(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         before, self.before = self.before, ()
@@ -153,44 +134,28 @@ class Join:
         return _TABLE in sql and bool(re.match(rf"(?:\s|/\*(?:.|\n)*?\*/)*{self.verb}\b", sql))
 
 
-def _is_refusal(error: Exception) -> bool:
-    """Whether an error comes from joining the statements, and not from one of them."""
-    if not isinstance(error, DatabaseError):
-        return True  # of the cursor, or of a library that patches it
-    state = sqlstate(error)
-    if state is None:
-        return not isinstance(error, OperationalError)  # the driver's own; an operational one is a lost connection
-    return state in _REFUSALS
-
-
-@contextmanager
-def _begin_by_caller(connection: Any) -> Iterator[bool]:
-    """Inside, psycopg sends no BEGIN of its own, which would cost a round trip. Yields whether the caller must send it.
-
-    Not if a transaction has begun, nor if psycopg's BEGIN would name an isolation level or a mode.
-    """
-    driver = connection.connection
+def _driver_begins(driver: Any) -> bool:
+    """Whether psycopg would send a plain BEGIN before the next statement: no transaction has begun, and the BEGIN names
+    no isolation level or mode."""
     if driver.info.transaction_status or driver.autocommit:
-        yield False  # already in a transaction, or autocommit requested
-        return
-    if not driver.isolation_level is driver.read_only is driver.deferrable is None:
-        yield False
-        return
-    with without_begin(driver):
-        yield True
+        return False
+    return driver.isolation_level is driver.read_only is driver.deferrable is None
 
 
 class ConstraintViolated(Exception):
-    """What the body wrote violates a deferred constraint; the cause says which. It is rolled back."""
+    """What the task function wrote violates a deferred constraint; the cause says which. It is rolled back."""
 
 
-class BodySavepoint:
+class FunctionSavepoint:
     """Inside the transaction of a run:
 
-    with transaction.atomic(using=using), BodySavepoint(using) as savepoint:
+    with transaction.atomic(using=using), FunctionSavepoint(using) as savepoint:
         claim = savepoint.claim(take_the_row)
-        with savepoint.body():
-            ...
+        try:
+            ...  # the task function
+            savepoint.keep()
+        except BaseException as error:
+            raise savepoint.undo(error)
         savepoint.settle(write, alone=True)
     """
 
@@ -198,14 +163,12 @@ class BodySavepoint:
         self._connection: Any = connections[using]
         self._block = transaction.atomic(using=using)
         self._entered = False
-        #: The task function has begun.
-        self._begun = False
         #: The savepoint's, where statements are joined.
         self._name = ""
         #: Whether the settlement is to release it.
         self._owed = False
 
-    def __enter__(self) -> BodySavepoint:
+    def __enter__(self) -> FunctionSavepoint:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -222,13 +185,16 @@ class BodySavepoint:
             self._block.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
 
     def claim(self, take: Callable[[], _T]) -> _T:
-        """Take the row, and make the savepoint with it where statements can be joined.
+        """Take the row and make the savepoint, together where statements can be joined. From here on the task function
+        may write; then :meth:`keep` or :meth:`undo` it.
 
         Args:
             take: its first statement is the one that locks the row.
         """
         if not can_join(self._connection):
-            return take()
+            taken = take()
+            self._enter()
+            return taken
         if len(self._connection.atomic_blocks) == 1:
             self._connection.clean_savepoints()  # the same name for each run: what is the same text is parsed once
         with savepoint_names(self._connection, "_savepoint") as names:
@@ -238,7 +204,8 @@ class BodySavepoint:
         join = Join("SELECT", begin=True, after=made)
         with self._connection.execute_wrapper(join):
             taken = take()
-        self._send(join.after)
+        if join.after:
+            self._send(join.after)
         return taken
 
     def _send(self, statements: Sequence[str]) -> None:
@@ -251,27 +218,27 @@ class BodySavepoint:
         self._block.__enter__()
         self._entered = True
 
-    @contextmanager
-    def body(self) -> Iterator[None]:
-        """Around the body: what it wrote is rolled back when it raises.
+    def keep(self) -> None:
+        """What the task function wrote stays.
 
         Raises:
-            django.db.Error: a deferred constraint failed, where statements are not joined.
+            django.db.Error: a deferred constraint failed, where statements are not joined. Undo it.
         """
-        if not self._entered:
-            self._enter()
-        self._begun = True
+        # Single statements where the function has called set_rollback(True), or left a block of its own open.
+        in_order = not self._connection.needs_rollback and self._connection.atomic_blocks[-1:] == [self._block]
+        self._owed = bool(self._name) and in_order
+        if not self._owed:
+            check_deferred_constraints(self._connection)
+            self._leave(None)
+
+    def undo(self, error: BaseException) -> BaseException:
+        """What the task function wrote is rolled back. Returns the error, or what went wrong in that."""
+        self._owed = False
         try:
-            yield
-            # Single statements where the body has called set_rollback(True), or left a block of its own open.
-            in_order = not self._connection.needs_rollback and self._connection.atomic_blocks[-1:] == [self._block]
-            self._owed = bool(self._name) and in_order
-            if not self._owed:
-                check_deferred_constraints(self._connection)
-                self._leave(None)
-        except BaseException as error:
             self._leave(error)
-            raise
+        except BaseException as worse:
+            return worse
+        return error
 
     def settle(self, write: Callable[[], bool], *, alone: bool) -> bool:
         """Write the settlement, and with it what is owed. Returns what ``write`` answered.
@@ -285,8 +252,8 @@ class BodySavepoint:
             django.db.Error: as any write or COMMIT.
         """
         if not self._owed:
-            if self._begun and self._entered:
-                # To undo what was written in it failed; with a settlement it would be committed.
+            if self._entered:
+                # Neither kept nor undone: what was written in it would be committed with the settlement.
                 raise RuntimeError("the savepoint of the task function is still open")
             return write()
         self._owed = False
@@ -297,9 +264,10 @@ class BodySavepoint:
         try:
             with self._connection.execute_wrapper(join):
                 won = write()
-            self._send(join.before)
+            if join.before:
+                self._send(join.before)
             return won
-        except JoiningFailed:
+        except joining_failed.JoiningFailed:
             raise  # the whole transaction is rolled back
         except DatabaseError as error:
             self._leave(error)  # Django rolls back to the savepoint, and notes where that failed
@@ -308,6 +276,18 @@ class BodySavepoint:
             if commit and sqlstate(error) == _DIVISION_BY_ZERO:
                 return False
             raise
+
+
+def is_cut_off(run: Run) -> bool:
+    """Whether the task function closed the connection of its transaction, or put another one in its place:
+    ``connection.connect()`` resets Django's books, so that they show no transaction at all. A session that was left
+    open so is closed: it holds the row's lock."""
+    connection: Any = connections[run.claim.using]
+    if run.session is None or connection.connection is run.session:
+        return bool(connection.closed_in_transaction)
+    with contextlib.suppress(Exception):
+        run.session.close()
+    return True
 
 
 def check_deferred_constraints(connection: Any) -> None:

@@ -20,8 +20,8 @@ class Trail:
     answer: tuple[Any, BaseException | None] | None = None
     #: What could not be written.
     error: BaseException | None = None
-    #: The claim that was made before a hook of the project's, until the run takes it.
-    claim: Any = None
+    #: The run that was claimed before a hook of the project's, until it goes on.
+    run: Any = None
     #: Guards that are entered, one inside the other.
     depth: int = 0
 

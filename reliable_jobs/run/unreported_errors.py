@@ -20,12 +20,10 @@ from reliable_jobs import lifecycle
 from reliable_jobs.backoff import interruption_delay
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import NotRecorded, WorkerFailed
-from reliable_jobs.lifecycle import Claim, Refusal, db_errors
-from reliable_jobs.run import outcomes, recovery
-from reliable_jobs.run.arrival import Delivery, ensure_receipt, read_delivery
-from reliable_jobs.run.execution import NotStarted
-from reliable_jobs.run.holding import held
-from reliable_jobs.run.outcomes import Interrupted, Outcome, Run, worker_name
+from reliable_jobs.lifecycle import Refusal, db_errors
+from reliable_jobs.run import kept_connections, outcomes, recovery
+from reliable_jobs.run.arrival import Delivery, ensure_receipt, held, read_delivery
+from reliable_jobs.run.state import Interrupted, NotStarted, Outcome, Run
 from reliable_jobs.run.trail import Trail
 from reliable_jobs.status import CLOSES, EventKind, Reason
 
@@ -42,14 +40,13 @@ def write_failure(task: RunnableTask, trail: Trail, error: BaseException) -> Non
         celery.exceptions.Reject: the database can't be reached; the message goes back.
     """
 
-    def ending(claim: Claim) -> Outcome:
+    def ending(run: Run) -> Outcome:
         if isinstance(error, Ignore):
-            worker = worker_name(task)
-            return Outcome(lambda claim: lifecycle.succeed(claim, worker, None, Reason.IGNORED), error=error)
+            return Outcome(lambda claim: lifecycle.succeed(claim, run.worker, None, Reason.IGNORED), error=error)
         try:
-            return outcomes.from_exception(task, Run(claim), error)
+            return outcomes.from_exception(task, run, error)
         except Interrupted as interrupted:
-            return outcomes.interruption(task, claim, interrupted.__cause__ or interrupted)
+            return recovery.interruption(task, run, interrupted.__cause__ or interrupted)
 
     _write(task, trail, error, ending)
 
@@ -62,15 +59,15 @@ def write_interruption(task: RunnableTask, trail: Trail, error: BaseException) -
     """
     text, trace = described(task, error)
 
-    def ending(claim: Claim) -> Outcome:
-        count, worker = claim.job.interruptions + 1, worker_name(task)
+    def ending(run: Run) -> Outcome:
+        count, worker = run.claim.job.interruptions + 1, run.worker
         shown = f"the worker failed around this run: {text}"
         why = ""
         if count > settings.MAX_INTERRUPTIONS:
             why = (
                 f"the worker failed {count} times around a run (MAX_INTERRUPTIONS={settings.MAX_INTERRUPTIONS}): {text}"
             )
-        elif claim.token is not None and not task.reruns:  # left by this thread, and its function may have begun
+        elif run.claim.token is not None and not task.reruns:  # left by this thread, and its function may have begun
             why = f"the worker failed around a run that is not begun again, as acks_late is off: {text}"
         if why:
             return Outcome(
@@ -107,7 +104,7 @@ def note(task: RunnableTask, error: BaseException) -> None:
             delivery.job_id,
             delivery.using,
             EventKind.FAILURE,
-            worker_name(task),
+            delivery.worker,
             f"after the run had been settled, which stands: {text}",
             trace,
         )
@@ -125,7 +122,7 @@ def described(task: RunnableTask, error: BaseException) -> tuple[str, str]:
     return db_errors.redact(text, secrets), db_errors.redact(trace, secrets)
 
 
-def _write(task: RunnableTask, trail: Trail, error: BaseException, ending: Callable[[Claim], Outcome]) -> None:
+def _write(task: RunnableTask, trail: Trail, error: BaseException, ending: Callable[[Run], Outcome]) -> None:
     """Raises:
     NotRecorded: to write it failed as well.
     """
@@ -141,14 +138,15 @@ def _write(task: RunnableTask, trail: Trail, error: BaseException, ending: Calla
 
 
 def _written(
-    task: RunnableTask, error: BaseException, ending: Callable[[Claim], Outcome]
+    task: RunnableTask, error: BaseException, ending: Callable[[Run], Outcome]
 ) -> tuple[Any, BaseException | None]:
     delivery = read_delivery(task)
     _clean_connection(delivery.using)
 
     def attempt() -> Outcome | Refusal:
         try:
-            ensure_receipt(task, delivery)
+            if not delivery.ours:
+                ensure_receipt(task, delivery)
             return _claim_and_settle(task, delivery, ending)
         except DatabaseError as trouble:
             if db_errors.prevents_start(trouble):
@@ -166,12 +164,12 @@ def _written(
     return ended.value, ended.error
 
 
-def _claim_and_settle(task: RunnableTask, delivery: Delivery, ending: Callable[[Claim], Outcome]) -> Outcome | Refusal:
+def _claim_and_settle(task: RunnableTask, delivery: Delivery, ending: Callable[[Run], Outcome]) -> Outcome | Refusal:
     with transaction.atomic(using=delivery.using):
-        claim = lifecycle.claim_to_report(delivery.job_id, delivery.rev, delivery.using, worker_name(task))
+        claim = lifecycle.claim_to_report(delivery.job_id, delivery.rev, delivery.using, delivery.worker)
         if isinstance(claim, Refusal):
             return claim
-        ended = ending(claim)
+        ended = ending(Run(claim, delivery.worker))
         return ended if ended.settle(claim) else Refusal.LOCKED
 
 
@@ -180,4 +178,4 @@ def _clean_connection(using: str) -> None:
     connection: Any = connections[using]
     blocks = connection.atomic_blocks
     if not any(getattr(block, "_from_testcase", False) for block in blocks):
-        recovery.reset_if_open(using, 0)
+        kept_connections.reset_if_open(using, 0)

@@ -269,3 +269,11 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
         check = argument_check_of(self)
         if check is not None and self.typing:
             check(*args, **kwargs)
+
+    def misfit(self, args: Any, kwargs: Any) -> str | None:
+        """Why these arguments don't fit the code at hand; None when they do, or the task has ``typing = False``."""
+        try:
+            self._check_arguments(args, kwargs)
+        except TypeError as error:
+            return str(error)
+        return None

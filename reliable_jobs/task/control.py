@@ -23,7 +23,7 @@ from reliable_jobs.task import stages
 
 if TYPE_CHECKING:
     from reliable_jobs.message.row_to_message import Rendered
-    from reliable_jobs.run.outcomes import Run
+    from reliable_jobs.run.state import Run
 
 
 class RunControl(Task):
@@ -138,7 +138,7 @@ class RunControl(Task):
         if args is not None or kwargs is not None or options:
             content = self._render_again(args, kwargs, options)
         cause = exc if exc is not None else sys.exc_info()[1]
-        run.again = stages.outcomes.Again(delay=max(0.0, delay), at=at, content=content, expires=expires, cause=cause)
+        run.again = stages.state.Again(delay=max(0.0, delay), at=at, content=content, expires=expires, cause=cause)
         signal = Retry(exc=exc, when=at or countdown)
         if throw:
             raise signal
@@ -195,7 +195,7 @@ class RunControl(Task):
         run = self._run_in_progress()
         if run is None:
             raise RetryNotAllowed(f"{self.name}: snooze() works only inside a worker's run of the task.")
-        run.again = stages.outcomes.Again(delay=self._seconds("countdown", countdown) or 0.0, counts=False)
+        run.again = stages.state.Again(delay=self._seconds("countdown", countdown) or 0.0, counts=False)
         return Ignore(f"snoozed for {countdown:g} s")
 
     def on_replace(self, sig: Signature) -> Any:
@@ -229,5 +229,5 @@ class RunControl(Task):
             expires = run.claim.now + datetime.timedelta(seconds=expires)
         countdown = self._seconds("countdown", head.options.get("countdown"))
         at = None if countdown else self._row_time(run, self._time("eta", head.options.get("eta")))
-        run.again = stages.outcomes.Again(delay=countdown or 0.0, at=at, counts=False, content=content, expires=expires)
+        run.again = stages.state.Again(delay=countdown or 0.0, at=at, counts=False, content=content, expires=expires)
         raise Ignore("Replaced by new task")

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
 from asgiref.sync import async_to_sync
@@ -102,16 +103,18 @@ def finished(awaitable: Awaitable[Any]) -> Any:
         raise
 
 
-def value_of(name: str, returned: Any) -> Any:
-    """The value that a call of a task's function came to.
+#: What a call returns of a function that has not run yet.
+UNFINISHED = (CoroutineType, GeneratorType, AsyncGeneratorType)
+
+
+def value_of(name: str, unfinished: Any) -> Any:
+    """The value of a task's function whose call returned one of :data:`UNFINISHED`.
 
     Raises:
         TypeError: it was a generator function, which a decorator had hidden.
     """
-    if inspect.iscoroutine(returned):
-        return finished(returned)
-    if inspect.isgenerator(returned) or inspect.isasyncgen(returned):
-        raise TypeError(
-            f"{name} returned a generator, so nothing of it has run. Use a loop in the function, or return a list."
-        )
-    return returned
+    if inspect.iscoroutine(unfinished):
+        return finished(unfinished)
+    raise TypeError(
+        f"{name} returned a generator, so nothing of it has run. Use a loop in the function, or return a list."
+    )

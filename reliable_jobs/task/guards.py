@@ -83,12 +83,12 @@ def _claimed(task: Any, trail: Trail) -> Iterator[None]:
     if trail.depth > 1 or trail.reached:
         yield
         return
-    if trail.claim is None:
+    if trail.run is None:
         stages.delivery.claim_early(task, trail)
-    if trail.claim is None:
+    if trail.run is None:
         yield
         return
-    with stages.execution.kept_alive(stages.outcomes.Run(trail.claim)):
+    with stages.execution.kept_alive(trail.run):
         yield
 
 

@@ -90,7 +90,8 @@ class ReliableTask(RunControl, Call[P, R_co]):
         Raises:
             TypeError: it is a generator function, of which nothing has run.
         """
-        return function.value_of(self.name, self.run(*args, **kwargs))
+        returned = self.run(*args, **kwargs)
+        return function.value_of(self.name, returned) if isinstance(returned, function.UNFINISHED) else returned
 
     @property
     def __trace__(self) -> Any:
@@ -102,14 +103,6 @@ class ReliableTask(RunControl, Call[P, R_co]):
     def __trace__(self, tracer: Any) -> None:
         self._tracer = tracer
         self._answering_tracer = stages.tracing.that_answers(self, tracer) if tracer is not None else None
-
-    def misfit(self, args: Any, kwargs: Any) -> str | None:
-        """Why these arguments don't fit the code at hand; None when they do, or the task has ``typing = False``."""
-        try:
-            self._check_arguments(args, kwargs)
-        except TypeError as error:
-            return str(error)
-        return None
 
     def run_deadline(self) -> float:
         """Seconds after which a non-atomic run's lease is not extended any more.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reliable_jobs import databases, lifecycle, models, results
     from reliable_jobs.enqueue import bulk, keys, outbox
-    from reliable_jobs.run import delivery, execution, outcomes, tracing, unreported_errors
+    from reliable_jobs.run import delivery, execution, outcomes, state, tracing, unreported_errors
 
 __all__ = [
     "bulk",
@@ -24,6 +24,7 @@ __all__ = [
     "outbox",
     "outcomes",
     "results",
+    "state",
     "tracing",
     "unreported_errors",
 ]
@@ -39,7 +40,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from reliable_jobs import databases, lifecycle, models, results
     from reliable_jobs.enqueue import bulk, keys, outbox
-    from reliable_jobs.run import delivery, execution, outcomes, tracing, unreported_errors
+    from reliable_jobs.run import delivery, execution, outcomes, state, tracing, unreported_errors
 
     imported = (
         bulk,
@@ -52,6 +53,7 @@ def __getattr__(name: str) -> Any:
         outbox,
         outcomes,
         results,
+        state,
         tracing,
         unreported_errors,
     )

@@ -27,15 +27,13 @@ from reliable_jobs.compat.celery_pool import reserves_places
 from reliable_jobs.compat.celery_worker import (
     around_each_message,
     before_rejecting,
-    check_eta,
-    payload_of,
     reject_invalid,
 )
-from reliable_jobs.databases import pointer_alias, write_alias
+from reliable_jobs.databases import write_alias
 from reliable_jobs.lifecycle import db_errors
 from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, HEADER, as_uuid
 from reliable_jobs.models import Job
-from reliable_jobs.run.foreign_messages import foreign_id
+from reliable_jobs.run.arrival import foreign_id, pointer_alias
 
 logger = logging.getLogger("reliable_jobs.worker")
 
@@ -92,52 +90,6 @@ def _outlive(consumer: Any, handle: Callable[[Any], Any], message: Any) -> Any:
 
 def _reserved(message: Any) -> Any:
     return next((request for request in list(worker_state.reserved_requests) if request.message is message), None)
-
-
-def misshapen(request: Any) -> str | None:
-    """What in a message would fail only after the worker has taken it: in the pool's child, where nobody could park it.
-    None when it will do.
-
-    Args:
-        request: the worker's, as it was read.
-    """
-    said = request.request_dict
-    if not isinstance(request.id, str) or not request.id:
-        return f"id={request.id!r} is no text: another message like it would count as a copy of this one"
-    args, kwargs, embed = payload_of(request)
-    if not isinstance(args, (list, tuple)):
-        return f"the positional arguments are a {type(args).__name__}"
-    if not isinstance(kwargs, dict) or not all(isinstance(name, str) for name in kwargs):
-        return "the keyword arguments are no object with texts as names"
-    if embed is not None and not isinstance(embed, dict):
-        return f"what is to follow is a {type(embed).__name__}"
-    follow = embed or {}
-    for name in ("callbacks", "errbacks", "chain"):
-        steps = follow.get(name)
-        if steps and not (isinstance(steps, (list, tuple)) and all(isinstance(step, dict) for step in steps)):
-            return f"{name} is no list of signatures"
-    if follow.get("chord") and not isinstance(follow["chord"], dict):
-        return "chord is no signature"
-    forged = {name for name in (*said, *follow) if name != HEADER and str(name).startswith("reliable_")}
-    forged |= (set(follow) & set(said)) - {"callbacks", "errbacks", "chain", "chord"}
-    if forged:
-        return f"{sorted(forged)} would replace what the worker itself says of the message"
-    limits = said.get("timelimit")
-    if limits and not (isinstance(limits, (list, tuple)) and len(limits) == 2 and all(map(_is_limit, limits))):
-        return f"timelimit={limits!r} is no pair of seconds"
-    if request.eta is not None:
-        try:
-            check_eta(request)
-        except (OverflowError, ValueError) as error:
-            return f"eta={request.eta!r} is no time that a worker can wait for: {error}"
-    retries = said.get("retries")
-    if retries is not None and not isinstance(retries, int):
-        return f"retries={retries!r} is no number"
-    return None
-
-
-def _is_limit(value: Any) -> bool:
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 10**9)
 
 
 def _park_first(consumer: Any, wrong: str, message: Any, error: Any, answer: Callable[[], Any]) -> Any:

@@ -17,14 +17,13 @@ from celery.worker.request import Request
 
 from reliable_jobs import lifecycle
 from reliable_jobs.compat.billiard import ExceptionInfo, exit_status
-from reliable_jobs.compat.celery_worker import is_terminating, was_revoked
-from reliable_jobs.databases import pointer_alias
+from reliable_jobs.compat.celery_worker import check_eta, is_terminating, payload_of, was_revoked
 from reliable_jobs.errors import NotRecorded
 from reliable_jobs.message.row_to_message import HEADER
-from reliable_jobs.run import foreign_messages
+from reliable_jobs.run import arrival
 from reliable_jobs.status import CLOSES, EventKind
 from reliable_jobs.worker import revocation
-from reliable_jobs.worker.parking import aside, kept, misshapen
+from reliable_jobs.worker.parking import aside, kept
 
 logger = logging.getLogger("reliable_jobs.worker")
 
@@ -92,12 +91,12 @@ class ReliableRequest(GivenBackRequest):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Raises celery.exceptions.InvalidTaskError: the consumer parks the message."""
         super().__init__(*args, **kwargs)
-        why = misshapen(self)
+        why = _misshapen(self)
         if why is not None:
             raise InvalidTaskError(why)
         if not self._pointer() and self.content_type:
             # For the receipt: the bytes as they came, in an encoding that the child does not know.
-            self.delivery_info[foreign_messages.CONTENT] = (self.content_type, self.content_encoding, self.body)
+            self.delivery_info[arrival.CONTENT] = (self.content_type, self.content_encoding, self.body)
 
     def _pointer(self) -> dict[str, Any]:
         pointer = self.request_dict.get(HEADER)
@@ -106,14 +105,14 @@ class ReliableRequest(GivenBackRequest):
     def revoked(self) -> bool:
         """A worker remembers a revoked id for hours; a job that a person has requeued since is not revoked by that."""
         requeued = self._pointer().get("requeues") and self.id in worker_state.revoked
-        if requeued and not revocation.newer_than_requeue(self.id, pointer_alias(self._pointer())):
+        if requeued and not revocation.newer_than_requeue(self.id, arrival.pointer_alias(self._pointer())):
             return False
         try:
             return bool(super().revoked())
         except Exception as error:  # the result backend's, which Celery tells first
             logger.warning("Job %s: Celery could not announce that it is revoked: %r", self.id, error)
             revocation.cancel_aside(
-                foreign_messages.foreign_id(self.id), pointer_alias(self._pointer()), terminated=False
+                arrival.foreign_id(self.id), arrival.pointer_alias(self._pointer()), terminated=False
             )
             self.acknowledge()
             return True
@@ -138,7 +137,7 @@ class ReliableRequest(GivenBackRequest):
 
     def died(self, kind: str, how: str) -> None:
         def write() -> None:
-            job_id, using = foreign_messages.foreign_id(self.id), pointer_alias(self._pointer())
+            job_id, using = arrival.foreign_id(self.id), arrival.pointer_alias(self._pointer())
             lifecycle.record(job_id, using, kind, str(self.hostname), how)
 
         aside(write, f"{kind} of job {self.id}")  # never raises: the message is to be given back in any case
@@ -150,3 +149,49 @@ class BundleRequest(GivenBackRequest):
 
     def died(self, kind: str, how: str) -> None:
         logger.error("A bundle's process died (%s); its jobs are sent again, each alone.", how)
+
+
+def _misshapen(request: Any) -> str | None:
+    """What in a message would fail only after the worker has taken it: in the pool's child, where nobody could park it.
+    None when it will do.
+
+    Args:
+        request: the worker's, as it was read.
+    """
+    said = request.request_dict
+    if not isinstance(request.id, str) or not request.id:
+        return f"id={request.id!r} is no text: another message like it would count as a copy of this one"
+    args, kwargs, embed = payload_of(request)
+    if not isinstance(args, (list, tuple)):
+        return f"the positional arguments are a {type(args).__name__}"
+    if not isinstance(kwargs, dict) or not all(isinstance(name, str) for name in kwargs):
+        return "the keyword arguments are no object with texts as names"
+    if embed is not None and not isinstance(embed, dict):
+        return f"what is to follow is a {type(embed).__name__}"
+    follow = embed or {}
+    for name in ("callbacks", "errbacks", "chain"):
+        steps = follow.get(name)
+        if steps and not (isinstance(steps, (list, tuple)) and all(isinstance(step, dict) for step in steps)):
+            return f"{name} is no list of signatures"
+    if follow.get("chord") and not isinstance(follow["chord"], dict):
+        return "chord is no signature"
+    forged = {name for name in (*said, *follow) if name != HEADER and str(name).startswith("reliable_")}
+    forged |= (set(follow) & set(said)) - {"callbacks", "errbacks", "chain", "chord"}
+    if forged:
+        return f"{sorted(forged)} would replace what the worker itself says of the message"
+    limits = said.get("timelimit")
+    if limits and not (isinstance(limits, (list, tuple)) and len(limits) == 2 and all(map(_is_limit, limits))):
+        return f"timelimit={limits!r} is no pair of seconds"
+    if request.eta is not None:
+        try:
+            check_eta(request)
+        except (OverflowError, ValueError) as error:
+            return f"eta={request.eta!r} is no time that a worker can wait for: {error}"
+    retries = said.get("retries")
+    if retries is not None and not isinstance(retries, int):
+        return f"retries={retries!r} is no number"
+    return None
+
+
+def _is_limit(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 10**9)

@@ -15,9 +15,8 @@ from django.db import transaction
 from reliable_jobs import databases, lifecycle
 from reliable_jobs.compat.celery_worker import revoked_at
 from reliable_jobs.conf import settings
-from reliable_jobs.databases import pointer_alias
 from reliable_jobs.message.row_to_message import HEADER, as_uuid
-from reliable_jobs.run import foreign_messages
+from reliable_jobs.run import arrival
 from reliable_jobs.status import Reason
 from reliable_jobs.worker.parking import aside
 
@@ -36,7 +35,7 @@ def on_revoked(
     """Celery acked a message as revoked: its job is cancelled. Flower's revoke and ``terminate`` too."""
     if not getattr(sender, "writes_outbox", False):
         return
-    alias, job_id = pointer_alias(request.get(HEADER)), foreign_messages.foreign_id(request.id)
+    alias, job_id = arrival.pointer_alias(request.get(HEADER)), arrival.foreign_id(request.id)
     if expired:
         # Only a message from elsewhere carries its expiry; ours has it in the row.
         aside(lambda: expire_foreign(sender, request, job_id, alias), f"expiry of job {job_id}")
@@ -50,7 +49,7 @@ def cancel_aside(job_id: uuid.UUID, alias: str, *, terminated: bool) -> None:
 
 def expire_foreign(task: Any, request: Any, job_id: uuid.UUID, alias: str) -> None:
     """Keep a message that Celery acked because its ``expires`` had passed as an expired row, to be seen (I7)."""
-    foreign_messages.ensure(task, job_id, alias, request)
+    arrival.write_receipt(task, job_id, alias, request)
     with transaction.atomic(using=alias):
         claim = lifecycle.claim_atomic(job_id, 0, alias)
         if isinstance(claim, lifecycle.Claim):
@@ -100,7 +99,7 @@ def _outweighs(requeued: float | None, revoked: float) -> bool:
 def newer_than_requeue(task_id: str, alias: str) -> bool:
     """Whether a job was revoked after a person's last requeue. False where the database does not say so in time: the
     sweep loop looks again."""
-    stamp, job_id = revoked_at().get(task_id), foreign_messages.foreign_id(task_id)
+    stamp, job_id = revoked_at().get(task_id), arrival.foreign_id(task_id)
     if stamp is None:
         return False
     age, newer = time.monotonic() - stamp, list[bool]()

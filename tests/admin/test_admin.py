@@ -165,7 +165,7 @@ def test_a_search_may_say_which_field_it_means(boss: Client) -> None:
 
 
 def test_a_celery_task_id_that_is_no_uuid_finds_the_receipt_derived_from_it(boss: Client) -> None:
-    from reliable_jobs.run.foreign_messages import foreign_id
+    from reliable_jobs.run.arrival import foreign_id
 
     job = make(id=foreign_id("natural-id-of-elsewhere"))
     assert listed(boss, "?q=natural-id-of-elsewhere") == [job.pk]

@@ -32,6 +32,7 @@ from reliable_jobs.errors import (
 )
 from reliable_jobs.message.row_to_message import HEADER
 from reliable_jobs.models import Job
+from reliable_jobs.run import arrival
 from reliable_jobs.testing import enqueued_jobs, override_dispatch
 from tests.celery_app import app
 from tests.support import inprocess
@@ -392,7 +393,7 @@ def test_a_database_that_does_not_exist_is_an_error_that_names_it(jobs: InProces
     "pointer", [None, {}, {"using": "nowhere"}, {"using": 5}, {"using": ["default"]}, "default", []], ids=repr
 )
 def test_a_pointer_that_names_no_database_of_ours_means_the_usual_one(jobs: InProcess, pointer: Any) -> None:
-    assert databases.pointer_alias(pointer) == "default"
+    assert arrival.pointer_alias(pointer) == "default"
 
 
 # --- outside the transaction ----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from psycopg import ClientCursor, errors
 
 from reliable_jobs import ReliableTask
 from reliable_jobs.models import Job
-from reliable_jobs.run import round_trips
+from reliable_jobs.run import joining_failed
 from tests.support import inprocess
 from tests.support.inprocess import InProcess
 from tests.testapp.models import Effect
@@ -42,7 +42,7 @@ def does(what: str = "") -> None:
 
 @pytest.fixture(autouse=True)
 def fresh_session(monkeypatch: pytest.MonkeyPatch, jobs: InProcess) -> Iterator[None]:
-    monkeypatch.setattr(round_trips, "_switched_off", set())
+    monkeypatch.setattr(joining_failed, "switched_off", set())
     SEEN.clear()
     connection.close()
     yield

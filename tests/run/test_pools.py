@@ -21,7 +21,7 @@ from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle import Claim
 from reliable_jobs.models import Job
 from reliable_jobs.run import execution, pools, recovery
-from reliable_jobs.run.outcomes import Run
+from reliable_jobs.run.state import Run
 from tests.support.harness import Stack, Worker, lines, wait_until
 from tests.testapp import tasks
 from tests.testapp.models import Parent
@@ -149,7 +149,7 @@ def test_a_heartbeat_that_fails_goes_on_and_the_run_logs_it(
         raise error
 
     monkeypatch.setattr(execution.lifecycle, "extend_lease", fails)
-    run = Run(Claim(Job(), "default", timezone.now()))
+    run = Run(Claim(Job(), "default", timezone.now()), "a worker")
     with override_settings(RELIABLE_JOBS={"LEASE": 0.1}), execution.kept_alive(run):
         wait_until(lambda: len(beats) > 2, "it goes on")
     told = [record for record in caplog.records if "could not be extended" in record.message]

@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from reliable_jobs import ReliableTask
 from reliable_jobs.models import Job, JobEvent
-from reliable_jobs.run import delivery, foreign_messages
+from reliable_jobs.run import arrival, delivery
 from tests.celery_app import app
 from tests.support import inprocess
 from tests.support.inprocess import InProcess
@@ -256,7 +256,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(delivery, "held"), (foreign_messages, "ensure"), (delivery.execution, "run_with_committed_claim")],
+    [(delivery, "held"), (arrival, "write_receipt"), (delivery.execution, "run_with_committed_claim")],
 )
 @override_settings(RELIABLE_JOBS={"MAX_INTERRUPTIONS": 2})
 def test_b1_an_error_of_the_worker_is_tried_again_and_ends_the_job(
@@ -264,7 +264,7 @@ def test_b1_an_error_of_the_worker_is_tried_again_and_ends_the_job(
 ) -> None:
     broken(monkeypatch, owner, name)
     task = make(Listening)
-    if owner is foreign_messages:
+    if owner is arrival:
         message = jobs.foreign(task.name, ["x"])
         told = jobs.deliver(message)
         assert told.answer == "acked"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from reliable_jobs.message.row_to_message import HEADER
 from reliable_jobs.models import Job
-from reliable_jobs.run.foreign_messages import foreign_id
+from reliable_jobs.run.arrival import foreign_id
 from tests.support.generated import examples
 from tests.support.harness import Stack, Worker, wait_until
 from tests.testapp import tasks

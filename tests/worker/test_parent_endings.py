@@ -24,8 +24,8 @@ from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle import seconds
 from reliable_jobs.models import Job, JobEvent
-from reliable_jobs.run import holding
-from reliable_jobs.run.execution import NotStarted
+from reliable_jobs.run import arrival
+from reliable_jobs.run.state import NotStarted
 from reliable_jobs.worker import parking, revocation
 from tests.celery_app import app
 from tests.support import inprocess
@@ -124,15 +124,15 @@ def test_b11_a_message_is_held_by_the_clock_however_long_each_try_takes(
     jobs: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(holding.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(holding.time, "sleep", lambda pause: None)
+    monkeypatch.setattr(arrival.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(arrival.time, "sleep", lambda pause: None)
 
     def attempt() -> None:
         now[0] += 127.0
         raise NotStarted("no route to host")
 
     with pytest.raises(Exception, match="no route to host"):
-        holding.held("default", "A job", attempt)
+        arrival.held("default", "A job", attempt)
     assert now[0] <= settings.HOLD + 127.0
 
 
@@ -142,18 +142,18 @@ def test_a_lock_that_does_not_go_away_is_waited_for_with_pauses_and_logged(
 ) -> None:
     """It was tried some forty times a second, for HOLD seconds, without a line in the log."""
     now, tries = [0.0], []
-    monkeypatch.setattr(holding.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(holding.time, "sleep", lambda pause: now.__setitem__(0, now[0] + pause))
-    monkeypatch.setattr(holding.db_errors, "is_conflict", lambda *args: True)
+    monkeypatch.setattr(arrival.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(arrival.time, "sleep", lambda pause: now.__setitem__(0, now[0] + pause))
+    monkeypatch.setattr(arrival.db_errors, "is_conflict", lambda *args: True)
 
     def attempt() -> None:
         tries.append(now[0])
         raise NotStarted("database is locked") from OperationalError("database is locked")
 
     with pytest.raises(Reject):
-        holding.held("default", "A job", attempt)
+        arrival.held("default", "A job", attempt)
     assert settings.HOLD <= now[0] <= settings.HOLD + 1.0
-    assert len([moment for moment in tries if moment > holding.CONFLICTS_PASS]) <= settings.HOLD + 3
+    assert len([moment for moment in tries if moment > arrival.CONFLICTS_PASS]) <= settings.HOLD + 3
     assert "Holding the message" in caplog.text
 
 
