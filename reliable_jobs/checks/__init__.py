@@ -10,6 +10,6 @@ Importing this package registers them.
 
 from __future__ import annotations
 
-from reliable_jobs.checks import celery_settings, databases, environment, tasks
+from reliable_jobs.checks import beat, celery_settings, databases, environment, tasks
 
-__all__ = ["celery_settings", "databases", "environment", "tasks"]
+__all__ = ["beat", "celery_settings", "databases", "environment", "tasks"]
