@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qa.mutants.__main__ import MUTANTS, ROOT, mutated
+from qa.mutants.catalogue import MUTANTS
+from qa.mutants.mutant import ROOT, mutated
 from reliable_jobs.lifecycle import sql
 
 _PACKAGE = ROOT / "reliable_jobs"

@@ -1,0 +1,17 @@
+"""Every mutant, by the folder whose protection it switches off."""
+
+from __future__ import annotations
+
+from qa.mutants.catalogue import adoption, bundles, dispatch, enqueue, lifecycle, run, sweep, task, worker
+
+MUTANTS = [
+    *task.MUTANTS,
+    *adoption.MUTANTS,
+    *enqueue.MUTANTS,
+    *dispatch.MUTANTS,
+    *worker.MUTANTS,
+    *run.MUTANTS,
+    *bundles.MUTANTS,
+    *lifecycle.MUTANTS,
+    *sweep.MUTANTS,
+]

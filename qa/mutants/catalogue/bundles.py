@@ -1,0 +1,41 @@
+"""Bundles: many jobs in one transaction."""
+
+from __future__ import annotations
+
+from qa.mutants.mutant import Mutant
+
+MUTANTS = [
+    Mutant(
+        "bundle-taken-apart",
+        "I2 I6",
+        "run/bundle.py",
+        "kept_connections.active and not redelivered\n",
+        "kept_connections.active\n",
+        ("tests/run/test_bundle.py::test_a_process_that_is_told_to_stop_keeps_nothing_and_the_jobs_run_alone",),
+    ),
+    Mutant(
+        "bundle-savepoints",
+        "I3",
+        "run/bundle_transaction.py",
+        "with transaction.atomic(using=self.using) if self.singly else nullcontext():",
+        "with nullcontext():",
+        ("tests/run/test_bundle.py::test_one_that_does_not_succeed_plainly_leaves_its_neighbours_alone",),
+    ),
+    Mutant(
+        "bundle-rolled-back",
+        "I3",
+        "run/bundle_transaction.py",
+        "            self._broken, self.worth_singling = True, not for_good\n",
+        "            pass\n",
+        ("tests/run/test_bundle.py::test_one_that_does_not_succeed_plainly_leaves_its_neighbours_alone",),
+    ),
+    Mutant(
+        "bundle-claim",
+        "I4",
+        "lifecycle/sql.py",
+        "task=_SOME_TASK, status=Status.WAITING, due_at__lte=Now()",
+        "task=_SOME_TASK, due_at__lte=Now()",
+        ("tests/run/test_bundle.py::test_a_copy_of_a_bundle_runs_nothing_again",),
+        also=(("lifecycle/settle.py", "AND job.status = '{Status.WAITING}'", ""),),
+    ),
+]

@@ -1,0 +1,96 @@
+"""Lifecycle: claims, fences, settlements, and what counts towards a limit."""
+
+from __future__ import annotations
+
+from qa.mutants.mutant import I2, I4, I6, I7, Mutant
+
+MUTANTS = [
+    Mutant(
+        "row-lock",
+        "I4",
+        "lifecycle/sql.py",
+        "annotate(now=Now()).lock().values_list(",
+        "annotate(now=Now()).values_list(",
+        (f"{I4}::test_of_five_copies_at_once_one_runs",),
+    ),
+    Mutant(
+        "skip-locked",
+        "I4",
+        "models.py",
+        "skip_locked=features.has_select_for_update_skip_locked and not wait,",
+        "skip_locked=False,",
+        (f"{I7}::test_a_cancel_of_a_running_job_waits_for_nothing_and_says_running",),
+    ),
+    Mutant(
+        "wait-for-own-token",
+        "I4 I6",
+        "lifecycle/claims.py",
+        ".lock(wait=True)",
+        ".lock()",
+        (f"{I4}::test_a_claim_waits_for_a_copy_that_only_looks_at_its_row",),
+    ),
+    Mutant(
+        "rev-check",
+        "I3",
+        "lifecycle/claims.py",
+        "if job.rev != rev:",
+        "if False:",
+        (f"{I7}::test_a_message_of_an_earlier_content_is_dropped",),
+    ),
+    Mutant(
+        "due-check",
+        "I2",
+        "lifecycle/claims.py",
+        "if job.due_at > now:",
+        "if False:",
+        (f"{I7}::test_a_message_that_comes_before_its_job_is_due_does_nothing",),
+    ),
+    Mutant(
+        "final-check",
+        "I3",
+        "lifecycle/claims.py",
+        "if job.status != Status.WAITING:\n        # Neither",
+        "if job.status == Status.RUNNING:\n        # Neither",
+        (f"{I4}::test_of_five_copies_one_after_the_other_one_runs",),
+    ),
+    Mutant(
+        "suspects-alone",
+        "I6",
+        "lifecycle/claims.py",
+        "if job.crashes and _another_suspect_runs(job, using, worker):",
+        "if False:",
+        (f"{I6}::test_suspects_are_started_one_at_a_time_on_a_worker",),
+    ),
+    Mutant(
+        "conflict-window",
+        "I6",
+        "backoff.py",
+        "return max(CONFLICT_WINDOW, limit * (CONFLICT_PAUSE + 2.0 * run))",
+        "return CONFLICT_WINDOW",
+        ("tests/run/test_ends_of_runs.py::test_a12_a_long_job_that_always_conflicts_ends_failed",),
+    ),
+    Mutant(
+        "fence-epoch",
+        "I4",
+        "lifecycle/transition.py",
+        '{"epoch": job.epoch, "status": Status(job.status)}',
+        "{}",
+        (f"{I4}::test_a_claim_without_a_token_is_fenced_by_the_epoch_alone",),
+    ),
+    Mutant(
+        "fence-token",
+        "I4",
+        "lifecycle/transition.py",
+        '{"token": token_now, "status": Status.RUNNING}',
+        "{}",
+        (f"{I4}::test_a_worker_stopped_past_its_lease_wakes_up_to_nothing",),
+    ),
+    Mutant(
+        "crash-given-back",
+        "I6",
+        "lifecycle/settle.py",
+        "crashes=job.crashes - 1,",
+        "crashes=job.crashes,",
+        (f"{I2}::test_a_child_killed_in_the_body_gives_the_message_back_without_any_sweep",),
+    ),
+]
