@@ -295,9 +295,7 @@ def test_a7_a_check_names_the_databases_without_jobs(jobs: InProcess, legacy: st
     assert "I020" not in found(databases=[]), "nothing is asked of a database unless check --database names one"
 
 
-def test_a7_a_check_names_two_databases_with_jobs_and_a_transaction_for_each_request(
-    jobs: InProcess, second_database: str
-) -> None:
+def test_a7_a_check_names_two_job_databases_with_atomic_requests(jobs: InProcess, second_database: str) -> None:
     assert "W026" not in found(databases=["default"])
     for alias in ("default", second_database):
         connections[alias].settings_dict["ATOMIC_REQUESTS"] = True

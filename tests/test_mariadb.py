@@ -80,7 +80,7 @@ def test_a9_bulk_rows_and_leases_too(jobs: InProcess, zone: str) -> None:
     assert not Job.objects.lost_runs().exists()
 
 
-def test_a9_a_check_names_a_session_that_is_not_in_the_zone_that_django_stores(jobs: InProcess, zone: str) -> None:
+def test_a9_a_check_names_a_session_in_another_zone_than_django_stores(jobs: InProcess, zone: str) -> None:
     def found() -> list[Any]:
         messages = checks.run_checks(tags=[checks.Tags.database], databases=["default"])
         return [message for message in messages if message.id == "reliable_jobs.W027"]

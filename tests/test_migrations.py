@@ -86,7 +86,7 @@ def read(row: Job) -> None:
 
 
 @pytest.mark.parametrize(("first", "then"), [(claim, settle), (enqueue, enqueue), (read, enqueue)])
-def test_runs_and_requests_that_go_on_across_a_migration_end_as_they_would(
+def test_runs_and_requests_go_on_across_a_migration(
     before: Job, first: Callable[[Job], None], then: Callable[[Job], None]
 ) -> None:
     begun, migrating = threading.Event(), threading.Event()

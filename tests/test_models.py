@@ -186,7 +186,7 @@ def test_a_live_key_is_taken_once_per_task() -> None:
 
 
 @pytest.mark.django_db
-def test_where_there_are_no_partial_indexes_the_key_is_unique_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_partial_indexes_the_key_is_unique_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     (constraint,) = Job._meta.constraints
 
     def made() -> str:
@@ -214,7 +214,7 @@ def storage_parameters() -> dict[str, str]:
 
 @pytest.mark.servers
 @pytest.mark.promise("I10")
-def test_autovacuum_comes_long_before_a_fifth_of_the_table_is_dead_and_can_be_set_back(stack: Stack) -> None:
+def test_autovacuum_comes_before_a_fifth_is_dead_and_can_be_set_back(stack: Stack) -> None:
     migration = importlib.import_module("reliable_jobs.migrations.0004_autovacuum")
     assert storage_parameters() == migration.SETTINGS
     with connection.schema_editor() as editor:

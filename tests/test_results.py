@@ -188,7 +188,7 @@ def rpc(monkeypatch: pytest.MonkeyPatch) -> RPCBackend:
 
 
 @pytest.mark.promise("I9")
-def test_a4_with_rpc_a_call_asks_nothing_of_the_broker_and_the_row_answers(
+def test_a4_with_rpc_a_call_needs_no_broker_and_the_row_answers(
     jobs: InProcess, rpc: RPCBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RPCBackend, "get_task_meta", None)
@@ -213,7 +213,7 @@ def test_a4_with_rpc_get_waits_for_the_row(jobs: InProcess, rpc: RPCBackend, mon
 
 
 @pytest.mark.promise("I9")
-def test_a4_a_backend_that_subscribes_is_not_asked_to_for_a_job_but_for_a_plain_task(
+def test_a4_a_subscribing_backend_subscribes_for_plain_tasks_only(
     jobs: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the Redis backend does, over the network and for each call."""
@@ -233,7 +233,7 @@ def test_a4_a_backend_that_subscribes_is_not_asked_to_for_a_job_but_for_a_plain_
     assert asked == [plain.id]
 
 
-def test_celerys_backends_that_ask_something_at_a_call_are_the_asynchronous_ones() -> None:
+def test_only_celerys_asynchronous_backends_subscribe_at_a_call() -> None:
     """compat.celery_results.leave_unsubscribed() knows them by that."""
     from celery.backends.asynchronous import AsyncBackendMixin
     from celery.backends.base import Backend

@@ -125,7 +125,7 @@ def test_the_checker_sees_wrong_ends(job: str, row: Any, wrong: tuple[str, str])
         ([{"what": "ends", "pid": 7, "job": JOB}, {"what": "kills", "pids": [7]}], {("I5", "healthy failed")}),
     ],
 )
-def test_a_job_is_not_healthy_whose_runs_the_campaign_has_killed_to_the_limit(
+def test_a_job_whose_runs_the_campaign_killed_is_not_called_healthy(
     kills: list[dict[str, Any]], wrong: set[tuple[str, str]]
 ) -> None:
     """MariaDB's second seed: killed with its worker, by a poison job beside it, and with its worker again."""

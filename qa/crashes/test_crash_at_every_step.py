@@ -42,9 +42,7 @@ def all_of(cuts: list[Cut], expected: Callable[[Cut], Any], seen: Callable[[Cut]
 
 @pytest.mark.promise("I1")
 @pytest.mark.parametrize("kind", JOBS)
-def test_a_producer_killed_anywhere_leaves_its_order_and_all_its_jobs_or_neither(
-    stack: Stack, warm: WarmProcesses, kind: str
-) -> None:
+def test_a_producer_killed_anywhere_leaves_all_its_jobs_or_none(stack: Stack, warm: WarmProcesses, kind: str) -> None:
     scenario = Scenario(stack, warm, "producer", kind=kind)
     cuts = scenario.run()
     assert scenario.undisturbed.passed("broker: wait for confirms") == 1
@@ -92,7 +90,7 @@ def ends(cut: Cut) -> list[tuple[str, str]]:
 
 @pytest.mark.promise("I3")
 @pytest.mark.parametrize(("prepare", "commits_before"), [(enqueue, 0), (send_again, 1)], ids=["first", "careful"])
-def test_a_worker_killed_anywhere_runs_the_job_to_an_effect_that_happens_once(
+def test_a_worker_killed_anywhere_leaves_an_effect_that_happens_once(
     stack: Stack, warm: WarmProcesses, prepare: Any, commits_before: int
 ) -> None:
     scenario = Scenario(stack, warm, "worker", prepare(tasks.effect))
@@ -117,7 +115,7 @@ CHOSEN = ("SKIP LOCKED", '"testapp_effect"', "COMMIT")
         pytest.param(lambda step: True, id="every", marks=pytest.mark.soak),
     ],
 )
-def test_a_prefork_child_killed_anywhere_is_made_good_by_its_own_worker_without_any_sweep(
+def test_a_prefork_child_killed_anywhere_is_made_good_by_its_worker(
     stack: Stack, warm: WarmProcesses, idle_queue: str, which: Any
 ) -> None:
     cuts = prefork_children(stack, warm, tasks.effect.delay, which)
@@ -128,9 +126,7 @@ def test_a_prefork_child_killed_anywhere_is_made_good_by_its_own_worker_without_
 
 
 @pytest.mark.promise("I3")
-def test_a_failing_run_killed_anywhere_leaves_its_failure_once_and_nothing_else(
-    stack: Stack, warm: WarmProcesses
-) -> None:
+def test_a_failing_run_killed_anywhere_leaves_its_failure_once(stack: Stack, warm: WarmProcesses) -> None:
     scenario = Scenario(stack, warm, "worker", enqueue(tasks.fails))
     cuts = scenario.run()
     assert scenario.undisturbed.passed("ROLLBACK TO SAVEPOINT") == 1
@@ -145,9 +141,7 @@ def attempts_and_events(cut: Cut) -> tuple[int, list[str]]:
 
 
 @pytest.mark.promise("I3")
-def test_a_run_that_asks_for_a_retry_killed_anywhere_counts_one_attempt_and_leaves_the_last_ones_effects(
-    stack: Stack, warm: WarmProcesses
-) -> None:
+def test_a_run_that_retries_killed_anywhere_counts_one_attempt(stack: Stack, warm: WarmProcesses) -> None:
     scenario = Scenario(stack, warm, "worker", lambda name: tasks.fails_first.apply_async((name, 1), queue=name))
     cuts = scenario.run()
     scenario.recover()
@@ -157,9 +151,7 @@ def test_a_run_that_asks_for_a_retry_killed_anywhere_counts_one_attempt_and_leav
 
 
 @pytest.mark.promise("I3")
-def test_the_jobs_that_a_body_and_its_settlement_enqueue_run_once_wherever_their_parent_is_killed(
-    stack: Stack, warm: WarmProcesses
-) -> None:
+def test_jobs_of_a_parent_killed_anywhere_run_once(stack: Stack, warm: WarmProcesses) -> None:
     def prepare(name: str) -> None:
         tasks.enqueues.apply_async((name,), queue=name, link=tasks.effect.si(f"{name}-link"))
 
@@ -172,7 +164,7 @@ def test_the_jobs_that_a_body_and_its_settlement_enqueue_run_once_wherever_their
     assert Job.objects.filter(task=tasks.effect.name).count() == 2 * len(cuts)
 
 
-def test_a_non_atomic_run_killed_anywhere_repeats_only_what_was_committed_before_its_settlement(
+def test_a_non_atomic_run_killed_anywhere_repeats_what_was_not_settled(
     stack: Stack, warm: WarmProcesses, gate: Path, outside: Path
 ) -> None:
     def prepare(name: str) -> None:
@@ -192,9 +184,7 @@ def test_a_non_atomic_run_killed_anywhere_repeats_only_what_was_committed_before
 
 
 @pytest.mark.parametrize("kind", ["due", "overdue"])
-def test_a_sweeper_killed_anywhere_leaves_due_overdue_and_abandoned_jobs_to_the_next_one(
-    stack: Stack, warm: WarmProcesses, kind: str
-) -> None:
+def test_a_sweeper_killed_anywhere_leaves_its_jobs_to_the_next(stack: Stack, warm: WarmProcesses, kind: str) -> None:
     """Not both in one queue: while messages wait there and nobody consumes, nothing is sent again."""
 
     def prepare(name: str) -> None:

@@ -98,7 +98,7 @@ def said(response: Any) -> str:
 # --- the list ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_list_shows_the_newest_first_with_queue_age_attempts_next_look_and_reason(boss: Client) -> None:
+def test_the_list_is_newest_first_with_age_attempts_next_look_and_reason(boss: Client) -> None:
     old = make(status=Status.FAILED, reason=Reason.ERROR, error="ValueError: no\nmore lines", attempt=3, crashes=1)
     Job.objects.filter(pk=old.pk).update(created_at=timezone.now() - datetime.timedelta(hours=3))
     new = make()
@@ -130,7 +130,7 @@ def test_each_state_of_the_filter_lists_its_jobs_and_no_others(boss: Client, sho
     assert set(listed(boss, f"?show={shown}")) == expected
 
 
-def test_a_run_in_progress_is_not_called_crashed_though_its_start_is_counted_in_advance(boss: Client) -> None:
+def test_a_run_in_progress_is_not_called_crashed(boss: Client) -> None:
     running = make(status=Status.RUNNING, crashes=1, token=uuid.uuid4())
     suspect = make(status=Status.RUNNING, crashes=2, token=uuid.uuid4())
     assert listed(boss, "?show=crashed") == [suspect.pk]
@@ -164,7 +164,7 @@ def test_a_search_may_say_which_field_it_means(boss: Client) -> None:
     assert listed(boss, f"?q=key:{task.pk}") == []
 
 
-def test_a_celery_task_id_that_is_no_uuid_finds_the_receipt_derived_from_it(boss: Client) -> None:
+def test_a_celery_task_id_that_is_no_uuid_finds_its_receipt(boss: Client) -> None:
     from reliable_jobs.run.arrival import foreign_id
 
     job = make(id=foreign_id("natural-id-of-elsewhere"))
@@ -179,7 +179,7 @@ def test_nothing_can_be_looked_up_by_the_address_that_is_no_filter(boss: Client,
 
 
 @pytest.mark.promise("I10")
-def test_no_statement_of_the_list_counts_sorts_or_searches_the_whole_table(
+def test_no_statement_of_the_list_counts_sorts_or_searches_the_table(
     boss: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listing, "BOUND", 5)
@@ -213,7 +213,7 @@ def test_the_list_says_that_there_are_more_than_it_counts(boss: Client, monkeypa
 # --- one job ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_jobs_page_shows_arguments_error_traceback_result_lineage_and_history(boss: Client) -> None:
+def test_a_jobs_page_shows_arguments_error_result_lineage_and_history(boss: Client) -> None:
     parent = make()
     job = make(
         status=Status.FAILED,
@@ -395,7 +395,7 @@ def test_a_sensitive_job_whose_code_is_gone_shows_no_result(boss: Client) -> Non
     assert "([hidden],)" in text
 
 
-def test_a_message_from_elsewhere_for_a_sensitive_task_is_masked_by_the_code_at_hand(boss: Client) -> None:
+def test_a_message_from_elsewhere_for_a_sensitive_task_is_masked(boss: Client) -> None:
     name = "tests.testapp.tasks.login"
     clear = {"task": name, "argsrepr": "('Ada', 'hunter2secret')", "kwargsrepr": "{}"}
     job = make(task=name, headers=clear, body=json.dumps([["Ada", "hunter2secret"], {}, {}]).encode())
@@ -469,7 +469,7 @@ def test_a_post_without_the_forms_token_is_refused() -> None:
 # --- requeue and cancel -----------------------------------------------------------------------------------------------
 
 
-def test_requeue_from_the_list_asks_first_then_acts_and_says_what_it_skipped(boss: Client) -> None:
+def test_requeue_from_the_list_asks_acts_and_reports_what_it_skipped(boss: Client) -> None:
     failed, running = make(status=Status.FAILED), make(status=Status.RUNNING, token=uuid.uuid4())
     asked = boss.post(reverse(LIST), choose("requeue", [failed, running], index="0"))
     assert asked.status_code == 200
@@ -556,7 +556,7 @@ def test_buttons_are_there_only_where_they_help(boss: Client) -> None:
         assert ('id="rj-requeue"' in page, 'id="rj-cancel"' in page) == expected, status
 
 
-def test_select_all_across_pages_requeues_10_000_jobs_without_loading_a_body(boss: Client) -> None:
+def test_select_all_requeues_10_000_jobs_without_loading_a_payload(boss: Client) -> None:
     Job.objects.bulk_create(
         [
             Job(

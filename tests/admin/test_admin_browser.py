@@ -110,7 +110,7 @@ def page(browser: Chrome, live_server: Any) -> Iterator[Admin]:
     assert not [complaint for complaint in complaints if "favicon" not in complaint]
 
 
-def test_a_person_finds_a_failed_job_reads_why_and_requeues_it_to_another_queue(page: Admin) -> None:
+def test_a_person_finds_a_failed_job_and_requeues_it_to_another_queue(page: Admin) -> None:
     job = make(
         status=Status.FAILED,
         reason=Reason.ERROR,

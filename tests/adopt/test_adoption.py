@@ -124,7 +124,7 @@ def original(site: Site, name: str) -> str:
 @pytest.mark.slow
 @pytest.mark.promise("I2")
 @pytest.mark.parametrize("ending", ["fails", "killed"])
-def test_e1_an_adopted_app_keeps_the_document_whose_script_fails_or_is_killed(site: Site, ending: str) -> None:
+def test_e1_an_adopted_app_keeps_the_document_of_a_failed_script(site: Site, ending: str) -> None:
     url = f"{site.server_url.rsplit('/', 1)[0]}/{site.name}"
 
     def run(task: str) -> tuple[int, str, str, tuple[str, str] | None]:
@@ -363,7 +363,7 @@ def deadlock() -> OperationalError:
 
 
 @pytest.mark.parametrize(("late", "status"), [(False, ("failed", "error")), (True, ("waiting", "interrupted"))])
-def test_e1_a_database_error_in_an_adopted_task_runs_it_again_only_if_it_may_run_twice(
+def test_e1_a_database_error_reruns_an_adopted_task_only_if_it_may(
     jobs: InProcess, late: bool, status: tuple[str, str]
 ) -> None:
     def function(self: Any) -> None:
@@ -392,7 +392,7 @@ def test_e1_an_adopted_task_commits_as_it_goes(jobs: InProcess) -> None:
     assert jobs.effects("stays") == 1
 
 
-def test_e1_a_worker_that_is_told_to_stop_fails_a_run_that_is_not_begun_again(jobs: InProcess) -> None:
+def test_e1_a_stopped_worker_fails_a_run_that_is_not_begun_again(jobs: InProcess) -> None:
     def function(self: Any) -> None:
         Effect.objects.create(name="half")
         raise WorkerTerminate(0)
@@ -407,7 +407,7 @@ def test_e1_a_worker_that_is_told_to_stop_fails_a_run_that_is_not_begun_again(jo
 
 
 @pytest.mark.parametrize(("late", "status"), [(False, "failed"), (True, "waiting")])
-def test_e1_an_error_of_the_workers_own_after_the_function_runs_it_again_only_if_it_may_run_twice(
+def test_e1_a_workers_own_error_reruns_the_task_only_if_it_may(
     jobs: InProcess, late: bool, status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def function(self: Any) -> None:

@@ -35,7 +35,7 @@ project = checking.project
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_settings_of_these_tests_have_no_errors_and_say_nothing_of_the_database(project: Configure) -> None:
+def test_the_suites_own_settings_have_no_errors(project: Configure) -> None:
     project(task_time_limit=60, broker="amqp://localhost")
     beat_is_there = apps.is_installed("django_celery_beat")
     named = [identifier for identifier in found() if identifier.startswith(("E", "W00", "W01", "W02"))]
@@ -260,7 +260,7 @@ def test_a_missing_beat_is_named_with_what_is_left(project: Configure, settings:
 
 
 @pytest.mark.django_db
-def test_a_disabled_or_missing_sweeper_row_is_named_when_the_database_may_be_asked(project: Configure) -> None:
+def test_a_disabled_or_missing_sweeper_row_is_named(project: Configure) -> None:
     PeriodicTask = pytest.importorskip("django_celery_beat.models", reason="needs django-celery-beat").PeriodicTask
     project()
     create_periodic_tasks()
@@ -514,7 +514,7 @@ def test_a_task_module_that_can_not_be_imported_is_an_error(project: Configure) 
     assert "tests.no_such_module" in found()["E003"].msg
 
 
-def test_the_check_imports_task_modules_as_a_worker_does_without_running_checks_in_a_circle(project: Configure) -> None:
+def test_the_check_imports_task_modules_without_running_in_a_circle(project: Configure) -> None:
     runs: list[int] = []
 
     def counted(**kwargs: Any) -> list[CheckMessage]:

@@ -84,9 +84,7 @@ def test_a_queue_deleted_behind_a_kept_connection_is_declared_anew(mine: Publish
 
 @servers
 @pytest.mark.promise("I7")
-def test_what_can_not_be_routed_is_returned_and_not_confirmed_though_the_broker_acks_it(
-    mine: Publisher, stack: Stack
-) -> None:
+def test_what_cannot_be_routed_is_returned_though_the_broker_acks_it(mine: Publisher, stack: Stack) -> None:
     good = message(stack.queue)
     lost = message("no.such.queue.anywhere", exchange="amq.direct")
     receipt = mine.publish([lost, good], timeout=5)
@@ -169,7 +167,7 @@ def test_a_connection_is_kept_and_used_again(mine: Publisher, stack: Stack, brok
 
 @servers
 @pytest.mark.promise("I5")
-def test_a_kept_connection_that_has_died_costs_a_second_attempt_and_no_message(
+def test_a_dead_kept_connection_costs_a_second_attempt_and_no_message(
     mine: Publisher, stack: Stack, broker_proxy: Any
 ) -> None:
     with stack.through(broker_proxy.url(stack.broker_url)):

@@ -124,7 +124,7 @@ AFTERWARDS = {"_answers", "look", "is_cut_off", "settle", "_heartbeat"}
 
 
 @pytest.mark.promise("I5")
-def test_b3_nothing_on_a_functions_way_catches_every_exception_without_letting_the_time_limit_through() -> None:
+def test_b3_no_except_on_a_functions_way_swallows_the_time_limit() -> None:
     package = Path(reliable_jobs.__file__).parent
     wrong = []
     for path in package.rglob("*.py"):
@@ -148,7 +148,7 @@ def test_b3_nothing_on_a_functions_way_catches_every_exception_without_letting_t
 @pytest.mark.promise("I8")
 @pytest.mark.parametrize("poison", [{"x": math.nan}, {"x": "y" * 140_000}], ids=["nan", "frame"])
 @pytest.mark.parametrize("others", [0, 30])
-def test_b9_the_neighbours_of_a_message_that_kills_its_connection_are_sent(
+def test_b9_neighbours_of_a_message_that_kills_its_connection_are_sent(
     mine: Publisher, stack: Stack, poison: Any, others: int
 ) -> None:
     guilty = message(stack.queue, headers=poison)

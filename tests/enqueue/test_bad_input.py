@@ -123,7 +123,7 @@ def enqueue(call: Any) -> Job | None:
 
 @quick
 @given(x=extremes, y=extremes, keyword=st.booleans(), plain=st.booleans())
-def test_an_argument_is_refused_with_its_place_or_comes_back_as_json_has_it(
+def test_an_argument_is_refused_with_its_place_or_comes_back_unchanged(
     rows: InProcess, x: Any, y: Any, keyword: bool, plain: bool
 ) -> None:
     args, kwargs = ((x,), {"y": y}) if keyword else ((x, y), {})
@@ -183,9 +183,7 @@ OPTIONS = (
 
 @settings(quick, max_examples=400)
 @given(options=st.dictionaries(st.sampled_from(OPTIONS), values, min_size=1, max_size=2))
-def test_an_option_is_refused_by_its_name_or_leaves_a_row_that_can_be_sent(
-    rows: InProcess, options: dict[str, Any]
-) -> None:
+def test_an_option_is_refused_by_its_name_or_its_row_can_be_sent(rows: InProcess, options: dict[str, Any]) -> None:
     before = set(Job.objects.values_list("pk", flat=True))
     try:
         with transaction.atomic():

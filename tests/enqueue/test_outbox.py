@@ -118,7 +118,7 @@ def test_a_savepoint_rolled_back_takes_its_jobs_and_only_those(
 
 
 @pytest.mark.promise("I1")
-def test_the_jobs_of_a_rolled_back_transaction_do_not_come_out_with_the_next(jobs: InProcess) -> None:
+def test_jobs_of_a_rolled_back_transaction_stay_out_of_the_next(jobs: InProcess) -> None:
     with pytest.raises(Undo) as undone, transaction.atomic():
         tasks.effect.delay("phantom")
         raise Undo
@@ -138,7 +138,7 @@ def test_without_a_transaction_a_job_is_written_and_published_at_once(jobs: InPr
 
 
 @pytest.mark.promise("I1")
-def test_a_hook_of_another_app_that_raises_before_ours_leaves_the_job_to_the_sweeper(jobs: InProcess) -> None:
+def test_another_apps_hook_that_raises_leaves_the_job_to_the_sweeper(jobs: InProcess) -> None:
     def broken() -> None:
         raise Undo
 
@@ -154,7 +154,7 @@ def test_a_hook_of_another_app_that_raises_before_ours_leaves_the_job_to_the_swe
 
 
 @pytest.mark.promise("I1")
-def test_a_hook_that_raises_does_not_let_its_jobs_out_with_the_next_transaction_unwritten(jobs: InProcess) -> None:
+def test_a_hook_that_raises_keeps_its_jobs_out_of_the_next_transaction(jobs: InProcess) -> None:
     def broken() -> None:
         raise Undo
 
@@ -186,7 +186,7 @@ def test_a_job_enqueued_in_a_commit_hook_goes_out_too(jobs: InProcess, publishes
     assert sent(jobs) == {result.id, *found} == kept()
 
 
-def test_an_error_of_dispatch_does_not_reach_the_caller_or_the_hooks_behind_it(
+def test_an_error_of_dispatch_reaches_neither_caller_nor_other_hooks(
     jobs: InProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(self: Publisher, messages: Any, timeout: float | None = None) -> Any:
@@ -242,7 +242,7 @@ def a_table_that_refuses(queue: str) -> Iterator[None]:
 
 @pytest.mark.promise("I1")
 @pytest.mark.parametrize("bulk", [False, True])
-def test_an_enqueue_that_the_database_refuses_can_be_guarded_by_a_block_of_its_own(jobs: InProcess, bulk: bool) -> None:
+def test_a_refused_enqueue_can_be_guarded_by_a_block_of_its_own(jobs: InProcess, bulk: bool) -> None:
     if connection.vendor != "postgresql":
         return  # SQLite can't add a constraint to a table
     with a_table_that_refuses("refused"), transaction.atomic():
@@ -284,16 +284,14 @@ def test_a_row_is_written_under_the_wrappers_of_its_call(jobs: InProcess) -> Non
     assert "reliable_jobs_job" in seen[0]
 
 
-def test_an_on_commit_that_a_test_has_replaced_keeps_no_row_from_being_written(
-    rows: InProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_replaced_on_commit_keeps_no_row_from_being_written(rows: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transaction, "on_commit", lambda hook, using=None, robust=False: hook())
     with override_dispatch(), transaction.atomic():
         result = tasks.effect.delay("x")
     assert kept() == {result.id}
 
 
-def test_the_rows_of_one_transaction_are_known_in_the_order_of_their_calls(jobs: InProcess) -> None:
+def test_the_rows_of_a_transaction_keep_the_order_of_their_calls(jobs: InProcess) -> None:
     with transaction.atomic():
         ids = [tasks.effect.delay(str(n)).id for n in range(20)]
     assert [str(job.id) for job in enqueued_jobs(tasks.effect)] == ids
@@ -399,7 +397,7 @@ def test_a_pointer_that_names_no_database_of_ours_means_the_usual_one(jobs: InPr
 # --- outside the transaction ----------------------------------------------------------------------------------------
 
 
-def test_a_job_outside_the_transaction_wants_a_second_writer_which_sqlite_has_not(jobs: InProcess) -> None:
+def test_a_job_outside_the_transaction_wants_a_writer_sqlite_has_not(jobs: InProcess) -> None:
     if connection.vendor != "sqlite":
         pytest.skip("SQLite only")
     with transaction.atomic():
@@ -409,13 +407,13 @@ def test_a_job_outside_the_transaction_wants_a_second_writer_which_sqlite_has_no
     assert not Job.objects.exists()
 
 
-def test_a_job_outside_the_transaction_is_an_ordinary_one_where_none_is_open(jobs: InProcess) -> None:
+def test_a_job_outside_the_transaction_is_ordinary_where_none_is_open(jobs: InProcess) -> None:
     result = tasks.effect.apply_async(("alarm",), transactional=False)
     assert sent(jobs) == {result.id} == kept()
 
 
 @pytest.mark.servers
-def test_a_job_outside_the_transaction_stays_and_leaves_no_connection_behind(stack: Stack, idle_queue: str) -> None:
+def test_a_job_outside_the_transaction_leaves_no_connection_behind(stack: Stack, idle_queue: str) -> None:
     assert stack.effects("order") == 0
     before = stack.sessions("true")
     with pytest.raises(Undo), transaction.atomic():
@@ -429,7 +427,7 @@ def test_a_job_outside_the_transaction_stays_and_leaves_no_connection_behind(sta
 
 
 @pytest.mark.servers
-def test_an_error_outside_the_transaction_reaches_the_caller_and_breaks_nothing(stack: Stack) -> None:
+def test_an_error_outside_the_transaction_breaks_nothing_inside(stack: Stack) -> None:
     with transaction.atomic():
         tasks.effect.apply_async(("one",), key="k", transactional=False)
         with pytest.raises(KeyConflict):
@@ -538,7 +536,7 @@ def test_a_key_with_a_nul_character_is_refused_and_not_by_the_database(jobs: InP
 
 
 @pytest.mark.servers
-def test_a_key_that_another_open_transaction_holds_is_waited_for_and_then_busy(
+def test_a_key_held_by_an_open_transaction_is_waited_for_then_busy(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keys, "KEY_LOCK_TIMEOUT_MS", 150)
@@ -557,7 +555,7 @@ def test_a_key_that_another_open_transaction_holds_is_waited_for_and_then_busy(
 
 @pytest.mark.servers
 @pytest.mark.parametrize("commit", [True, False])
-def test_a_key_that_another_transaction_is_about_to_leave_is_taken_or_shared(stack: Stack, commit: bool) -> None:
+def test_a_key_that_another_transaction_leaves_is_taken_or_shared(stack: Stack, commit: bool) -> None:
     other = Transaction(lambda: tasks.effect.apply_async(("one",), key="k"))
     threading.Timer(0.2, lambda: other.end(commit=commit)).start()
     mine = tasks.effect.apply_async(("one",), key="k")
@@ -627,9 +625,7 @@ def test_with_a_relay_the_request_writes_a_row_and_nothing_else(jobs: InProcess,
 
 
 @pytest.mark.promise("I9")
-def test_with_the_breaker_open_a_job_is_born_unsent_and_the_broker_left_alone(
-    jobs: InProcess, publishes: list[int]
-) -> None:
+def test_with_the_breaker_open_a_job_is_born_unsent(jobs: InProcess, publishes: list[int]) -> None:
     publisher.publisher(app)._open = True
     result = tasks.effect.delay("x")
     assert jobs.row(result).sends == 0
@@ -640,9 +636,7 @@ def test_with_the_breaker_open_a_job_is_born_unsent_and_the_broker_left_alone(
 
 
 @pytest.mark.promise("I9")
-def test_a_breaker_that_opens_before_the_commit_leaves_the_job_to_its_grace(
-    jobs: InProcess, publishes: list[int]
-) -> None:
+def test_a_breaker_that_opens_before_the_commit_leaves_the_job_waiting(jobs: InProcess, publishes: list[int]) -> None:
     with transaction.atomic():
         result = tasks.effect.delay("x")
         publisher.publisher(app)._open = True

@@ -565,7 +565,7 @@ def test_c23_one_template_serves_every_thread_of_a_process(
         assert [json.loads(envelope)["properties"]["reply_to"] for envelope in envelopes] == [oid, oid]
 
 
-def test_c23_a_call_in_a_new_thread_makes_no_result_backend_until_one_looks(rows: InProcess) -> None:
+def test_c23_a_call_in_a_new_thread_makes_no_result_backend(rows: InProcess) -> None:
     echo.delay(1)
     asked: list[Any] = []
     before = app._get_backend

@@ -292,7 +292,7 @@ def test_once_does_the_work_once_and_returns_the_stored_result() -> None:
 
 @pytest.mark.django_db
 @pytest.mark.promise("I3")
-def test_once_keeps_nothing_of_work_that_raised_or_of_a_transaction_that_rolled_back() -> None:
+def test_once_keeps_nothing_of_work_that_raised_or_was_rolled_back() -> None:
     def raises() -> None:
         booking("a")()
         raise ValueError("no")
@@ -431,7 +431,7 @@ def test_simultaneous_get_or_create_makes_one_row(together: Any, stack: Stack) -
 
 @pytest.mark.servers
 @pytest.mark.promise("I3")
-def test_messages_of_another_program_with_ids_of_its_own_have_one_effect_in_a_real_worker(stack: Stack) -> None:
+def test_foreign_messages_with_their_own_ids_have_one_effect(stack: Stack) -> None:
     from tests.support.harness import wait_until
 
     stack.worker(options=["--include", "tests.idempotency.test_idempotency"])

@@ -102,7 +102,7 @@ def test_a_claim_that_is_refused_says_why_and_changes_nothing(take: Any, job: An
 
 
 @pytest.mark.django_db
-def test_an_atomic_claim_shows_nothing_and_a_suspect_wants_the_careful_path() -> None:
+def test_an_atomic_claim_shows_nothing_and_a_suspect_commits_its_claim() -> None:
     row = make()
     got = claim_atomic(row.pk)
     assert isinstance(got, Claim)
@@ -420,7 +420,7 @@ def test_requeue_takes_its_key_back() -> None:
 
 
 @pytest.mark.django_db
-def test_requeue_of_a_job_whose_key_has_gone_to_a_newer_one_is_skipped_and_the_rest_is_not() -> None:
+def test_a_requeue_of_a_job_whose_key_is_taken_skips_it_alone() -> None:
     old, other = make("failed", key="k", live_key=None), make("failed")
     make(key="k", live_key="k")
     report = lifecycle.requeue([old.pk, other.pk], "default", actor="ann")

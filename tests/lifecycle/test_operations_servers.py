@@ -42,7 +42,7 @@ def test_c1_a_requeue_does_not_wait_for_a_run_that_has_used_the_key(stack: Stack
     assert "newer unfinished job" in report.skipped[jobs[1].pk]
 
 
-def test_c1_a_producer_that_uses_two_requeued_keys_in_the_other_order_is_in_no_deadlock(stack: Stack) -> None:
+def test_c1_two_requeued_keys_in_the_other_order_make_no_deadlock(stack: Stack) -> None:
     """It holds b and then wants a, while the requeue has a and wants b."""
     jobs = settled("a", "b")
     has_b, go = threading.Event(), threading.Event()

@@ -162,7 +162,7 @@ def drift(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.promise("I7")
-def test_jobs_that_the_code_could_not_run_are_listed_by_task_and_reason_and_fail_the_deploy(drift: None) -> None:
+def test_parked_jobs_are_listed_by_task_and_reason_and_fail_the_deploy(drift: None) -> None:
     output, error = call_and_fail("check")
     assert error.returncode == 1
     assert "could not run 7 of 8 unfinished job(s)" in str(error)
@@ -234,7 +234,7 @@ def test_parked_jobs_can_be_selected() -> None:
     assert Job.objects.get(pk=ids[1]).status == "failed"
 
 
-def test_cancel_by_selection_purges_what_waits_in_pieces_and_leaves_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancel_by_selection_purges_in_pieces_and_leaves_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     failed_jobs(1)
     for number in range(7):
         add.delay(number, 0)

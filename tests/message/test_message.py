@@ -146,7 +146,7 @@ def test_celery_asks_no_more_of_a_producer_than_publish_and_connection(event: bo
     assert capture.rendered is not None
 
 
-def test_celery_asks_no_more_of_the_producers_connection_than_error_translation() -> None:
+def test_celery_wants_only_error_translation_of_the_connection() -> None:
     asked: set[str] = set()
     capture = Capture()
     capture.connection = Watched(capture.connection, asked)  # type: ignore[assignment]
@@ -536,7 +536,7 @@ def test_a_sensitive_argument_in_a_chain_is_hidden_in_its_own_message(jobs: InPr
     ],
     ids=lambda options: str(options)[:30],
 )
-def test_b9_what_would_close_the_brokers_connection_is_refused_at_the_call(rows: InProcess, options: Any) -> None:
+def test_b9_what_would_close_the_connection_is_refused_at_the_call(rows: InProcess, options: Any) -> None:
     for call in (lambda: echo.apply_async((1,), **options), lambda: echo.bulk_delay([(1,)], **options)):
         if "shadow" in options and call.__code__.co_names[-1] == "bulk_delay":
             continue
@@ -554,7 +554,7 @@ def test_b9_a_header_just_below_the_limit_fits_into_the_frame(rows: InProcess) -
     assert 126_000 < header_size < 131_072 - 8
 
 
-def test_b9_the_hidden_arguments_of_a_sensitive_task_stay_short_in_the_header(rows: InProcess) -> None:
+def test_b9_hidden_arguments_stay_short_in_the_header(rows: InProcess) -> None:
     row = row_of(login.delay("\x00" * 10_000, "hunter2"))
     assert len(headers_of(row)["argsrepr"]) < 1100
     assert "hunter2" not in row.envelope

@@ -92,7 +92,7 @@ def test_e5_a_value_that_nobody_stores_fails_no_job(jobs: InProcess, value: Any)
 
 
 @pytest.mark.usefixtures("no_backend")
-def test_e5_a_value_that_the_next_step_wants_fails_the_job_that_returned_it(jobs: InProcess) -> None:
+def test_e5_an_unstorable_value_for_the_next_step_fails_its_job(jobs: InProcess) -> None:
     RETURNS.append(Unserialisable())
     result = (returns.s() | ends.s()).delay()
     jobs.work()

@@ -284,7 +284,7 @@ def served(place: Path) -> Iterator[Browser]:
 
 
 @pytest.mark.slow
-def test_the_shop_that_make_serve_leaves_running_takes_an_order_and_ends_with_ctrl_c(served: Browser) -> None:
+def test_the_shop_of_make_serve_takes_an_order_and_ends_with_ctrl_c(served: Browser) -> None:
     product = re.search(r'<option value="(\d+)"', served.get("/"))
     assert product
     order = {"product": product.group(1), "quantity": "2", "email": "you@example.com"}

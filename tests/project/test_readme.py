@@ -260,7 +260,7 @@ def queue_of_its_own(broker: str) -> Iterator[str]:
 @pytest.mark.servers
 @pytest.mark.slow
 @pytest.mark.promise("I1")
-def test_c21_a_stock_celery_project_gets_its_first_reliable_job_by_the_readmes_diff(tmp_path: Path) -> None:
+def test_c21_a_stock_project_gets_its_first_job_by_the_readmes_diff(tmp_path: Path) -> None:
     database, broker = server_urls()
     with database_of_its_own(database) as parsed, queue_of_its_own(broker) as queue:
         own = f"DATABASES = {{'default': {parsed!r}}}\nCELERY_BROKER_URL = {broker!r}\n"

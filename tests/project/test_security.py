@@ -148,7 +148,7 @@ def _forged(jobs: InProcess, job: Job, args: list[Any], **pointer: Any) -> Any:
     return jobs.through_broker(body, "application/json", "utf-8", message.headers, {})
 
 
-def test_a_forged_message_runs_a_waiting_job_with_other_arguments_and_no_more(jobs: InProcess) -> None:
+def test_a_forged_message_changes_a_waiting_jobs_arguments_and_no_more(jobs: InProcess) -> None:
     """The broker is trusted with arguments; whether and how often is the row's."""
     job = jobs.row(tasks.effect.delay("meant"))
     jobs.take()
@@ -223,7 +223,7 @@ def test_a_signed_job_runs_from_its_row_and_a_forged_one_is_refused(signing: Non
     assert (jobs.row(job).status, jobs.effects("signed"), jobs.effects("forged")) == ("succeeded", 1, 0)
 
 
-def test_e12_a_codec_of_the_projects_own_is_decoded_by_no_page_or_command_unless_it_may_be(
+def test_e12_an_untrusted_codec_is_decoded_by_no_page_or_command(
     rows: InProcess, settings: Any, admin_client: Client
 ) -> None:
     decoded: list[str] = []

@@ -93,9 +93,7 @@ def test_a_queue_name_that_the_broker_refuses_holds_up_nobody_else(
 
 
 @pytest.mark.promise("I2")
-def test_a_message_that_the_broker_refuses_holds_up_nobody_else_and_opens_no_breaker(
-    stack: Stack, idle_queue: str
-) -> None:
+def test_a_refused_message_holds_up_no_other_and_opens_no_breaker(stack: Stack, idle_queue: str) -> None:
     """RabbitMQ closes the channel (406) over a user_id that is not the connection's, without naming the message."""
     with transaction.atomic():
         evil = tasks.effect.apply_async(("evil",), user_id="somebody else")
@@ -127,7 +125,7 @@ def test_an_envelope_that_cannot_be_read_holds_up_nobody_else(stack: Stack, idle
     ids=["header of an unknown kombu type", "expires in the year 10000", "eta in the year 10000", "huge expires"],
 )
 @pytest.mark.promise("I7")
-def test_what_could_be_written_but_never_read_again_is_refused_at_the_call(
+def test_what_could_never_be_read_again_is_refused_at_the_call(
     stack: Stack, idle_queue: str, options: dict[str, Any]
 ) -> None:
     with pytest.raises(EnqueueError):
@@ -170,9 +168,7 @@ def test_a_job_with_a_priority_is_published_with_it(stack: Stack, idle_queue: st
 
 
 @pytest.mark.promise("I2")
-def test_a_lost_job_of_a_rare_priority_is_not_forgotten_while_others_keep_its_queue_busy(
-    stack: Stack, idle_queue: str
-) -> None:
+def test_a_lost_job_of_a_rare_priority_is_found_in_a_busy_queue(stack: Stack, idle_queue: str) -> None:
     lost = tasks.effect.apply_async(("lost",), priority=5)
     stack.purge()
     make_old(due_at=60, check_at=30)
@@ -219,9 +215,7 @@ def test_a_web_server_whose_clock_is_fast_starts_no_job_before_its_eta(
 
 
 @pytest.mark.promise("I2")
-def test_a_child_forked_while_the_sweepers_thread_holds_the_publishers_lock_is_not_stuck(
-    stack: Stack, idle_queue: str
-) -> None:
+def test_a_child_forked_while_the_publishers_lock_is_held_is_not_stuck(stack: Stack, idle_queue: str) -> None:
     script = stack.script(
         """
         import os, signal
@@ -240,7 +234,7 @@ def test_a_child_forked_while_the_sweepers_thread_holds_the_publishers_lock_is_n
 
 
 @pytest.mark.promise("I2")
-def test_a_worker_with_threads_works_on_after_its_broker_connection_was_cut(
+def test_a_threads_worker_works_on_after_its_connection_was_cut(
     stack: Stack, idle_queue: str, broker_proxy: CuttableProxy, outside: Path, gate: Path
 ) -> None:
     """Celery restores its prefetch count with each ack then: a call that waits for the broker's answer, made by the
@@ -262,9 +256,7 @@ def test_a_worker_with_threads_works_on_after_its_broker_connection_was_cut(
 
 
 @pytest.mark.promise("I5")
-def test_a_database_that_only_reads_costs_neither_a_failure_nor_a_message_from_elsewhere(
-    stack: Stack, idle_queue: str
-) -> None:
+def test_a_read_only_database_fails_no_job_and_drops_no_foreign_message(stack: Stack, idle_queue: str) -> None:
     """As a failover leaves it. A message from elsewhere has no row yet: acknowledged, it would be gone."""
     with connection.cursor() as cursor:
         cursor.execute(f'ALTER DATABASE "{stack.database_name}" SET default_transaction_read_only = on')
@@ -299,7 +291,7 @@ def test_a_soft_time_limit_while_the_database_is_away_fails_nothing(
 
 
 @pytest.mark.promise("I5")
-def test_a_deadlock_costs_no_attempt_though_the_task_retries_every_exception(
+def test_a_deadlock_costs_no_attempt_though_the_task_retries_everything(
     stack: Stack, worker: Worker, outside: Path
 ) -> None:
     job = stack.ends(bad.deadlocks.delay("once", str(outside), 3), sweeping=True)
@@ -309,18 +301,14 @@ def test_a_deadlock_costs_no_attempt_though_the_task_retries_every_exception(
 
 @pytest.mark.promise("I5")
 @pytest.mark.parametrize("state", ["53100", "25006"], ids=["its disk is full", "it only reads, after a failover"])
-def test_a_database_that_cannot_write_costs_the_body_that_meets_it_no_attempt(
-    stack: Stack, worker: Worker, outside: Path, state: str
-) -> None:
+def test_a_database_that_cannot_write_costs_no_attempt(stack: Stack, worker: Worker, outside: Path, state: str) -> None:
     job = stack.ends(bad.meets_an_outage.delay("once", str(outside), state), sweeping=True)
     assert (job.attempt, job.interruptions, stack.effects("once")) == (0, 1, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.promise("I4")
-def test_a_live_run_is_not_taken_back_after_a_fenced_block_longer_than_its_lease(
-    stack: Stack, idle_queue: str, outside: Path
-) -> None:
+def test_a_live_run_survives_a_fenced_block_longer_than_its_lease(stack: Stack, idle_queue: str, outside: Path) -> None:
     """While the block holds the row, the heartbeat can't extend the lease, and then the lock goes."""
     stack.worker(options=INCLUDE, LEASE=3)
     result = bad.fences_long.delay("once", str(outside), 4.3, 1.0)
@@ -369,7 +357,7 @@ def test_a_body_may_call_its_own_task_directly(stack: Stack, worker: Worker) -> 
 
 
 @pytest.mark.promise("K4")
-def test_an_error_text_that_no_encoding_takes_is_recorded_once_and_retried_as_asked(
+def test_an_error_text_that_no_encoding_takes_is_recorded_and_retried(
     stack: Stack, worker: Worker, tmp_path: Path
 ) -> None:
     atomic = stack.ends(bad.raises_surrogate.delay(), "failed")
@@ -394,9 +382,7 @@ def test_a_body_cancelled_by_asyncio_fails_and_does_not_end_its_worker(
 
 
 @pytest.mark.promise("I6")
-def test_a_transaction_left_open_by_an_atomic_body_fails_it_and_hurts_no_neighbour(
-    stack: Stack, worker: Worker
-) -> None:
+def test_a_transaction_left_open_fails_its_job_and_no_neighbour(stack: Stack, worker: Worker) -> None:
     careless = bad.leaves_atomic_open.delay("never committed")
     stack.ends(tasks.effect.delay("neighbour"), sweeping=True)
     assert "still open" in stack.ends(careless, "failed", sweeping=True).error

@@ -48,7 +48,7 @@ def test_no_message_goes_out_before_the_commit(stack: Stack, idle_queue: str) ->
 
 
 @pytest.mark.parametrize("rolled_back", ["first", "middle", "last", "released, then the outer one"])
-def test_a_savepoint_rolled_back_takes_its_jobs_along_and_the_others_go_out_in_one_publish(
+def test_a_savepoint_rolled_back_takes_its_jobs_along_and_no_others(
     stack: Stack, idle_queue: str, rolled_back: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publishes: list[int] = []
@@ -101,9 +101,7 @@ def test_a_producer_killed_before_its_commit_leaves_nothing(stack: Stack, idle_q
 
 
 @pytest.mark.promise("I2")
-def test_a_producer_killed_between_commit_and_publish_leaves_a_job_that_the_sweeper_publishes(
-    stack: Stack, idle_queue: str
-) -> None:
+def test_a_producer_killed_before_its_publish_leaves_a_job_to_the_sweeper(stack: Stack, idle_queue: str) -> None:
     producer = stack.script(
         """
         with transaction.atomic():
@@ -122,7 +120,7 @@ def test_a_producer_killed_between_commit_and_publish_leaves_a_job_that_the_swee
     assert stack.effects("receipt") == 1
 
 
-def test_a_job_outside_the_transaction_stays_though_the_transaction_rolls_back(stack: Stack, idle_queue: str) -> None:
+def test_a_job_outside_the_transaction_survives_its_rollback(stack: Stack, idle_queue: str) -> None:
     with undone():
         tasks.effect.apply_async(("alarm",), transactional=False)
         tasks.effect.delay("phantom")

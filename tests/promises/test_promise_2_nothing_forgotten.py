@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.promise("I2")]
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
-def test_a_worker_killed_in_the_body_leaves_the_job_to_the_next_worker_without_any_sweep(
+def test_a_worker_killed_in_the_function_leaves_the_job_to_the_next(
     stack: Stack, idle_queue: str, outside: Path, gate: Path, pool: str
 ) -> None:
     doomed = stack.worker(pool=pool)
@@ -33,7 +33,7 @@ def test_a_worker_killed_in_the_body_leaves_the_job_to_the_next_worker_without_a
 
 
 @pytest.mark.promise("I6")
-def test_a_child_killed_in_the_body_gives_the_message_back_without_any_sweep(
+def test_a_child_killed_in_the_function_gives_the_message_back(
     stack: Stack, idle_queue: str, outside: Path, gate: Path
 ) -> None:
     worker = stack.worker()
@@ -61,7 +61,7 @@ def test_a_parent_killed_alone_leaves_the_job_to_another_worker(
     assert stack.effects("once") == 1
 
 
-def test_a_redelivered_message_is_held_until_the_row_of_the_killed_run_is_free(
+def test_a_redelivered_message_is_held_until_the_killed_runs_row_is_free(
     stack: Stack, idle_queue: str, outside: Path, gate: Path, database_proxy: CuttableProxy
 ) -> None:
     """The killed worker's session outlives it: the network is half open, and the server still sees its transaction."""
@@ -95,9 +95,7 @@ def test_a_duplicate_that_is_no_redelivery_is_dropped_while_the_job_runs(
     assert len(lines(outside)) == 1
 
 
-def test_a_sweeper_killed_between_its_commit_and_its_publish_leaves_the_job_to_the_next_sweep(
-    stack: Stack, idle_queue: str
-) -> None:
+def test_a_sweeper_killed_before_its_publish_leaves_the_job_to_the_next(stack: Stack, idle_queue: str) -> None:
     job = stack.row_only(tasks.effect, "once")
     sweeper = stack.script(
         """
@@ -117,9 +115,7 @@ def test_a_sweeper_killed_between_its_commit_and_its_publish_leaves_the_job_to_t
     assert job.attempt == 0
 
 
-def test_a_sweeper_killed_between_its_publish_and_its_confirm_sends_a_copy_that_does_nothing(
-    stack: Stack, idle_queue: str
-) -> None:
+def test_a_sweeper_killed_before_the_confirm_sends_a_harmless_copy(stack: Stack, idle_queue: str) -> None:
     job = stack.row_only(tasks.effect, "once")
     sweeper = stack.script(
         """
@@ -154,7 +150,7 @@ def test_beat_alone_finishes_what_the_broker_lost(stack: Stack, idle_queue: str)
     assert stack.effects("by beat") == 1
 
 
-def test_without_beat_the_fallback_beside_a_worker_finishes_what_the_broker_lost(stack: Stack, idle_queue: str) -> None:
+def test_without_beat_a_workers_fallback_finishes_what_the_broker_lost(stack: Stack, idle_queue: str) -> None:
     stack.worker(WORKER_SWEEP_INTERVAL=0.3)
     job = stack.row_only(tasks.effect, "by the fallback")
     stack.ends(job)

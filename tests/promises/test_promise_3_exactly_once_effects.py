@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.promise("I3")]
 
 
 @pytest.mark.parametrize("victim", ["child", "whole worker"])
-def test_killed_between_the_settlement_and_the_ack_the_effect_happened_once_and_the_result_is_told(
+def test_killed_after_the_settlement_the_effect_and_the_result_are_there(
     stack: Stack, idle_queue: str, outside: Path, gate: Path, victim: str
 ) -> None:
     doomed = stack.worker()
@@ -48,13 +48,13 @@ def test_a_body_that_fails_leaves_nothing_but_its_failure(stack: Stack, worker: 
     assert stack.kinds(job) == ["failure"]
 
 
-def test_an_attempt_that_is_retried_leaves_nothing_and_the_last_one_everything(stack: Stack, worker: Worker) -> None:
+def test_an_attempt_that_is_retried_leaves_nothing_behind(stack: Stack, worker: Worker) -> None:
     job = stack.ends(tasks.fails_first.delay("tried", 2), sweeping=True)
     assert (stack.effects("tried"), stack.effects("tried-undone")) == (1, 1)
     assert job.attempt == 2
 
 
-def test_a_deferred_constraint_that_would_fail_at_commit_fails_the_body_instead(stack: Stack, worker: Worker) -> None:
+def test_a_violated_deferred_constraint_fails_the_task_function(stack: Stack, worker: Worker) -> None:
     job = stack.ends(tasks.breaks_deferred.delay("dangling"), "failed")
     assert stack.effects("dangling") == 0
     assert "IntegrityError" in job.error
@@ -72,9 +72,7 @@ def test_a_body_that_swallows_a_database_error_is_told_what_to_do(stack: Stack, 
     assert "savepoint" in job.error
 
 
-def test_a_body_that_commits_by_hand_is_told_what_to_do_and_does_not_count_as_done(
-    stack: Stack, worker: Worker
-) -> None:
+def test_a_function_that_commits_by_hand_fails_with_advice(stack: Stack, worker: Worker) -> None:
     job = stack.ends(tasks.commits_by_hand.delay("raw"), "failed", sweeping=True)
     assert "atomic = False" in job.error
 
@@ -88,7 +86,7 @@ def test_jobs_that_a_failing_body_enqueued_never_were(stack: Stack, worker: Work
 
 
 @pytest.mark.promise("I2")
-def test_killed_right_after_the_settlement_its_callbacks_are_jobs_already_and_run_once(
+def test_killed_after_the_settlement_its_callbacks_run_once(
     stack: Stack, idle_queue: str, outside: Path, gate: Path
 ) -> None:
     doomed = stack.worker()
@@ -104,9 +102,7 @@ def test_killed_right_after_the_settlement_its_callbacks_are_jobs_already_and_ru
     assert [stack.effects(name) for name in ("first", "callback", "another")] == [1, 1, 1]
 
 
-def test_work_in_pieces_commits_each_piece_once_though_its_worker_is_killed_between_them(
-    stack: Stack, idle_queue: str
-) -> None:
+def test_work_in_pieces_commits_each_piece_once_despite_kills(stack: Stack, idle_queue: str) -> None:
     doomed = stack.worker()
     result = tasks.snoozes.delay("piece", 4)
     wait_until(lambda: stack.sweep() and stack.effects("piece") >= 2, "two pieces are done", every=0.02)

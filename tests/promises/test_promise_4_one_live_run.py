@@ -98,7 +98,7 @@ def test_a_non_atomic_run_keeps_its_lease_while_it_lives(
     assert (len(lines(outside)), job.crashes) == (1, 0)
 
 
-def test_an_atomic_run_is_not_rescued_while_it_holds_its_row_however_short_the_lease(
+def test_an_atomic_run_that_holds_its_row_is_never_rescued(
     stack: Stack, idle_queue: str, outside: Path, gate: Path
 ) -> None:
     """The committed claim: from the body's transaction on, the lock is the lease."""

@@ -27,7 +27,7 @@ def unharmed(stack: Stack, *jobs: Any) -> None:
 @pytest.mark.promise("I2")
 @pytest.mark.promise("I9")
 @pytest.mark.parametrize("fault", ["refused", "never answers"])
-def test_a_broker_that_is_away_at_commit_delays_the_job_and_not_the_request(
+def test_a_broker_away_at_commit_delays_the_job_and_not_the_request(
     stack: Stack, idle_queue: str, broker_proxy: CuttableProxy, fault: str
 ) -> None:
     worker = stack.worker()
@@ -84,9 +84,7 @@ def test_a_deleted_queue_is_declared_again_and_its_messages_sent_again(
 
 
 @pytest.mark.promise("I7")
-def test_a_returned_message_counts_as_not_sent_is_visible_and_goes_out_when_the_binding_is_there(
-    stack: Stack, idle_queue: str
-) -> None:
+def test_a_returned_message_is_visible_and_goes_out_once_it_is_bound(stack: Stack, idle_queue: str) -> None:
     with stack._channel() as channel:
         exchange = Exchange(f"x-{stack.queue}", type="direct", durable=False, auto_delete=True, channel=channel)
         exchange.declare()
@@ -104,7 +102,7 @@ def test_a_returned_message_counts_as_not_sent_is_visible_and_goes_out_when_the_
 
 
 @pytest.mark.promise("I7")
-def test_an_exchange_that_does_not_exist_is_visible_and_hurts_no_other_job(stack: Stack, idle_queue: str) -> None:
+def test_a_missing_exchange_is_visible_and_hurts_no_other_job(stack: Stack, idle_queue: str) -> None:
     with transaction.atomic():
         first = tasks.effect.delay("neighbour")
         lost = tasks.effect.apply_async(("never",), exchange=f"none-{stack.queue}", routing_key="nowhere", queue=None)
@@ -171,7 +169,7 @@ def test_a_broker_wiped_and_restarted_under_a_worker_gets_its_jobs_again(
 
 
 @pytest.mark.promise("I3")
-def test_a_broker_connection_cut_in_the_body_brings_a_copy_that_does_nothing(
+def test_a_broker_connection_cut_in_a_run_brings_a_harmless_copy(
     stack: Stack, idle_queue: str, broker_proxy: CuttableProxy, outside: Path, gate: Path
 ) -> None:
     worker = stack.worker(concurrency=2, broker_url=broker_proxy.url(stack.broker_url))
@@ -186,7 +184,7 @@ def test_a_broker_connection_cut_in_the_body_brings_a_copy_that_does_nothing(
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_a_database_away_at_the_claim_means_held_and_neither_run_nor_failed(
+def test_a_database_away_at_the_claim_means_held_not_failed(
     stack: Stack, idle_queue: str, database_proxy: CuttableProxy, pool: str
 ) -> None:
     worker = stack.worker(pool=pool, database_url=database_proxy.url(stack.database_url))
@@ -203,7 +201,7 @@ def test_a_database_away_at_the_claim_means_held_and_neither_run_nor_failed(
     assert job.sends == 1, "it was the held message that ran"
 
 
-def test_a_database_away_longer_than_hold_gives_the_message_back_to_the_broker(
+def test_a_database_away_longer_than_hold_gives_the_message_back(
     stack: Stack, idle_queue: str, database_proxy: CuttableProxy
 ) -> None:
     worker = stack.worker(database_url=database_proxy.url(stack.database_url), HOLD=0.5)
@@ -242,9 +240,7 @@ def test_postgresql_restarted_in_the_body_costs_no_attempt(
             private.destroy()
 
 
-def test_a_terminated_session_in_the_body_is_an_interruption_and_no_attempt(
-    stack: Stack, idle_queue: str, outside: Path
-) -> None:
+def test_a_terminated_session_is_an_interruption_and_no_attempt(stack: Stack, idle_queue: str, outside: Path) -> None:
     stack.worker()
     result = tasks.sleeps_in_database.delay("once", str(outside), 600)
     wait_until(lambda: stack.terminate_backends("query LIKE '%pg_sleep%' AND state = 'active'"), "it is in its query")

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.promise("I6")]
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_a_job_that_kills_its_process_ends_failed_and_its_neighbours_finish_unblamed(
+def test_a_job_that_kills_its_process_fails_and_its_neighbours_finish(
     stack: Stack, idle_queue: str, outside: Path, pool: str
 ) -> None:
     neighbours = [tasks.effect.delay(f"neighbour {i}") for i in range(4)]
@@ -94,9 +94,7 @@ def test_jobs_that_die_beside_a_poisonous_one_are_not_condemned_with_it(
         assert (job.status, job.attempt, stack.effects(name)) == ("succeeded", 0, 1), (job.error, stack.kinds(job))
 
 
-def test_a_job_that_kills_its_process_at_first_only_succeeds_and_is_forgiven(
-    stack: Stack, idle_queue: str, outside: Path
-) -> None:
+def test_a_job_that_kills_its_process_only_at_first_succeeds(stack: Stack, idle_queue: str, outside: Path) -> None:
     stack.worker(LEASE=0.5)
     result = tasks.kills_first.delay("forgiven", str(outside), 2)
     job = stack.ends(result, sweeping=True)

@@ -27,9 +27,7 @@ NEW_TASK = "tests.testapp.tasks.new_task"
 # --- no code for it ---------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_task_from_elsewhere_is_parked_and_runs_once_a_worker_knows_it(
-    stack: Stack, idle_queue: str
-) -> None:
+def test_an_unknown_foreign_task_is_parked_and_runs_once_it_is_known(stack: Stack, idle_queue: str) -> None:
     old = stack.worker()
     task_id = str(uuid.uuid4())
     app.send_task(NEW_TASK, ("from elsewhere",), task_id=task_id)
@@ -45,9 +43,7 @@ def test_an_unknown_task_from_elsewhere_is_parked_and_runs_once_a_worker_knows_i
     assert stack.effects("from elsewhere") == 1
 
 
-def test_a_job_of_ours_that_an_old_worker_does_not_know_is_handed_back_until_a_new_one_comes(
-    stack: Stack, idle_queue: str
-) -> None:
+def test_a_job_unknown_to_an_old_worker_waits_for_a_new_one(stack: Stack, idle_queue: str) -> None:
     old = stack.worker()
     stack.script('tasks.new_task.delay("deployed")', TEST_NEW_CODE="1").wait()
     job = Job.objects.get()
@@ -62,9 +58,7 @@ def test_a_job_of_ours_that_an_old_worker_does_not_know_is_handed_back_until_a_n
 
 
 @pytest.mark.parametrize("misfit", ["unknown task", "arguments"])
-def test_what_no_worker_can_run_is_parked_after_the_deploys_grace_and_runs_when_requeued(
-    stack: Stack, idle_queue: str, misfit: str
-) -> None:
+def test_what_no_worker_can_run_is_parked_after_the_deploys_grace(stack: Stack, idle_queue: str, misfit: str) -> None:
     if misfit == "arguments":
         worker = stack.worker(TEST_NEW_CODE="1", DEPLOY_GRACE=0.1)
         tasks.changed.delay("in the end")
@@ -110,7 +104,7 @@ def test_a_message_that_is_no_task_at_all_is_parked(stack: Stack, worker: Worker
     stack.ends(tasks.effect.delay("the worker lives on"))
 
 
-def test_a_task_called_from_elsewhere_runs_once_however_often_it_is_delivered(stack: Stack, idle_queue: str) -> None:
+def test_a_task_called_from_elsewhere_runs_once_for_all_deliveries(stack: Stack, idle_queue: str) -> None:
     task_id = str(uuid.uuid4())
     for _ in range(3):
         app.send_task(tasks.effect.name, ("from elsewhere",), task_id=task_id)
@@ -211,7 +205,7 @@ def test_a_requeue_that_races_a_prune_keeps_the_job_and_its_history(stack: Stack
     assert stack.kinds(job) == ["failure", "requeue"]
 
 
-def test_a_prune_that_races_a_requeue_wins_or_loses_but_never_deletes_a_waiting_job(stack: Stack) -> None:
+def test_a_prune_that_races_a_requeue_never_deletes_a_waiting_job(stack: Stack) -> None:
     job = old_failed_job(stack)
     prune = Transaction(lambda: pruner.prune())
     report = lifecycle.requeue([job.pk], "default", actor="somebody")
@@ -257,7 +251,7 @@ def test_a_cancel_that_was_there_first_wins_against_the_claim(stack: Stack, idle
 
 
 @pytest.mark.promise("I2")
-def test_a_cancel_undone_after_it_met_the_claim_costs_time_and_not_the_job(stack: Stack, idle_queue: str) -> None:
+def test_a_cancel_undone_after_it_met_the_claim_loses_no_job(stack: Stack, idle_queue: str) -> None:
     result = tasks.effect.delay("not cancelled")
     cancel = Transaction(lambda: lifecycle.cancel([result.id], "default", actor="somebody"))
     stack.worker().wait_for_line(" ignored")

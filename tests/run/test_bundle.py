@@ -135,7 +135,7 @@ def test_other_queues_and_priorities_travel_apart(jobs: InProcess) -> None:
 
 
 @pytest.mark.parametrize("attributes", [{"rate_limit": "10/s"}, {"atomic": False}])
-def test_what_can_share_no_transaction_or_counts_messages_is_never_bundled(
+def test_what_can_share_no_transaction_is_never_bundled(
     jobs: InProcess, monkeypatch: pytest.MonkeyPatch, attributes: dict[str, Any]
 ) -> None:
     for name, value in attributes.items():
@@ -161,7 +161,7 @@ def test_the_sweeper_bundles_first_sends_and_sends_the_others_alone(jobs: InProc
 
 
 @pytest.mark.promise("I3")
-def test_a_bundle_of_successes_is_one_transaction_and_celery_hears_of_each(jobs: InProcess) -> None:
+def test_a_bundle_of_successes_is_one_transaction_and_celery_hears_all(jobs: InProcess) -> None:
     ids = enqueue((0, "result"), (1,), (2,))
     (done,) = jobs.work()
     assert done.answer == "acked"
@@ -214,7 +214,7 @@ def test_a_failing_one_costs_its_neighbours_one_more_run_and_no_more(jobs: InPro
 
 
 @pytest.mark.promise("I2")
-def test_a_process_that_is_told_to_stop_keeps_nothing_and_the_jobs_run_alone(jobs: InProcess) -> None:
+def test_a_stopped_process_keeps_nothing_and_the_jobs_run_alone(jobs: InProcess) -> None:
     ids = enqueue((0,), (1, "shutdown"))
     (message,) = jobs.take()
     with pytest.raises(WorkerTerminate):
@@ -232,7 +232,7 @@ def test_a_process_that_is_told_to_stop_keeps_nothing_and_the_jobs_run_alone(job
 
 
 @pytest.mark.promise("I3")
-def test_the_jobs_that_bodies_enqueue_commit_with_them_and_go_when_they_go(jobs: InProcess) -> None:
+def test_jobs_enqueued_in_a_bundle_commit_and_go_with_their_parent(jobs: InProcess) -> None:
     enqueue((0, "child"), (1, "child"))
     jobs.finish()
     assert effects() == ["small 0", "small 1", "small 100", "small 101"]
@@ -265,7 +265,7 @@ def test_a_message_of_an_earlier_content_and_a_cancelled_job_are_left_out(jobs: 
     assert effects() == ["small 0", "small 2"]
 
 
-def test_what_failed_before_what_has_follow_ups_and_what_has_expired_goes_alone(jobs: InProcess) -> None:
+def test_what_failed_before_has_follow_ups_or_expired_runs_alone(jobs: InProcess) -> None:
     with transaction.atomic():
         linked = small.apply_async((0,), link=small.si(10))
         expired = small.apply_async((1,), expires=3600)
@@ -281,7 +281,7 @@ def test_what_failed_before_what_has_follow_ups_and_what_has_expired_goes_alone(
     assert effects() == ["small 0", "small 10", "small 2", "small 3"]
 
 
-def test_a_worker_that_closes_connections_around_tasks_takes_bundles_apart(
+def test_a_worker_that_closes_its_connections_takes_bundles_apart(
     jobs: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kept_connections, "active", False)
@@ -292,7 +292,7 @@ def test_a_worker_that_closes_connections_around_tasks_takes_bundles_apart(
 
 
 @pytest.mark.promise("I7")
-def test_a_bundle_of_a_task_that_this_worker_does_not_know_goes_on_as_single_messages(
+def test_a_bundle_of_an_unknown_task_goes_on_as_single_messages(
     jobs: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enqueue((0,), (1,))
@@ -337,7 +337,7 @@ def test_pointers_keep_their_header_so_that_a_single_message_is_as_ever(jobs: In
         "sql: SELECT '/*'; COMMIT /* */",
     ],
 )
-def test_one_that_tampers_with_the_transaction_costs_its_neighbours_nothing(jobs: InProcess, what: str) -> None:
+def test_one_that_tampers_with_the_transaction_costs_no_neighbour(jobs: InProcess, what: str) -> None:
     ids = enqueue((0,), (1, what), (2,))
     (message,) = jobs.take()
     jobs.deliver(message)

@@ -40,7 +40,7 @@ def test_a_bundle_on_a_worker_is_one_message_and_every_job_succeeds(stack: Stack
 
 
 @pytest.mark.promise("I2")
-def test_a_child_killed_in_mid_bundle_undoes_it_whole_and_the_jobs_run_alone_without_any_sweep(
+def test_a_child_killed_in_a_bundle_undoes_it_and_the_jobs_run_alone(
     stack: Stack, idle_queue: str, outside: Path
 ) -> None:
     results = enqueue(outside, "", "", "wait", "")
@@ -54,7 +54,7 @@ def test_a_child_killed_in_mid_bundle_undoes_it_whole_and_the_jobs_run_alone_wit
 
 
 @pytest.mark.promise("I6")
-def test_one_that_kills_its_process_is_found_out_and_its_neighbours_finish_unblamed(
+def test_one_that_kills_its_process_is_found_and_its_neighbours_finish(
     stack: Stack, idle_queue: str, outside: Path
 ) -> None:
     results = enqueue(outside, "", "", "die", "", "")
@@ -73,7 +73,7 @@ def test_one_that_kills_its_process_is_found_out_and_its_neighbours_finish_unbla
 
 @pytest.mark.promise("I3")
 @pytest.mark.parametrize("what", ["commit", "deferred", "left open", "reconnect"])
-def test_one_that_ends_the_transaction_or_breaks_a_deferred_constraint_fails_alone(
+def test_one_that_ends_the_transaction_or_breaks_a_constraint_fails_alone(
     stack: Stack, idle_queue: str, outside: Path, what: str
 ) -> None:
     results = enqueue(outside, "", "", what, "")
@@ -84,9 +84,7 @@ def test_one_that_ends_the_transaction_or_breaks_a_deferred_constraint_fails_alo
 
 
 @pytest.mark.promise("I6")
-def test_a_bundle_over_its_hard_time_limit_is_run_alone_each_with_the_whole_limit(
-    stack: Stack, idle_queue: str, outside: Path
-) -> None:
+def test_a_bundle_over_its_hard_time_limit_is_run_job_by_job(stack: Stack, idle_queue: str, outside: Path) -> None:
     with transaction.atomic():
         results = [tasks.small_but_slow.delay(f"small {number}", str(outside)) for number in range(6)]
     worker = stack.worker()

@@ -250,7 +250,7 @@ def _reconnects() -> None:
 @pytest.mark.parametrize("reconnect", [_reconnects, lambda: connection.connect()])
 @pytest.mark.parametrize("then", [lambda: None, _goes_on, _fails])
 @pytest.mark.parametrize("careful", [False, True])
-def test_b6_a_task_that_connects_anew_does_not_succeed_without_its_effects(
+def test_b6_a_task_that_reconnects_does_not_succeed_without_its_effects(
     jobs: InProcess, reconnect: Any, then: Any, careful: bool
 ) -> None:
     """Django's books then show no transaction. What the new session wrote is committed by itself, as after a raw
@@ -415,7 +415,7 @@ def test_a12_so_many_runs_and_pauses_fit_into_the_window(run: float, limit: int)
 
 @pytest.mark.servers
 @pytest.mark.promise("I5")
-def test_a12_a_claim_that_meets_another_transaction_is_tried_again_at_once(
+def test_a12_a_claim_that_meets_a_transaction_is_tried_again_at_once(
     jobs: InProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
     """On the session that it has, and without a word: nothing is wrong with the database."""

@@ -127,7 +127,7 @@ def test_a_success_fires_celerys_signals_and_hooks_once(jobs: InProcess) -> None
     assert not JobEvent.objects.exists()
 
 
-def test_a_failure_fires_celerys_signals_and_hooks_once_and_undoes_the_body(jobs: InProcess) -> None:
+def test_a_failure_fires_signals_and_hooks_once_and_is_undone(jobs: InProcess) -> None:
     job = jobs.run(hooked, "fail")
     assert (job.status, job.reason, job.attempt) == ("failed", Reason.ERROR, 1)
     assert job.error == "ValueError: no"
@@ -153,9 +153,7 @@ def test_a_retry_fires_task_retry_and_the_next_run_task_success(jobs: InProcess)
 
 
 @pytest.mark.parametrize("what", ["ignore", "snooze"])
-def test_what_ends_by_its_own_wish_keeps_its_effects_and_fires_neither_success_nor_failure(
-    jobs: InProcess, what: str
-) -> None:
+def test_what_ends_by_its_own_wish_keeps_its_effects_and_fires_no_hook(jobs: InProcess, what: str) -> None:
     job = jobs.run(hooked, what)
     assert jobs.last[0].signals == ["task_prerun", "task_postrun"]
     assert [name for name, _ in HOOKS if name != "after_return"] == []
@@ -192,7 +190,7 @@ def test_a_duplicate_of_a_settled_job_runs_nothing_and_fires_nothing(jobs: InPro
 # --- the result -----------------------------------------------------------------------------------------------------
 
 
-def test_a_result_that_can_not_be_stored_fails_the_job_and_undoes_its_effects(jobs: InProcess) -> None:
+def test_a_result_that_cannot_be_stored_fails_the_job(jobs: InProcess) -> None:
     job = jobs.run(returns, "object")
     assert job.status == "failed"
     assert "can't be stored as JSON" in job.error
@@ -548,7 +546,7 @@ def test_an_error_in_a_hook_after_the_commit_does_not_undo_the_settlement(jobs: 
 
 
 @pytest.mark.promise("I3")
-def test_a_job_that_a_body_enqueues_comes_with_its_settlement_or_not_at_all(jobs: InProcess) -> None:
+def test_a_job_enqueued_in_a_run_comes_with_its_settlement_or_not_at_all(jobs: InProcess) -> None:
     jobs.run(tasks.enqueues, "good")
     jobs.run(tasks.enqueues, "bad", fail=True)
     jobs.finish()
@@ -572,7 +570,7 @@ def test_callbacks_run_and_an_error_stops_the_chain(jobs: InProcess) -> None:
     assert (jobs.effects("callback"), jobs.effects("next"), jobs.effects("never")) == (1, 1, 0)
 
 
-def test_a_duplicate_of_a_chains_first_part_does_not_start_the_second_again(jobs: InProcess) -> None:
+def test_a_copy_of_a_chains_first_part_does_not_start_the_second_again(jobs: InProcess) -> None:
     (tasks.effect.si("first") | tasks.effect.si("second")).apply_async()
     (message,) = jobs.take()
     for _ in range(3):
@@ -600,7 +598,7 @@ def test_a_message_from_elsewhere_with_an_id_that_is_no_uuid_runs_once(jobs: InP
     assert (Job.objects.get().status, jobs.effects("odd id")) == ("succeeded", 1)
 
 
-def test_a_message_from_elsewhere_that_fails_is_recorded_and_can_be_requeued(jobs: InProcess) -> None:
+def test_a_foreign_message_that_fails_is_recorded_and_can_be_requeued(jobs: InProcess) -> None:
     from reliable_jobs import lifecycle
 
     message = jobs.foreign(tasks.fails.name, ["foreign"], argsrepr="('foreign',)", x_unknown={"a": [1]})

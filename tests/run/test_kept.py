@@ -98,7 +98,7 @@ def test_where_it_is_not_safe_or_not_wanted_celerys_way_stays(
 
 
 @pytest.mark.django_db
-def test_a_projects_own_age_stays_and_every_kept_connection_is_checked_before_use(
+def test_a_projects_own_age_stays_and_kept_connections_are_checked(
     project: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = {**connections.settings["default"], "CONN_MAX_AGE": 5}
@@ -149,7 +149,7 @@ def sessions(stack: Stack) -> dict[int, Any]:
 @pytest.mark.servers
 @pytest.mark.promise("I10")
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_a_worker_holds_no_more_connections_than_its_pool_has_places_and_keeps_them(stack: Stack, pool: str) -> None:
+def test_a_worker_keeps_no_more_connections_than_its_pool_has_places(stack: Stack, pool: str) -> None:
     with stack.own_queue():
         stack.worker(pool=pool, concurrency=2)
         rounds = []

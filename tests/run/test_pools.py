@@ -65,7 +65,7 @@ def test_a16_outside_of_a_worker_prefork_is_assumed() -> None:
     assert tasks.has_a_limit.run_deadline() == 1 + settings.LEASE
 
 
-def test_a16_a_shutdown_after_a_limit_that_nobody_enforces_is_no_time_limit() -> None:
+def test_a16_a_shutdown_after_an_unenforced_limit_is_no_time_limit() -> None:
     tasks.has_a_limit.push_request(reliable_began=-1e6)
     try:
         assert recovery.is_out_of_time(tasks.has_a_limit, SystemExit())

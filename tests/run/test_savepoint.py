@@ -52,7 +52,7 @@ def can_join() -> bool:
     return round_trips.can_join(connection)
 
 
-def test_a_run_makes_three_round_trips_where_statements_can_travel_together(jobs: InProcess) -> None:
+def test_a_run_makes_three_round_trips_where_statements_travel_together(jobs: InProcess) -> None:
     said = statements(jobs)
     if connection.vendor == "postgresql":
         claim, body, settle, *_result_backend = said
@@ -73,7 +73,7 @@ def test_the_commit_waits_while_there_is_more_to_write(jobs: InProcess) -> None:
 
 
 @pytest.mark.promise("I3")
-def test_a_deferred_constraint_is_the_bodys_failure_and_takes_its_hooks_and_jobs_along(jobs: InProcess) -> None:
+def test_a_deferred_constraint_fails_the_function_with_its_hooks_and_jobs(jobs: InProcess) -> None:
     if connection.vendor == "sqlite":
         return  # its deferred constraints fail at the COMMIT: see test_promise_3
     HOOKS.clear()
@@ -141,7 +141,7 @@ def test_one_by_one_the_statements_come_to_the_same(
     assert (job.status, Effect.objects.count()) == expected.get(what, ("succeeded", 1))
 
 
-def test_django_still_makes_and_releases_savepoints_by_the_methods_that_are_put_aside(jobs: InProcess) -> None:
+def test_django_still_makes_savepoints_by_the_methods_put_aside(jobs: InProcess) -> None:
     with transaction.atomic(), CaptureQueriesContext(connection) as queries:
         aside = (
             round_trips.savepoint_names(connection, "_savepoint"),

@@ -287,7 +287,7 @@ def test_b1_an_error_of_the_worker_is_tried_again_and_ends_the_job(
 
 @pytest.mark.filterwarnings("ignore:Exception raised outside body:RuntimeWarning")
 @override_settings(RELIABLE_JOBS={"MAX_INTERRUPTIONS": 1})
-def test_b1_a_result_backend_that_is_away_before_the_run_costs_tries_and_ends_the_job(
+def test_b1_a_result_backend_away_before_the_run_ends_the_job_in_time(
     jobs: InProcess, monkeypatch: pytest.MonkeyPatch, heard: list[str]
 ) -> None:
     task = make(Listening, track_started=True)

@@ -102,7 +102,7 @@ def test_each_kind_of_order_leads_to_entries_that_no_other_kind_has() -> None:
     assert len(set(entries)) == len(entries)
 
 
-def test_the_page_of_the_docs_shows_zeros_or_a_refusal_for_sites_that_exist() -> None:
+def test_the_docs_page_shows_zeros_or_a_refusal_for_sites_that_exist() -> None:
     made = report.PAGE.read_text().split(report.BEGIN)[1].split(report.END)[0]
     lines = [line for line in made.splitlines() if line.startswith("| ")]
     shown = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]

@@ -39,7 +39,7 @@ def waits() -> list[timedelta]:
 
 
 @pytest.mark.slow
-def test_k7_with_beat_due_jobs_are_published_within_two_seconds_while_every_worker_slot_is_busy(
+def test_k7_with_beat_due_jobs_are_published_in_two_seconds_though_busy(
     at_default_settings: Stack, outside: Path, gate: Path
 ) -> None:
     stack = at_default_settings
@@ -62,7 +62,7 @@ def test_k7_with_beat_due_jobs_are_published_within_two_seconds_while_every_work
 
 
 @pytest.mark.slow
-def test_k7_with_beat_dead_the_fallback_beside_a_worker_publishes_within_thirty_seconds(
+def test_k7_without_beat_the_fallback_publishes_in_thirty_seconds(
     at_default_settings: Stack, outside: Path, gate: Path
 ) -> None:
     stack = at_default_settings
@@ -75,7 +75,7 @@ def test_k7_with_beat_dead_the_fallback_beside_a_worker_publishes_within_thirty_
     stack.all_end()
 
 
-def test_s1_the_interval_is_edited_in_beats_own_row_and_a_disabled_row_stops_the_sweep(
+def test_s1_beats_row_sets_the_interval_and_disabled_stops_the_sweep(
     at_default_settings: Stack,
 ) -> None:
     stack = at_default_settings

@@ -150,9 +150,7 @@ def test_f5_where_messages_wait_and_nobody_consumes_nothing_more_is_sent(stack: 
 
 @pytest.mark.servers
 @pytest.mark.promise("I2")
-def test_f5_a_queue_that_lost_its_messages_gets_them_again_also_without_a_consumer(
-    stack: Stack, idle_queue: str
-) -> None:
+def test_f5_a_queue_that_lost_its_messages_gets_them_again(stack: Stack, idle_queue: str) -> None:
     """Some sites start their workers when messages wait."""
     unsent(3)
     sweeper.sweep(app)
@@ -237,7 +235,7 @@ def test_c20_a_broker_that_does_not_answer_costs_the_page_a_bounded_time(
 
 
 @pytest.mark.promise("I9")
-def test_c20_a_broker_whose_name_is_looked_up_for_ever_costs_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_c20_a_broker_whose_name_never_resolves_costs_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """No timeout of the connection bounds that."""
     go_on, ended = threading.Event(), threading.Event()
 

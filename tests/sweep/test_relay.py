@@ -214,7 +214,7 @@ def test_a_relay_that_gets_no_second_thread_publishes_by_itself(
 
 @pytest.mark.servers
 @pytest.mark.promise("I2")
-def test_what_goes_wrong_in_the_second_thread_of_a_relay_is_told_and_made_up_for(
+def test_an_error_in_the_second_thread_of_a_relay_is_logged_and_made_good(
     stack: Stack, backlog: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish = sweeper._publish
@@ -236,7 +236,7 @@ def test_what_goes_wrong_in_the_second_thread_of_a_relay_is_told_and_made_up_for
 
 @pytest.mark.servers
 @pytest.mark.promise("I2")
-def test_relays_killed_in_mid_work_leave_every_job_to_the_next_one_and_none_twice(stack: Stack, settings: Any) -> None:
+def test_relays_killed_at_work_leave_every_job_to_the_next_once(stack: Stack, settings: Any) -> None:
     settings.RELIABLE_JOBS = {**stack.settings, "DISPATCH": "relay"}
     with stack.own_queue():
         tasks.effect.bulk_delay((f"relayed {n}",) for n in range(1200))

@@ -152,9 +152,7 @@ def test_what_was_not_confirmed_goes_back_at_no_cost(rows: InProcess, answers: l
     assert now(lost).sends == 1
 
 
-def test_an_overdue_row_that_was_not_confirmed_keeps_its_place_and_waits_a_grace(
-    rows: InProcess, answers: list[Any]
-) -> None:
+def test_an_overdue_row_without_confirm_keeps_its_place_for_a_grace(rows: InProcess, answers: list[Any]) -> None:
     (job,) = relayed(sends=3, check_at=past())
     answers.append(lambda messages: Receipt(error=BrokerTimeout("no confirm")))
     assert rows.sweep().unconfirmed == 1
@@ -292,7 +290,7 @@ def test_in_a_queue_that_stands_still_recovery_is_bounded(rows: InProcess) -> No
 
 
 @pytest.mark.promise("I8")
-def test_after_an_outage_what_waits_in_the_broker_is_not_copied_before_the_workers_are_back(
+def test_after_an_outage_the_brokers_messages_are_not_copied_at_once(
     rows: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But one is tried at a time: a broker that goes and comes all the time must not stop recovery (I2)."""
@@ -384,7 +382,7 @@ def test_sweepers_side_by_side_send_each_row_once(stack: Stack, idle_queue: str)
 
 @pytest.mark.servers
 @pytest.mark.promise("I7")
-def test_a_message_without_an_exchange_is_told_and_does_not_hold_up_the_others(stack: Stack, idle_queue: str) -> None:
+def test_a_message_without_an_exchange_does_not_hold_up_the_others(stack: Stack, idle_queue: str) -> None:
     good, bad = stack.row_only(tasks.effect, "good"), stack.row_only(tasks.effect, "bad")
     envelope = bad.envelope.replace('"exchange": ""', '"exchange": "no-such-exchange"')
     assert envelope != bad.envelope

@@ -99,7 +99,7 @@ def test_retry_with_only_args_keeps_the_kwargs(jobs: InProcess) -> None:
 
 
 @pytest.mark.promise("I3")
-def test_a_message_of_the_old_content_does_not_run_after_a_retry_with_new_one(jobs: InProcess) -> None:
+def test_a_message_of_the_old_content_does_not_run_after_a_retry(jobs: InProcess) -> None:
     ACT["do"] = lambda self: self.retry(args=(2,), countdown=0)
     result = acts.apply_async((1,))
     (old,) = jobs.take()
@@ -180,9 +180,7 @@ def test_a_retry_inside_except_records_the_error_at_hand(jobs: InProcess) -> Non
 
 
 @pytest.mark.parametrize("given", [{}, {"exc": ValueError("the last")}])
-def test_when_no_retry_is_left_the_job_fails_with_the_error_that_was_given(
-    jobs: InProcess, given: dict[str, Any]
-) -> None:
+def test_without_a_retry_left_the_job_fails_with_the_given_error(jobs: InProcess, given: dict[str, Any]) -> None:
     row = run(jobs, lambda self: self.retry(countdown=0, **given))
     deliveries = jobs.finish()
     row = jobs.row(row)
@@ -192,7 +190,7 @@ def test_when_no_retry_is_left_the_job_fails_with_the_error_that_was_given(
     assert ("ValueError: the last" if given else "MaxRetriesExceededError") in row.error
 
 
-def test_when_no_retry_is_left_inside_except_the_error_at_hand_is_in_the_traceback(jobs: InProcess) -> None:
+def test_without_a_retry_left_the_traceback_has_the_error_at_hand(jobs: InProcess) -> None:
     def do(self: Any) -> None:
         try:
             raise KeyError("at hand")
@@ -462,7 +460,7 @@ def test_a_snoozed_job_is_not_aged_by_snoozing(jobs: InProcess) -> None:
     assert json.loads(jobs.row(row).result) == 0
 
 
-def test_replace_is_the_same_job_with_other_content_and_keeps_what_was_written(jobs: InProcess) -> None:
+def test_replace_keeps_the_job_and_what_was_written(jobs: InProcess) -> None:
     result = tasks.becomes.delay("replaced")
     jobs.finish()
     row = jobs.row(result)

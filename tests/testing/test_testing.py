@@ -172,7 +172,7 @@ def test_jobs_run_in_order_with_results_rows_and_hooks_as_in_a_worker() -> None:
 
 @pytest.mark.django_db
 @override_dispatch()
-def test_a_failure_is_settled_undone_and_reported_and_raised_only_when_asked() -> None:
+def test_a_failure_is_settled_and_undone_and_raised_only_when_asked() -> None:
     fails.delay("x")
     report = run_jobs()
     assert [(run.state, str(run.error)) for run in report.failed] == [("FAILURE", "no x")]
@@ -335,7 +335,7 @@ def test_results_need_no_backend_across_the_network(monkeypatch: pytest.MonkeyPa
 class InTestCase(TestCase):
     """Django's TestCase: everything in a transaction that never commits."""
 
-    def test_without_any_setting_rows_are_written_and_run_and_nothing_is_published(self) -> None:
+    def test_without_any_setting_rows_are_run_and_nothing_is_published(self) -> None:
         effect.delay("a")
         assert_enqueued(effect, args=["a"], count=1)
         assert len(run_jobs(raise_errors=True)) == 1

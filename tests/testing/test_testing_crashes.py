@@ -155,7 +155,7 @@ def test_a_write_to_another_database_is_found_out_and_named(database: None) -> N
 
 
 @servers
-def test_a_body_that_is_not_atomic_is_found_out_unless_it_looks_before_it_writes(database: None) -> None:
+def test_a_task_that_is_not_atomic_is_found_unless_it_looks_first(database: None) -> None:
     with pytest.raises(AssertionError, match="atomic = False") as found:
         crash_at_every_statement(not_atomic, ["x"], effects=[Effect, Parent], only=lambda where: "INSERT" in where)
     assert 'exactly once      before default: INSERT INTO "testapp_effect"' in str(found.value)

@@ -117,12 +117,12 @@ def test_f1_gevent_whose_ack_failed_in_a_greenlet_consumes_again(rabbitmq: Site)
     assert worker.alive
 
 
-def test_f2_gevent_connects_again_after_a_broker_that_accepted_and_answered_nothing(rabbitmq: Site) -> None:
+def test_f2_gevent_connects_again_after_a_broker_that_answered_nothing(rabbitmq: Site) -> None:
     needs("gevent")
     survive(rabbitmq, "gevent", consuming.unanswered, 8, backlog=8, back_within=25)
 
 
-def test_f_half_open_connections_are_given_up_and_a_locked_remote_control_does_not_hinder(rabbitmq: Site) -> None:
+def test_f_half_open_connections_are_given_up_despite_a_locked_control(rabbitmq: Site) -> None:
     """The broker keeps the old connection, and with it the remote control's queue: exclusive from Celery 5.7 on."""
     worker = rabbitmq.worker("prefork")
     consuming.half_open(rabbitmq, worker, 0)
@@ -136,7 +136,7 @@ def test_f_half_open_connections_are_given_up_and_a_locked_remote_control_does_n
     assert (event.kind, event.actor) == ("rescue", f"{worker.name}@test")
 
 
-def test_f_a_solo_worker_whose_queue_was_deleted_while_it_started_comes_back(rabbitmq: Site) -> None:
+def test_f_a_solo_worker_whose_queue_was_deleted_at_its_start_comes_back(rabbitmq: Site) -> None:
     """Celery swallows the broker's cancellation in that moment: connected, "ready", and no consumer."""
     quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat")
     worker = rabbitmq.worker("solo", *quiet, app="tests.worker.queue_gone")

@@ -137,7 +137,7 @@ def test_b11_a_message_is_held_by_the_clock_however_long_each_try_takes(
 
 
 @pytest.mark.promise("I6")
-def test_a_lock_that_does_not_go_away_is_waited_for_with_pauses_and_logged(
+def test_a_lock_that_stays_is_waited_for_with_pauses_and_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It was tried some forty times a second, for HOLD seconds, without a line in the log."""
@@ -236,7 +236,7 @@ def requeued(jobs: InProcess, **row: Any) -> Any:
 
 
 @pytest.mark.promise("I7")
-def test_c2_a_revocation_after_a_requeue_cancels_and_one_before_it_does_not(jobs: InProcess, parent: Worker) -> None:
+def test_c2_a_revocation_after_a_requeue_cancels_one_before_does_not(jobs: InProcess, parent: Worker) -> None:
     result = requeued(jobs)
     worker_state.revoked.add(result.id, now=time.monotonic() - 60)
     revocation.cancel_newly_revoked()
@@ -273,7 +273,7 @@ def test_c2_what_has_been_seen_is_bounded(jobs: InProcess, parent: Worker) -> No
 
 
 @pytest.mark.promise("I7")
-def test_c2_a_result_backend_that_is_away_keeps_no_revocation_from_the_row(
+def test_c2_without_its_result_backend_a_revocation_reaches_the_row(
     jobs: InProcess, parent: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = tasks.effect.delay("x")

@@ -126,9 +126,7 @@ def waiting(rig: Rig) -> Job:
     return Job.objects.get(pk=job_id)
 
 
-def test_f_a_worker_that_gets_nothing_of_what_is_ready_reconnects_and_says_so_on_the_job(
-    rig: Rig, waiting: Job
-) -> None:
+def test_f_a_worker_that_gets_nothing_of_what_is_ready_reconnects(rig: Rig, waiting: Job) -> None:
     rig.run(30)
     assert rig.shut == ["all"]
     event = JobEvent.objects.get(job_id=waiting.pk)
@@ -150,15 +148,13 @@ def test_f_a_message_makes_it_start_again_from_the_first_time(rig: Rig, waiting:
     assert not rig.ended
 
 
-def test_f_a_connection_that_answers_nothing_is_given_up_though_the_broker_thinks_that_it_delivered(
-    rig: Rig, waiting: Job
-) -> None:
+def test_f_a_connection_that_answers_nothing_is_given_up(rig: Rig, waiting: Job) -> None:
     rig.ready = False
     with mock.patch.object(broker_sockets, "ask_for_a_sign"):
         assert rig.run(30).shut == ["all"]
 
 
-def test_f_a_loop_that_does_not_turn_is_noticed_though_the_worker_looks_busy(rig: Rig, waiting: Job) -> None:
+def test_f_a_loop_that_does_not_turn_is_noticed_in_a_busy_worker(rig: Rig, waiting: Job) -> None:
     rig.turns, rig.ready = False, False
     held = [Request() for _ in range(4)]
     worker_state.reserved_requests.update(held)
@@ -168,7 +164,7 @@ def test_f_a_loop_that_does_not_turn_is_noticed_though_the_worker_looks_busy(rig
         worker_state.reserved_requests.difference_update(held)
 
 
-def test_f_a_question_to_the_loop_that_a_reconnect_threw_away_is_asked_again(rig: Rig, waiting: Job) -> None:
+def test_f_a_question_that_a_reconnect_threw_away_is_asked_again(rig: Rig, waiting: Job) -> None:
     """It made the loop look stuck for ever, and the watchdog act on a worker that had come back (kombu 5.5)."""
     rig.turns = False
     rig.run(2)
@@ -176,7 +172,7 @@ def test_f_a_question_to_the_loop_that_a_reconnect_threw_away_is_asked_again(rig
     assert rig.run(300).shut == []
 
 
-def test_f1_a_channel_of_another_connection_is_noticed_in_three_seconds_without_a_job(rig: Rig) -> None:
+def test_f1_a_channel_of_another_connection_is_noticed_in_three_seconds(rig: Rig) -> None:
     rig.consumer.connection._connection = other = object()
     assert rig.run(2).shut == []
     assert rig.run(1).shut == [other]
@@ -220,7 +216,7 @@ def test_f_a_queue_paused_by_cancel_consumer_is_not_missed(rig: Rig, waiting: Jo
     assert rig.run(300).shut == []
 
 
-def test_f_a_queue_of_which_another_worker_is_the_single_active_consumer_is_not_missed(rig: Rig, waiting: Job) -> None:
+def test_f_a_queue_with_another_single_active_consumer_is_not_missed(rig: Rig, waiting: Job) -> None:
     rig.queues[QUEUE] = Queue(QUEUE, queue_arguments={"x-single-active-consumer": True})
     assert rig.run(300).shut == []
 
@@ -275,7 +271,7 @@ def test_f_celery_5_5_has_no_limit_of_etas(rig: Rig, waiting: Job) -> None:
     assert rig.run(30).shut == ["all"]
 
 
-def test_f_messages_that_wait_for_their_eta_take_room_where_the_window_is_limited(rig: Rig, waiting: Job) -> None:
+def test_f_messages_waiting_for_their_eta_count_in_a_limited_window(rig: Rig, waiting: Job) -> None:
     rig.consumer.app.conf.worker_eta_task_limit = 8
     assert rig.run(300).shut == []
 

@@ -19,7 +19,7 @@ MUTANTS = [
         "run/execution.py",
         "return claim.job.crashes > (settings.MAX_CRASHES if task.reruns else 1)",
         "return claim.job.crashes > settings.MAX_CRASHES",
-        (f"{ADOPTION}::test_e1_an_adopted_app_keeps_the_document_whose_script_fails_or_is_killed",),
+        (f"{ADOPTION}::test_e1_an_adopted_app_keeps_the_document_of_a_failed_script",),
     ),
     Mutant(
         "adopted-begun-once-after-a-database-error",
@@ -27,7 +27,7 @@ MUTANTS = [
         "run/outcomes.py",
         "if task.reruns and isinstance(error, DatabaseError)",
         "if isinstance(error, DatabaseError)",
-        (f"{ADOPTION}::test_e1_a_database_error_in_an_adopted_task_runs_it_again_only_if_it_may_run_twice",),
+        (f"{ADOPTION}::test_e1_a_database_error_reruns_an_adopted_task_only_if_it_may",),
     ),
     Mutant(
         "adopted-left-out",

@@ -11,7 +11,7 @@ MUTANTS = [
         "run/bundle.py",
         "kept_connections.active and not redelivered\n",
         "kept_connections.active\n",
-        ("tests/run/test_bundle.py::test_a_process_that_is_told_to_stop_keeps_nothing_and_the_jobs_run_alone",),
+        ("tests/run/test_bundle.py::test_a_stopped_process_keeps_nothing_and_the_jobs_run_alone",),
     ),
     Mutant(
         "bundle-savepoints",

@@ -91,6 +91,6 @@ MUTANTS = [
         "lifecycle/settle.py",
         "crashes=job.crashes - 1,",
         "crashes=job.crashes,",
-        (f"{I2}::test_a_child_killed_in_the_body_gives_the_message_back_without_any_sweep",),
+        (f"{I2}::test_a_child_killed_in_the_function_gives_the_message_back",),
     ),
 ]

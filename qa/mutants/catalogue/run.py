@@ -11,7 +11,7 @@ MUTANTS = [
         "run/arrival.py",
         "commits_claim = not task.atomic or redelivered or (isinstance(send, int) and send > 1)",
         "commits_claim = not task.atomic",
-        (f"{I6}::test_a_job_that_kills_its_process_ends_failed_and_its_neighbours_finish_unblamed[prefork]",),
+        (f"{I6}::test_a_job_that_kills_its_process_fails_and_its_neighbours_finish[prefork]",),
     ),
     Mutant(
         "hold-redelivered",
@@ -19,7 +19,7 @@ MUTANTS = [
         "run/delivery.py",
         "(REDELIVERY_PATIENCE if delivery.redelivered else first)",
         "first",
-        (f"{I2}::test_a_redelivered_message_is_held_until_the_row_of_the_killed_run_is_free",),
+        (f"{I2}::test_a_redelivered_message_is_held_until_the_killed_runs_row_is_free",),
     ),
     Mutant(
         "rollback-call-undone-alone",
@@ -35,7 +35,7 @@ MUTANTS = [
         "run/round_trips.py",
         "if run.session is None or connection.connection is run.session:",
         "if True:",
-        ("tests/run/test_ends_of_runs.py::test_b6_a_task_that_connects_anew_does_not_succeed_without_its_effects",),
+        ("tests/run/test_ends_of_runs.py::test_b6_a_task_that_reconnects_does_not_succeed_without_its_effects",),
     ),
     Mutant(
         "savepoint",
@@ -51,7 +51,7 @@ MUTANTS = [
         "run/round_trips.py",
         'before = ["SET CONSTRAINTS ALL IMMEDIATE", self._connection.ops.savepoint_commit_sql(self._name)]',
         "before = [self._connection.ops.savepoint_commit_sql(self._name)]",
-        (f"{I3}::test_a_deferred_constraint_that_would_fail_at_commit_fails_the_body_instead",),
+        (f"{I3}::test_a_violated_deferred_constraint_fails_the_task_function",),
         also=(("run/execution.py", "return recovery.after_broken_transaction(task, run, ended, error)", "raise"),),
     ),
     Mutant(
@@ -60,7 +60,7 @@ MUTANTS = [
         "run/execution.py",
         "return recovery.after_broken_transaction(task, run, ended, error)",
         "raise",
-        (f"{I3}::test_a_body_that_commits_by_hand_is_told_what_to_do_and_does_not_count_as_done",),
+        (f"{I3}::test_a_function_that_commits_by_hand_fails_with_advice",),
     ),
     Mutant(
         "broken-commit-is-recorded",
@@ -68,7 +68,7 @@ MUTANTS = [
         "run/execution.py",
         "return recovery.after_broken_transaction(task, run, ended, error)",
         "raise",
-        (f"{I3}::test_a_body_that_commits_by_hand_is_told_what_to_do_and_does_not_count_as_done",),
+        (f"{I3}::test_a_function_that_commits_by_hand_fails_with_advice",),
         # What nobody has looked into is an error around the run, and is recorded as one: by the delivery, or by the
         # tracer's wrapper.
         also=(
@@ -107,7 +107,7 @@ MUTANTS = [
         "run/arrival.py",
         "            if time.monotonic() >= until:\n",
         "            if True:\n",
-        (f"{I5}::test_a_database_away_at_the_claim_means_held_and_neither_run_nor_failed[prefork]",),
+        (f"{I5}::test_a_database_away_at_the_claim_means_held_not_failed[prefork]",),
     ),
     Mutant(
         "backend-in-line",
@@ -115,7 +115,7 @@ MUTANTS = [
         "run/delivery.py",
         "            _align_backend(task, job)\n",
         "            pass\n",
-        (f"{I3}::test_killed_between_the_settlement_and_the_ack_the_effect_happened_once_and_the_result_is_told",),
+        (f"{I3}::test_killed_after_the_settlement_the_effect_and_the_result_are_there",),
     ),
     Mutant(
         "crash-bound",
@@ -123,7 +123,7 @@ MUTANTS = [
         "run/execution.py",
         "return claim.job.crashes > (settings.MAX_CRASHES if task.reruns else 1)",
         "return False",
-        (f"{I6}::test_a_job_that_kills_its_process_ends_failed_and_its_neighbours_finish_unblamed[prefork]",),
+        (f"{I6}::test_a_job_that_kills_its_process_fails_and_its_neighbours_finish[prefork]",),
     ),
     Mutant(
         "interruption-bound",

@@ -19,7 +19,7 @@ MUTANTS = [
         "sweep/sweeper.py",
         "        _publish_overdue(app, alias, report)\n",
         "",
-        (f"{I1}::test_a_producer_killed_between_commit_and_publish_leaves_a_job_that_the_sweeper_publishes",),
+        (f"{I1}::test_a_producer_killed_before_its_publish_leaves_a_job_to_the_sweeper",),
     ),
     Mutant(
         "rescue",

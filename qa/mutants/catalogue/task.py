@@ -19,7 +19,7 @@ MUTANTS = [
         "task/reliable_task.py",
         "    acks_late = True\n",
         "    acks_late = False\n",
-        (f"{I2}::test_a_worker_killed_in_the_body_leaves_the_job_to_the_next_worker_without_any_sweep",),
+        (f"{I2}::test_a_worker_killed_in_the_function_leaves_the_job_to_the_next",),
     ),
     Mutant(
         "starts-of-hooks-counted",

@@ -11,7 +11,7 @@ MUTANTS = [
         "worker/requests.py",
         "            self.died(EventKind.CRASH, how)\n            self.reject(requeue=True)\n",
         "            self.died(EventKind.CRASH, how)\n            self.acknowledge()\n",
-        (f"{I2}::test_a_child_killed_in_the_body_gives_the_message_back_without_any_sweep",),
+        (f"{I2}::test_a_child_killed_in_the_function_gives_the_message_back",),
     ),
     Mutant(
         "parking",
@@ -20,7 +20,7 @@ MUTANTS = [
         '    app.steps["consumer"].add(ParkingStep)\n',
         "",
         (
-            f"{I7}::test_an_unknown_task_from_elsewhere_is_parked_and_runs_once_a_worker_knows_it",
+            f"{I7}::test_an_unknown_foreign_task_is_parked_and_runs_once_it_is_known",
             f"{I7}::test_an_undecodable_body_is_parked_with_its_bytes",
         ),
     ),
@@ -46,6 +46,6 @@ MUTANTS = [
         "worker/bootstrap.py",
         "        instance.app.conf.worker_enable_prefetch_count_reduction = False\n",
         "        pass\n",
-        ("tests/promises/test_adversary.py::test_a_worker_with_threads_works_on_after_its_broker_connection_was_cut",),
+        ("tests/promises/test_adversary.py::test_a_threads_worker_works_on_after_its_connection_was_cut",),
     ),
 ]
