@@ -28,7 +28,7 @@ def get(job_id: uuid.UUID | str, *, using: str | None = None) -> Job:
 
     Example::
 
-        jobs.get(order.job_id).status
+        jobs.get(send_receipt.delay(order.pk).id).status
     """
     return Job.objects.using(using or write_alias()).get(pk=job_id)
 
@@ -60,7 +60,12 @@ def requeue(
 def cancel(jobs: QuerySet[Job] | Iterable[uuid.UUID | str], *, actor: str, using: str | None = None) -> Report:
     """Settle waiting jobs as cancelled. Running ones are skipped.
 
-    Args, returns and raises: as :func:`requeue`.
+    Args:
+        jobs: a queryset of ``Job``, or ids.
+        actor: who asks, for the history.
+        using: the database of the ids; by default the one that a call would write to now.
+
+    Returns and raises: as :func:`requeue`.
 
     Example::
 

@@ -32,7 +32,7 @@ from reliable_jobs.status import CELERY_STATES, Reason
 
 
 class JobResult(AnsweredResult, Generic[R_co]):
-    """The usual ``AsyncResult``; ``revoke()`` also cancels the waiting row."""
+    """The usual ``AsyncResult``, which ``delay()`` returns; ``revoke()`` also cancels the waiting row."""
 
     #: ``JobResult[R]`` at run time, as in newer versions of Celery. It says nothing there.
     __class_getitem__: Any = classmethod(types.GenericAlias)
@@ -99,9 +99,23 @@ class JobResult(AnsweredResult, Generic[R_co]):
     ) -> Any:
         """Celery's ``get()``, which asks the backend only; what the row knows already is taken from there.
 
+        Args:
+            timeout: seconds to wait at most; None waits without a limit.
+            propagate: raise the error of a job that failed. False returns it.
+            interval: seconds between two looks.
+            args, kwargs: Celery's others.
+
+        Returns:
+            What the task function returned.
+
         Raises:
             NotCommitted: the job was enqueued in a transaction that is still open here.
             celery.exceptions.TimeoutError: no result after ``timeout`` seconds.
+            Exception: the job's own, with ``propagate``.
+
+        Example::
+
+            send_receipt.AsyncResult(str(done.pk)).get(timeout=10)
         """
         if not self.ignored and not self.is_known():
             self._refuse_uncommitted()
@@ -146,10 +160,17 @@ class JobResult(AnsweredResult, Generic[R_co]):
         return None
 
     def revoke(self, *args: Any, **kwargs: Any) -> None:
-        """Cancel the job if it waits, and tell the workers (``terminate=True`` also ends a running body).
+        """Cancel the job if it waits, and tell the workers (``terminate=True`` also ends a running task function).
+
+        Args:
+            args, kwargs: as Celery's ``revoke()`` takes them: ``terminate``, ``signal`` …
 
         Raises:
             django.db.Error: the row could not be reached; nothing was revoked.
+
+        Example::
+
+            send_receipt.AsyncResult(str(job.pk)).revoke()
         """
         usual, *others = databases.aliases()
         lifecycle.cancel([foreign_id(self.id)], usual, actor="revoke", reason=Reason.REVOKED)

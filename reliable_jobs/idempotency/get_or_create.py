@@ -14,25 +14,28 @@ from reliable_jobs.task.reliable_task import ReliableTask
 
 
 class GetOrCreateTask(ReliableTask[P, dict[str, Any]]):
-    """Makes one row of a model unless it is there::
-
-        class OpenAccount(GetOrCreateTask):
-            name = "shop.open_account"
-            model = Account
-
-            def lookup(self, customer_id, plan):
-                return {"customer_id": customer_id}
-
-            def defaults(self, customer_id, plan):
-                return {"plan": plan}
-
-        open_account = app.register_task(OpenAccount())
+    """Makes one row of a model unless it is there.
 
     The result is ``{"pk": …, "created": …}``. However many messages come, and however many run at once, there is one
     row; the model's own unique constraint sees to it, so the lookup must name the fields of one.
 
     Raises:
         django.core.exceptions.ImproperlyConfigured: it does not, or there is no model.
+
+    Example::
+
+        class OpenAccount(GetOrCreateTask):
+            name = "shop.open_account"
+            model = Account
+
+            def lookup(self, customer: str, plan: str) -> dict[str, str]:
+                return {"username": customer}
+
+            def defaults(self, customer: str, plan: str) -> dict[str, str]:
+                return {"last_name": plan}
+
+        open_account = app.register_task(OpenAccount())
+        open_account.delay("ada", plan="basic")
     """
 
     abstract = True
@@ -45,13 +48,24 @@ class GetOrCreateTask(ReliableTask[P, dict[str, Any]]):
             check_arguments_by(cls, argument_check(cls.lookup, bound=True))
 
     def lookup(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """What identifies the row: field names and values. Gets the task's arguments."""
+        """What identifies the row: field names and values.
+
+        Args:
+            args, kwargs: the task's arguments.
+
+        Raises:
+            NotImplementedError: the task's class does not define it.
+        """
         raise NotImplementedError(
             f"{self.name}: define lookup() with the task's arguments; it returns the unique fields."
         )
 
     def defaults(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The other fields of the row. Gets the task's arguments."""
+        """The other fields of the row.
+
+        Args:
+            args, kwargs: the task's arguments.
+        """
         return {}
 
     def run(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -78,7 +92,22 @@ class GetOrCreateTask(ReliableTask[P, dict[str, Any]]):
 
 
 class UpdateOrCreateTask(GetOrCreateTask[P]):
-    """As :class:`GetOrCreateTask`; a row that is there gets the values of ``defaults()``, so the last message wins."""
+    """As :class:`GetOrCreateTask`; a row that is there gets the values of ``defaults()``, so the last message wins.
+
+    Example::
+
+        class ChangePlan(UpdateOrCreateTask):
+            name = "shop.change_plan"
+            model = Account
+
+            def lookup(self, customer: str, plan: str) -> dict[str, str]:
+                return {"username": customer}
+
+            def defaults(self, customer: str, plan: str) -> dict[str, str]:
+                return {"last_name": plan}
+
+        change_plan = app.register_task(ChangePlan())
+    """
 
     abstract = True
 

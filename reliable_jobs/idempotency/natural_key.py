@@ -28,27 +28,41 @@ _KEY_ROUNDS = 3
 
 
 class IdempotentTask(ReliableTask[P, R_co]):
-    """Runs its body once per natural key, whichever message asks and under whatever task id::
-
-        class PerOrder(IdempotentTask):
-            def natural_key(self, order_id):
-                return f"order-{order_id}"
-
-        @shared_task(base=PerOrder)
-        def ship(order_id): ...
+    """Runs its task function once per natural key, whichever message asks and under whatever task id.
 
     The database effects of the body happen once; every further message with the key settles as succeeded with the same
     stored result. One that comes while the first still runs or waits is looked at again some seconds later. A key whose
     job failed, was cancelled or expired is free again. ``delay()`` and ``apply_async()`` enqueue under the key, so they
     return the job that has it.
 
-    The body must be atomic: the key is taken in the transaction of its effects.
+    The task must be atomic: the key is taken in the transaction of its effects.
+
+    Raises:
+        TypeError: from a subclass with ``atomic = False``.
+
+    Example::
+
+        class PerOrder(IdempotentTask):
+            def natural_key(self, order_id: int) -> str:
+                return f"order-{order_id}"
+
+        @reliable_task(base=PerOrder)
+        def ship(order_id: int) -> None: ...
+
+        ship.delay(7)
     """
 
     abstract = True
 
     def natural_key(self, *args: Any, **kwargs: Any) -> str | int | uuid.UUID:
-        """What the work is about, as text 1 to 255 characters, unique within the task. Gets the task's arguments."""
+        """What the work is about, as text 1 to 255 characters, unique within the task.
+
+        Args:
+            args, kwargs: the task's arguments.
+
+        Raises:
+            NotImplementedError: the task's class does not define it.
+        """
         raise NotImplementedError(f"{self.name}: define natural_key() with the task's arguments.")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -21,11 +21,7 @@ T = TypeVar("T")
 
 def once(key: str | int | uuid.UUID, work: Callable[[], T], *, scope: str, using: str | None = None) -> T:
     """Call ``work`` once per key, in one transaction with the receipt, and return its result; a further call returns
-    the stored result and does nothing. It needs no reliable task, and no task at all::
-
-        @shared_task                                  # a plain Celery task
-        def import_invoice(number):
-            return once(number, lambda: book(number), scope="shop.import_invoice")
+    the stored result and does nothing. It needs no reliable task, and no task at all.
 
     If ``work`` raises, nothing is kept and the next call tries again. A call that comes while another one works waits
     for it. Inside an open transaction the receipt commits, or is undone, with that.
@@ -39,6 +35,17 @@ def once(key: str | int | uuid.UUID, work: Callable[[], T], *, scope: str, using
     Raises:
         ValueError: key or scope is empty, too long or of another type.
         TypeError: the result can't be stored as JSON; the work was undone.
+
+    Returns:
+        What ``work`` returned, now or at the first call.
+
+    Example::
+
+        @shared_task  # a plain Celery task
+        def import_invoice(number: str) -> int:
+            return once(number, lambda: book(number), scope="shop.import_invoice")
+
+        import_invoice("2026-7")
     """
     text = as_key(key)
     if text is None or not 0 < len(scope) <= 250 or "\0" in scope:

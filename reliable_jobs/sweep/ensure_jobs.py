@@ -48,9 +48,7 @@ def ensure_jobs(
 ) -> None:
     """Declare that every row of a queryset wants a job: the sweeper enqueues the missing ones by key.
 
-    Call it in ``AppConfig.ready`` of a process that loads tasks::
-
-        ensure_jobs(send_verification, lambda: User.objects.filter(verified_at=None))
+    Call it in ``AppConfig.ready`` of a process that loads tasks.
 
     The key is taken for ever (until the job's row is pruned), so a job that failed is not started over by itself. Code
     that enqueues the same work by itself must use the same key, and ``key_forever=True``.
@@ -65,6 +63,10 @@ def ensure_jobs(
 
     Raises:
         TypeError: the task is not a reliable one.
+
+    Example::
+
+        ensure_jobs(send_verification, lambda: User.objects.filter(last_login=None), every=300)
     """
     if not getattr(task, "writes_outbox", False):
         raise TypeError(f"ensure_jobs() wants a ReliableTask, not {task!r}.")

@@ -93,6 +93,10 @@ class AdoptedTask(ReliableTask[P, R_co], metaclass=Adoption):
       plain Celery tasks.
 
     A task with ``atomic=True`` is in all this like one with ``base=ReliableTask``.
+
+    Example::
+
+        app = Celery("proj", task_cls="reliable_jobs:AdoptedTask", set_as_current=False)
     """
 
     acks_late: Any = None  # Celery's own default: task_acks_late rules

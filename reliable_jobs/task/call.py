@@ -60,9 +60,14 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
         """Write the job; publish it when the transaction commits.
 
         All of Celery's options are taken. ``producer``, ``connection`` and the publish-retry options have no effect:
-        the outbox dispatches. New ones:
+        the outbox dispatches.
 
         Args:
+            args, kwargs: the arguments of the task function.
+            task_id: the job's id, a UUID; a new one by default.
+            producer: without effect.
+            link, link_error: tasks that are called with the result, or with the error.
+            shadow: a name for logs and monitors.
             countdown: seconds from now before which the job does not start.
             eta: the same as a time; a naive one is UTC, as for Celery.
             expires: seconds, or a time, after which the job must not start any more.
@@ -71,11 +76,19 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
             key_forever: the key stays taken after the job has settled, until its row is pruned.
             using: the database alias to write to; by default the one whose transaction is open.
             transactional: False writes on a connection of its own, so that the job stays though the caller rolls back.
+            options: Celery's others: ``queue``, ``priority``, ``headers`` … (task/options.py).
+
+        Returns:
+            The job's result. Its ``id`` is the job's.
 
         Raises:
             TypeError: the arguments don't fit the task's signature.
             reliable_jobs.errors.EnqueueError: unserialisable or oversized arguments, a key or task id in use for
                 something else, transactions open on two databases. Nothing was written.
+
+        Example::
+
+            send_receipt.apply_async((order.pk,), key=f"receipt-{order.pk}", countdown=60, queue="mail")
         """
         if self.is_generator:
             self._refuse_generator()
@@ -114,8 +127,6 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
         """Enqueue many calls at once: all of them with the transaction, or none. Thousands take a COPY on PostgreSQL
         and INSERTs of many rows elsewhere.
 
-            send_reminder.bulk_delay(((user_id,) for user_id in ids), queue="mail", countdown=60)
-
         Args:
             calls: for each job its positional arguments (a tuple or list), or its keyword arguments (a dict).
             options: for all of them, as :meth:`apply_async` takes them, but what is one job's own. A subclass's own
@@ -126,7 +137,12 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
 
         Raises:
             TypeError: arguments don't fit the task's signature, or a call is neither a sequence nor a dict.
-            reliable_jobs.errors.EnqueueError: as :meth:`apply_async`. Nothing was written.
+            reliable_jobs.errors.EnqueueError: as :meth:`apply_async`; InvalidOption for an option of one job's own.
+                Nothing was written.
+
+        Example::
+
+            send_receipt.bulk_delay(((pk,) for pk in range(1000)), queue="mail", countdown=60)
         """
         refused = {"task_id", "key", "key_forever", "transactional", "shadow"} & set(options)
         if refused:
@@ -254,7 +270,16 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
         return run is None or not run.open
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> JobResult[R_co]:
-        """The result of a job of this task: its row answers first, then the result backend."""
+        """The result of a job of this task: its row answers first, then the result backend.
+
+        Args:
+            task_id: the job's id, as ``delay().id`` or ``bulk_delay()`` gave it.
+            kwargs: as Celery's ``AsyncResult`` takes them.
+
+        Example::
+
+            send_receipt.AsyncResult(str(job.pk)).ready()
+        """
         kwargs.setdefault("backend", OfTask(self))
         return stages.results.JobResult(task_id, app=self.app, task_name=self.name, **kwargs)
 

@@ -25,7 +25,14 @@ class CallVariants(TypedTask[P, R_co]):
 
     def delay_on_commit(self: Runs[RunP, RunR_co], *args: RunP.args, **kwargs: RunP.kwargs) -> JobResult[RunR_co]:
         """The same as ``delay()``, which already waits for the commit. With ``task_always_eager`` the function runs
-        after the commit, as Celery's DjangoTask has it, while an eager ``delay()`` runs at once."""
+        after the commit, as Celery's DjangoTask has it, while an eager ``delay()`` runs at once.
+
+        Args, returns and raises: as ``delay()``.
+
+        Example::
+
+            send_receipt.delay_on_commit(order.pk)
+        """
         task: Any = self
         if task.app.conf.task_always_eager:
             return task.apply_async_on_commit(args, kwargs)
@@ -34,7 +41,14 @@ class CallVariants(TypedTask[P, R_co]):
     def apply_async_on_commit(
         self, args: Args = None, kwargs: Kwargs = None, *positional: Any, **options: Unpack[CallOptions]
     ) -> JobResult[R_co]:
-        """The same as ``apply_async()``, which already waits for the commit; eager as :meth:`delay_on_commit`."""
+        """The same as ``apply_async()``, which already waits for the commit; eager as :meth:`delay_on_commit`.
+
+        Args, returns and raises: as ``apply_async()``.
+
+        Example::
+
+            send_receipt.apply_async_on_commit((order.pk,), queue="mail")
+        """
         if not self.app.conf.task_always_eager:
             return self.apply_async(args, kwargs, *positional, **options)
         task_id = options["task_id"] = options.get("task_id") or str(uuid.uuid4())
@@ -43,12 +57,26 @@ class CallVariants(TypedTask[P, R_co]):
         return self.AsyncResult(task_id)
 
     async def adelay(self: Runs[RunP, RunR_co], *args: RunP.args, **kwargs: RunP.kwargs) -> JobResult[RunR_co]:
-        """``delay()`` for async views: the row is written in Django's thread for database work."""
+        """``delay()`` for async views: the row is written in Django's thread for database work.
+
+        Args, returns and raises: as ``delay()``.
+
+        Example::
+
+            result = await send_receipt.adelay(order.pk)
+        """
         task: Any = self
         return await task.aapply_async(args, kwargs)
 
     async def aapply_async(
         self, args: Args = None, kwargs: Kwargs = None, *positional: Any, **options: Unpack[CallOptions]
     ) -> JobResult[R_co]:
-        """``apply_async()`` for async views."""
+        """``apply_async()`` for async views.
+
+        Args, returns and raises: as ``apply_async()``.
+
+        Example::
+
+            result = await send_receipt.aapply_async((order.pk,), queue="mail")
+        """
         return await sync_to_async(self.apply_async)(args, kwargs, *positional, **options)

@@ -33,10 +33,18 @@ class RunControl(Task):
 
     @contextmanager
     def fenced(self) -> Iterator[None]:
-        """A transaction of a non-atomic body that commits only while this run still owns its job.
+        """A transaction of a non-atomic task function that commits only while this run still owns its job.
 
         Raises:
             RunTakenAway: the lease ended and the job belongs to another run. Nothing in the block was committed.
+
+        Example::
+
+            @reliable_task(bind=True, atomic=False)
+            def charge(self: ReliableTask, order_id: int) -> None:
+                receipt = provider.charge(order_id, idempotency_key=self.idempotency_key)
+                with self.fenced():
+                    Payment.objects.get_or_create(name=receipt)
         """
         run = self._run_in_progress()
         if run is None:
@@ -57,17 +65,22 @@ class RunControl(Task):
 
     def on_rollback(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Call a function if this run fails, for good or until another attempt. What an atomic task function writes
-        itself, a failure noted on a model for example, is undone with its error::
-
-            @shared_task(base=ReliableTask, bind=True)
-            def parse(self, upload_id):
-                self.on_rollback(Upload.objects.filter(pk=upload_id).update, state="failed")
-                ...
+        itself, a failure noted on a model for example, is undone with its error.
 
         The call belongs to the transaction that records the run's end, for good or for another attempt: both are
         committed, or neither. A call that raises is undone alone, and logged. A run that is killed or broken off calls
         nothing; ``on_failure`` hears of a job that is given up for that. Outside a worker's run nothing is called:
         there the caller's transaction decides.
+
+        Args:
+            function: called with ``args`` and ``kwargs``.
+
+        Example::
+
+            @reliable_task(bind=True)
+            def parse(self: ReliableTask, upload_id: int) -> None:
+                self.on_rollback(Upload.objects.filter(pk=upload_id).update, value="failed")
+                ...
         """
         run = self._run_in_progress()
         if run is not None:
@@ -75,7 +88,14 @@ class RunControl(Task):
 
     @property
     def idempotency_key(self) -> str:
-        """Stable through every retry, crash and requeue of this job: hand it to payment providers and mail APIs."""
+        """Stable through every retry, crash and requeue of this job: hand it to payment providers and mail APIs.
+
+        Example::
+
+            @reliable_task(bind=True, atomic=False)
+            def refund(self: ReliableTask, order_id: int) -> None:
+                provider.refund(order_id, idempotency_key=self.idempotency_key)
+        """
         return str(self.request.id)
 
     def _run_in_progress(self) -> Run | None:
@@ -95,20 +115,33 @@ class RunControl(Task):
         max_retries: int | None = None,
         **options: Any,
     ) -> Retry:
-        """Celery's ``retry()``, kept in the row: no message waits anywhere. The body's database effects are undone.
+        """Celery's ``retry()``, kept in the row: no message waits anywhere. The task function's database effects are
+        undone.
 
         Args:
             args, kwargs: other arguments for the next run; omitted ones stay.
             exc: what to raise when no retry is left; the current exception is recorded either way.
-            throw: False returns instead of raising; the job still runs again when this body ends.
-            eta, countdown: when; ``default_retry_delay`` seconds from now when both are omitted.
+            throw: False returns instead of raising; the job still runs again when the task function ends.
+            eta, countdown: when, as a time or in seconds; ``default_retry_delay`` seconds from now without both.
             max_retries: for this call, instead of the task's.
-            **options: of ``apply_async`` for the next run: queue, priority, headers, expires …
+            options: of ``apply_async`` for the next run: queue, priority, headers, expires …
+
+        Returns:
+            What it raises otherwise, where ``throw`` is False.
 
         Raises:
             celery.exceptions.Retry: always, unless ``throw`` is False.
             celery.exceptions.MaxRetriesExceededError: none is left and no ``exc`` was given.
             RetryNotAllowed: the run has ended already (``on_failure`` and the like).
+
+        Example::
+
+            @reliable_task(bind=True, max_retries=8)
+            def fetch(self: ReliableTask, url: str) -> None:
+                try:
+                    provider.get(url)
+                except ConnectionError as error:
+                    raise self.retry(countdown=60, exc=error)
         """
         request = self.request
         if request.called_directly or request.is_eager:
@@ -183,14 +216,26 @@ class RunControl(Task):
         )
 
     def snooze(self, countdown: float = 0.0) -> Ignore:
-        """Run this job again later by its own wish: ``raise self.snooze(60)``. Costs no attempt; what the body wrote
-        stays, so long work can go on from where it was.
+        """Run this job again later because the task asks. It costs no attempt, and what the task function wrote stays,
+        so long work can go on from where it was.
 
         Args:
             countdown: seconds until the next run.
 
+        Returns:
+            The error to raise.
+
         Raises:
             RetryNotAllowed: outside a run.
+
+        Example::
+
+            @reliable_task(bind=True)
+            def transcode(self: ReliableTask, album_id: int) -> None:
+                video = Video.objects.filter(value="new").first()
+                if video is not None:
+                    Video.objects.filter(pk=video.pk).update(value="done")
+                    raise self.snooze(60)
         """
         run = self._run_in_progress()
         if run is None:

@@ -92,15 +92,7 @@ def reliable_task(
 def reliable_task(function: Any = None, /, **options: Any) -> Any:
     """Make a function a reliable task: Celery's ``shared_task`` with ``base=ReliableTask``, and nothing else. Type
     checkers learn the arguments of ``delay()`` and the type of the result from the function, with or without the
-    package celery-types::
-
-        @reliable_task
-        def send_receipt(order_id: int) -> str: ...
-
-        @reliable_task(bind=True, base=RetriedTask, atomic=False)
-        def charge(self: RetriedTask, order_id: int) -> None: ...
-
-        send_receipt.delay("7")  # error: "str" is not "int"
+    package celery-types.
 
     Args:
         function: the task function. Left out, a decorator with these options is returned.
@@ -112,6 +104,16 @@ def reliable_task(function: Any = None, /, **options: Any) -> Any:
 
     Raises:
         TypeError: ``base`` is not a subclass of ``ReliableTask``.
+
+    Example::
+
+        @reliable_task
+        def send_receipt(order_id: int) -> str: ...
+
+        @reliable_task(bind=True, base=RetriedTask, atomic=False)
+        def charge(self: RetriedTask, order_id: int) -> None: ...
+
+        send_receipt.delay(7)
     """
     base = options.setdefault("base", ReliableTask)
     if not (isinstance(base, type) and issubclass(base, ReliableTask)):

@@ -34,6 +34,17 @@ class ReliableTask(RunControl, Call[P, R_co]):
         bundle: how many jobs of this task may travel in one message and share one transaction, at most 100; for small
             atomic bodies. One that fails is rolled back and run alone. See docs/how-to.md.
         sensitive: True, or the names of the arguments that no admin page, log line or error may show.
+
+    Example::
+
+        class Invoice(ReliableTask):
+            name = "shop.invoice"
+            max_retries = 5
+
+            def run(self, order_id: int) -> str:
+                return f"invoice {order_id}"
+
+        invoice = app.register_task(Invoice())
     """
 
     acks_late = True
@@ -116,7 +127,14 @@ class ReliableTask(RunControl, Call[P, R_co]):
 
 
 class RetriedTask(ReliableTask[P, R_co]):
-    """Retries every error with exponential back-off and jitter, up to ``max_retries`` times."""
+    """Retries every error with exponential back-off and jitter (up to 1, 2, 4 … 600 seconds), ``max_retries`` times at
+    most.
+
+    Example::
+
+        @reliable_task(base=RetriedTask, max_retries=8)
+        def deliver(address: str) -> None: ...
+    """
 
     autoretry_for = (Exception,)
     retry_backoff = True
@@ -125,12 +143,24 @@ class RetriedTask(ReliableTask[P, R_co]):
 
 
 class TenHourTask(RetriedTask[P, R_co]):
-    """Keeps trying for ten hours."""
+    """Keeps trying for ten hours from the first start, as :class:`RetriedTask` does.
+
+    Example::
+
+        @reliable_task(base=TenHourTask, dont_autoretry_for=(ValueError,))
+        def deliver_webhook(delivery_id: int) -> None: ...
+    """
 
     retry_window = TEN_HOURS
 
 
 class DayLongTask(RetriedTask[P, R_co]):
-    """Keeps trying for 24 hours."""
+    """Keeps trying for 24 hours from the first start, as :class:`RetriedTask` does.
+
+    Example::
+
+        @reliable_task(base=DayLongTask)
+        def report_to_the_bank(day: str) -> None: ...
+    """
 
     retry_window = DAY

@@ -44,6 +44,10 @@ def enqueued_jobs(task: Any = None, *, using: str | None = None) -> list[Enqueue
     Args:
         task: only those of this task (or task name).
         using: the database alias; by default the one that jobs are written to.
+
+    Example::
+
+        [job.args for job in enqueued_jobs(send_receipt)]
     """
     rows = in_order(Job.objects.using(using or router.db_for_write(Job)), "created_at")
     if task is not None:
@@ -73,6 +77,11 @@ def assert_enqueued(
 
     Raises:
         AssertionError: the message lists what was enqueued.
+
+    Example::
+
+        send_receipt.delay(order.pk)
+        assert_enqueued(send_receipt, args=[order.pk], count=1)
     """
     everything = enqueued_jobs(using=using)
     found = [job for job in everything if job.task == _name(task)]

@@ -105,6 +105,10 @@ def crash_at_every_statement(
     Raises:
         AssertionError: at some step the effects differ. The message lists the steps, says what was left, and why.
         django.db.NotSupportedError: on another database than PostgreSQL, or inside a transaction.
+
+    Example::
+
+        crash_at_every_statement(ship, [order.pk], effects=[Parcel, Order])
     """
     alias = using or router.db_for_write(Job)
     _assert_possible(alias)

@@ -16,7 +16,12 @@ def override_dispatch(mode: str = "relay", **others: Any) -> override_settings:
 
     Args:
         mode: ``"relay"``; or ``"on_commit"`` to switch dispatch on again for a part of a test.
-        **others: further keys of ``RELIABLE_JOBS``.
+        others: further keys of ``RELIABLE_JOBS``.
+
+    Example::
+
+        with override_dispatch():
+            send_receipt.delay(order.pk)
     """
     given = dict(getattr(django_settings, "RELIABLE_JOBS", {}))
     return override_settings(RELIABLE_JOBS={**given, "DISPATCH": mode, **others})

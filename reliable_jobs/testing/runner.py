@@ -101,7 +101,16 @@ def run_jobs(
     Raises:
         celery.exceptions.NotRegistered: a job's task is not known here; a worker would hand it back, then park it.
         RuntimeError: more than ``limit`` runs.
-        Exception: with ``raise_errors``, the body's own.
+        Exception: with ``raise_errors``, the task function's own.
+
+    Returns:
+        The runs, in their order.
+
+    Example::
+
+        send_receipt.apply_async((order.pk,), countdown=3600)
+        report = run_jobs(advance=3600, raise_errors=True)
+        assert len(report.succeeded) == 1
     """
     alias = using or router.db_for_write(Job)
     left = advance if isinstance(advance, datetime.timedelta) else datetime.timedelta(seconds=advance)
