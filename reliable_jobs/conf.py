@@ -24,6 +24,10 @@ class Settings:
 
     Raises:
         django.core.exceptions.ImproperlyConfigured: an unknown key, a wrong type or a value out of range.
+
+    Example::
+
+        RELIABLE_JOBS = {"GRACE": 30, "RETENTION": {"succeeded": 2, "failed": None}}
     """
 
     #: "on_commit": the committing process publishes. "relay": it writes rows only; a sweeper publishes them when due.

@@ -46,7 +46,8 @@ class InvalidOption(EnqueueError, TypeError):
 
 
 class RetryNotAllowed(ReliableJobsError, RuntimeError):
-    """retry() was called where the run has already been settled."""
+    """``retry()`` or ``snooze()`` was called where no run of the job is open: in ``on_failure``, in a signal, outside a
+    worker. Name the errors to retry in ``autoretry_for``, or call it in the task function."""
 
 
 class RunTakenAway(ReliableJobsError, RuntimeError):

@@ -17,7 +17,12 @@ PRUNE_TASK = "reliable_jobs.prune"
 
 
 def create_periodic_tasks(using: str = "default", **kwargs: Any) -> None:
-    """Make the two rows where they are missing; what a person changed stays. A ``post_migrate`` receiver."""
+    """Make the two rows where they are missing; what a person changed stays. A ``post_migrate`` receiver.
+
+    Args:
+        using: the database that was migrated. Nothing is done on another one than beat's own.
+        kwargs: what the signal sends.
+    """
     if not apps.is_installed("django_celery_beat"):
         return
     from django_celery_beat.models import PeriodicTask

@@ -73,7 +73,7 @@ class RunControl(Task):
         there the caller's transaction decides.
 
         Args:
-            function: called with ``args`` and ``kwargs``.
+            function, args, kwargs: what is called, and with what.
 
         Example::
 

@@ -90,7 +90,7 @@ def crash_at_every_statement(
     PostgreSQL only, on a system that can fork; in a ``TransactionTestCase`` (with pytest-django: ``transactional_db``).
 
     Args:
-        task: the task; args and kwargs are those of its ``delay()``.
+        task, args, kwargs: the task, and the arguments of its ``delay()``.
         effects: what the task leaves behind: a function that returns something comparable (lists, numbers, dicts), or
             models and querysets, whose rows are compared without automatic keys and ``auto_now`` times. Sequences are
             not rolled back, clocks go on: a function must leave such values out.
