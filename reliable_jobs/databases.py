@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 from celery.exceptions import SoftTimeLimitExceeded
 from django.db import connections, router
 
+from reliable_jobs.compat.django import database_settings, made_connections, may_hold, quoted, settings_of, table_names
+from reliable_jobs.compat.django_transaction import is_of_a_test, open_blocks
 from reliable_jobs.errors import AmbiguousTransaction
 from reliable_jobs.models import Job
 
@@ -48,8 +50,8 @@ def write_alias() -> str:
     default = router.db_for_write(Job)
     open_aliases = [
         connection.alias
-        for connection in connections.all(initialized_only=True)
-        if in_users_transaction(connection) and router.allow_migrate_model(connection.alias, Job)
+        for connection in made_connections()
+        if in_users_transaction(connection) and may_hold(connection.alias, Job)
     ]
     if any(alias != default for alias in open_aliases):
         open_aliases = list(distinct(sorted(open_aliases, key=lambda alias: alias != default)))
@@ -63,15 +65,14 @@ def write_alias() -> str:
 
 def in_users_transaction(connection: Any) -> bool:
     """Whether a transaction of the caller's is open. Django's TestCase holds one on every database, which is not."""
-    # Private: pinned by tests/enqueue/test_outbox.py.
-    return any(not getattr(block, "_from_testcase", False) for block in connection.atomic_blocks)
+    return any(not is_of_a_test(block) for block in open_blocks(connection))
 
 
 def candidates() -> list[str]:
     """The databases that may hold jobs as far as the settings and the routers say, the usual one first. Opens no
     connection."""
     usual = router.db_for_write(Job)
-    return [usual, *(alias for alias in connections if alias != usual and router.allow_migrate_model(alias, Job))]
+    return [usual, *(alias for alias in connections if alias != usual and may_hold(alias, Job))]
 
 
 def in_order() -> Iterator[str]:
@@ -172,7 +173,7 @@ def ask(alias: str) -> Answer:
 
 def _key(alias: str) -> tuple[str, ...]:
     """The settings are part of it because tests change what an alias means."""
-    configured = connections.settings.get(alias, {})
+    configured = database_settings().get(alias, {})
     return (alias, *(str(configured.get(name)) for name in ("ENGINE", "NAME", "HOST", "PORT")))
 
 
@@ -180,7 +181,7 @@ def _ask(connection: Any) -> Answer:
     vendor = {"postgresql": _postgresql, "mysql": _mysql, "sqlite": _sqlite}.get(connection.vendor)
     if vendor is not None:
         return vendor(connection)
-    there = Job._meta.db_table in connection.introspection.table_names()
+    there = Job._meta.db_table in table_names(connection)
     return Answer(connection.alias, "" if there else NO_TABLE)
 
 
@@ -189,7 +190,7 @@ READ_ONLY = "it can only be read"
 
 
 def _postgresql(connection: Any) -> Answer:
-    table = connection.ops.quote_name(Job._meta.db_table)
+    table = quoted(connection, Job._meta.db_table)
     with connection.cursor() as cursor:
         # The server's start and the table's oid tell two names of one database apart from two databases.
         cursor.execute(
@@ -235,6 +236,6 @@ def _sqlite(connection: Any) -> Answer:
         path = next((row[2] for row in cursor.fetchall() if row[1] == "main"), "")
     if not there:
         return Answer(connection.alias, NO_TABLE)
-    name = str(connection.settings_dict["NAME"])
+    name = str(settings_of(connection)["NAME"])
     read_only = query_only or (name.startswith("file:") and ("mode=ro" in name or "immutable=1" in name))
     return Answer(path or name, READ_ONLY if read_only else "")

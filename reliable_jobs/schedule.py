@@ -8,6 +8,7 @@ from typing import Any
 from django.apps import apps
 from django.db import OperationalError, ProgrammingError, router, transaction
 
+from reliable_jobs.compat.django import may_hold
 from reliable_jobs.conf import settings
 
 logger = logging.getLogger("reliable_jobs.schedule")
@@ -28,7 +29,7 @@ def create_periodic_tasks(using: str = "default", **kwargs: Any) -> None:
     from django_celery_beat.models import PeriodicTask
 
     # Beat reads one database; on another its own unique check would also look into that one and fail the migration.
-    if using != router.db_for_write(PeriodicTask) or not router.allow_migrate_model(using, PeriodicTask):
+    if using != router.db_for_write(PeriodicTask) or not may_hold(using, PeriodicTask):
         return
     try:
         with transaction.atomic(using=using):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
-import inspect
 import sys
 from pathlib import Path
 
@@ -45,20 +44,21 @@ def users() -> dict[tuple[str, str], list[str]]:
     return found
 
 
-def place(what: object) -> tuple[str, int]:
-    """Module and line: what is imported first must not matter."""
-    return what.__module__, inspect.getsourcelines(inspect.unwrap(what))[1]
+def name_of(use: object) -> str:
+    """The name by which a function, class or reader of compat/ is imported."""
+    module = vars(sys.modules[use.place[0]])
+    return next(name for name, value in module.items() if value is use.what)
 
 
 def table() -> str:
     used = users()
     lines = ["| names | why, and by which function of `compat/` | used by | pinned by |", "|---|---|---|---|"]
     for library in libraries():
-        for use in sorted(library.uses, key=lambda use: place(use.what)):
+        for use in sorted(library.uses, key=lambda use: use.place):
             names = ", ".join(f"`{name.name}`" for name in use.names)
-            by = used.get((use.what.__module__, use.what.__name__), [])
+            by = used.get((use.place[0], name_of(use)), [])
             files, tests = (", ".join(f"`{one}`" for one in some) for some in (by, [f"{t}.py" for t in use.tests]))
-            lines.append(f"| {library.title}: {names} | `{use.what.__name__}`: {use.why} | {files} | {tests} |")
+            lines.append(f"| {library.title}: {names} | `{name_of(use)}`: {use.why} | {files} | {tests} |")
     return ("\n".join(lines) + "\n").replace("``", "`")
 
 

@@ -11,6 +11,7 @@ from django.db import connections
 from django.utils import timezone
 from django.utils.formats import date_format
 
+from reliable_jobs.compat.django import quoted
 from reliable_jobs.conf import settings
 from reliable_jobs.dispatch.receipt import Depth
 from reliable_jobs.models import Job, JobEvent
@@ -48,7 +49,7 @@ def holders(ids: Sequence[uuid.UUID], using: str) -> dict[uuid.UUID, Holder]:
     with connections[using].cursor() as cursor:
         cursor.execute(
             f"""SELECT job.id, held.pid, session.xact_start, session.client_addr::text
-                FROM {connections[using].ops.quote_name(Job._meta.db_table)} job
+                FROM {quoted(connections[using], Job._meta.db_table)} job
                 JOIN pg_locks held ON held.locktype = 'transactionid' AND held.transactionid = job.xmax
                     AND held.mode = 'ExclusiveLock' AND held.granted AND held.pid <> pg_backend_pid()
                 LEFT JOIN pg_stat_activity session ON session.pid = held.pid

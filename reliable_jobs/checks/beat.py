@@ -11,6 +11,7 @@ from django.db import DatabaseError, connections, router
 from reliable_jobs.checks.celery_settings import TAG
 from reliable_jobs.checks.loading import our_settings
 from reliable_jobs.compat.celery import configured_app
+from reliable_jobs.compat.django import table_names
 from reliable_jobs.models import Job
 from reliable_jobs.schedule import PRUNE_TASK, SWEEP_TASK
 
@@ -51,7 +52,7 @@ def check_beat_row(databases: Any = None, **kwargs: Any) -> list[CheckMessage]:
     if alias not in (databases or ()):
         return []
     try:
-        tables = connections[alias].introspection.table_names()
+        tables = table_names(connections[alias])
         if PeriodicTask._meta.db_table not in tables or Job._meta.db_table not in tables:
             return []  # not migrated yet; the row is made afterwards
         rows = list(PeriodicTask.objects.using(alias).filter(task=SWEEP_TASK).values_list("enabled", flat=True))

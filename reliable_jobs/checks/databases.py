@@ -15,6 +15,7 @@ from reliable_jobs import databases as job_databases
 from reliable_jobs.checks.celery_settings import TAG
 from reliable_jobs.checks.loading import reliable_tasks
 from reliable_jobs.compat.celery import configured_app
+from reliable_jobs.compat.django import settings_of
 from reliable_jobs.models import Job
 
 #: How far a server's clock may be from ours.
@@ -32,7 +33,7 @@ def _of(vendor: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     for alias in job_databases.candidates():
         connection = connections[alias]
         if vendor in ("", connection.vendor):
-            yield alias, connection.settings_dict, connection.settings_dict.get("OPTIONS") or {}
+            yield alias, settings_of(connection), settings_of(connection).get("OPTIONS") or {}
 
 
 @register(TAG)
@@ -173,7 +174,7 @@ def check_databases_without_jobs(databases: Any = None, **kwargs: Any) -> list[C
         )
         for alias, why in job_databases.left_out().items()
     ]
-    both = [alias for alias in job_databases.aliases() if connections[alias].settings_dict.get("ATOMIC_REQUESTS")]
+    both = [alias for alias in job_databases.aliases() if settings_of(connections[alias]).get("ATOMIC_REQUESTS")]
     if len(both) > 1:
         found.append(
             Warning(

@@ -23,10 +23,12 @@ def open_channels(connection: Any) -> list[Any]:
     return [channel for channel in channels if channel is not None and channel.channel_id and channel.is_open]
 
 
-@AMQP.undocumented("Connection.frame_max", inside="amqp.connection:Connection.__init__", tests=["test_wire"])
-def largest_frame(connection: Any) -> int:
-    """Bytes in one frame, as negotiated with the broker: the frames of a publish are made here."""
-    return int(connection.frame_max)
+largest_frame = AMQP.attribute(
+    "Connection.frame_max",
+    "Bytes in one frame, as negotiated with the broker: the frames of a publish are made here.",
+    inside="amqp.connection:Connection.__init__",
+    tests=["test_wire"],
+)
 
 
 @AMQP.undocumented(

@@ -46,10 +46,12 @@ def configured_app() -> Any:
     return None if app is None or (app.main == "default" and not app.fixups) else app
 
 
-@CELERY.undocumented("Celery.thread_oid", at="celery.app.base:Celery.thread_oid", tests=["test_template"])
-def reply_address(app: Any) -> str:
-    """What Celery writes into ``reply_to`` of a call made in this thread."""
-    return str(app.thread_oid)
+reply_address = CELERY.attribute(
+    "Celery.thread_oid",
+    "What Celery writes into ``reply_to`` of a call made in this thread.",
+    at="celery.app.base:Celery.thread_oid",
+    tests=["test_template"],
+)
 
 
 # --- a call -----------------------------------------------------------------------------------------------------------

@@ -17,10 +17,12 @@ with CELERY.importing():
     from celery.backends.base import Backend, DisabledBackend
 
 
-@CELERY.undocumented("Celery.backend_cls", at="celery.app.base:Celery.backend_cls", tests=["test_template"])
-def backend_setting(app: Any) -> Any:
-    """What an app makes its result backends of; to ask for the backend makes one, in each new thread."""
-    return app.backend_cls
+backend_setting = CELERY.attribute(
+    "Celery.backend_cls",
+    "What an app makes its result backends of; to ask for the backend makes one, in each new thread.",
+    at="celery.app.base:Celery.backend_cls",
+    tests=["test_template"],
+)
 
 
 @CELERY.undocumented(

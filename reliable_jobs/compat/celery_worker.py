@@ -199,10 +199,12 @@ def around_remote_control(step: Any, *, start: Callable[..., Any], loop: Callabl
 # --- a message, as the parent process sees it -------------------------------------------------------------------------
 
 
-@CELERY.undocumented("Request._payload", at="celery.worker.request:Request._payload", tests=["test_bad_messages"])
-def payload_of(request: Any) -> Any:
-    """A message's arguments, keyword arguments and what is to follow, decoded."""
-    return request._payload
+payload_of = CELERY.attribute(
+    "Request._payload",
+    "A message's arguments, keyword arguments and what is to follow, decoded.",
+    at="celery.worker.request:Request._payload",
+    tests=["test_bad_messages"],
+)
 
 
 @CELERY.undocumented(

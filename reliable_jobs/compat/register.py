@@ -6,6 +6,8 @@ underscore. A function that uses some is declared so::
     @CELERY.undocumented("Task._orig_run", inside="celery.app.autoretry:add_autoretry_behaviour", tests=["test_adopt"])
     def function_below_autoretry(task): ...
 
+    open_blocks = DJANGO.attribute("connection.atomic_blocks", "The ``atomic`` blocks …", inside=INIT, tests=[…])
+
 :func:`verify` runs when Django starts and when a worker starts. docs/architecture.md's table is made of the same
 declarations (``python tools/undocumented.py``), and ``tools/pins.py`` runs the tests that they name.
 """
@@ -16,6 +18,8 @@ import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
+import inspect
+import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import CodeType
@@ -103,12 +107,10 @@ class Use:
     names: tuple[Name, ...]
     #: Names of test files, without ``.py``.
     tests: tuple[str, ...]
-
-    @property
-    def why(self) -> str:
-        """The first paragraph of its docstring, in one line."""
-        paragraph: str = (self.what.__doc__ or "").strip().partition("\n\n")[0]
-        return " ".join(paragraph.split())
+    #: What it is needed for, in one paragraph.
+    why: str
+    #: The module of this folder, and the line in it.
+    place: tuple[str, int]
 
 
 @dataclasses.dataclass(eq=False)
@@ -159,12 +161,42 @@ class Library:
             before = next((use for use in self.uses if use.what is function), None)
             if before is not None:
                 self.uses.remove(before)
-            known = before or Use(self, function, (), ())
+            why = " ".join((function.__doc__ or "").strip().partition("\n\n")[0].split())
+            first = inspect.getsourcelines(inspect.unwrap(function))[1] if before is None else 0
+            known = before or Use(self, function, (), (), why, (function.__module__, first))
             files = dict.fromkeys((*tests, *known.tests))
             self.uses.append(dataclasses.replace(known, names=(*names, *known.names), tests=tuple(files)))
             return function
 
         return declare
+
+    def attribute(self, name: str, why: str, *, at: str = "", inside: str = "", tests: Sequence[str] = ()) -> Any:
+        """Declare an attribute that is only read; returns what reads it off an object: no more than a name for it, so
+        that neither a reader nor the interpreter makes a detour.
+
+        Args:
+            why: what it is, and what it is needed for.
+            name, at, inside, tests: as for :meth:`undocumented`.
+        """
+        declared = Name(name, inside or at, bool(inside))
+        caller = sys._getframe(1)
+        reader = operator.attrgetter(declared.attribute)
+        place = (caller.f_globals["__name__"], caller.f_lineno)
+        self.uses.append(Use(self, reader, (declared,), tuple(tests), why, place))
+        return reader
+
+    def method(self, name: str, why: str, *, at: str, takes: Sequence[str], tests: Sequence[str]) -> str:
+        """Declare a method that is put aside for a moment; returns its name, for ``setattr``.
+
+        Args:
+            why, name, at, takes, tests: as for :meth:`attribute`.
+        """
+        declared = Name(name, at, takes=tuple(takes))
+        caller = sys._getframe(1)
+        place = (caller.f_globals["__name__"], caller.f_lineno)
+        attribute = declared.attribute
+        self.uses.append(Use(self, attribute, (declared,), tuple(tests), why, place))
+        return attribute
 
     def installed(self) -> str:
         try:

@@ -15,6 +15,8 @@ from collections.abc import Callable
 
 from django.db import Error, connections
 
+from reliable_jobs.compat.django import driver_of
+
 logger = logging.getLogger("reliable_jobs.relay")
 
 CHANNEL = "reliable_jobs"
@@ -68,5 +70,5 @@ class Ear(threading.Thread):
         with connection.cursor() as cursor:
             cursor.execute(f"LISTEN {CHANNEL}")
         while not self._stop_event.is_set():
-            for _ in connection.connection.notifies(timeout=0.5):
+            for _ in driver_of(connection).notifies(timeout=0.5):
                 self.heard()

@@ -21,6 +21,8 @@ from celery.exceptions import SoftTimeLimitExceeded
 from django.db import connections, transaction
 
 from reliable_jobs import databases
+from reliable_jobs.compat.django import made_connections
+from reliable_jobs.compat.django_transaction import commits_on_exit, in_transaction
 from reliable_jobs.conf import settings
 from reliable_jobs.dispatch import notify
 from reliable_jobs.dispatch.publisher import publisher
@@ -36,7 +38,7 @@ def is_uncommitted(job_id: str) -> bool:
     """Whether this thread has enqueued the job in a transaction that is open now, so that nobody else sees it yet."""
     return any(
         databases.in_users_transaction(connection) and any(job_id in hook.ids for hook in _open.noted(connection.alias))
-        for connection in connections.all(initialized_only=True)
+        for connection in made_connections()
     )
 
 
@@ -44,7 +46,7 @@ def commits_by_hand(alias: str) -> bool:
     """Whether the caller commits itself (``set_autocommit(False)``). Django runs no ``on_commit`` hook then; a sweeper
     publishes."""
     connection = connections[alias]
-    managed = connection.in_atomic_block and connection.commit_on_exit
+    managed = in_transaction(connection) and commits_on_exit(connection)
     return not managed and not connection.get_autocommit()
 
 

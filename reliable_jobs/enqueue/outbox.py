@@ -15,6 +15,7 @@ from django.conf import settings as django_settings
 from django.db import connections
 
 from reliable_jobs import databases
+from reliable_jobs.compat.django_transaction import in_transaction
 from reliable_jobs.conf import settings
 from reliable_jobs.dispatch import on_commit
 from reliable_jobs.enqueue import insert, keys
@@ -165,7 +166,7 @@ def _outside_transaction(app: Celery, request: Request, alias: str) -> uuid.UUID
             f"{request.rendered.task}: transactional=False is not possible while autocommit is off on database "
             f"{alias!r}. Commit first, or use transaction.atomic() instead of set_autocommit(False)."
         )
-    if not connections[alias].in_atomic_block:
+    if not in_transaction(connections[alias]):
         return _write(app, request, alias)
     if connections[alias].vendor == "sqlite" and databases.in_users_transaction(connections[alias]):
         raise EnqueueError(

@@ -21,6 +21,7 @@ from kombu.serialization import dumps
 from kombu.utils import json as kombu_json
 
 from reliable_jobs.clock import Now
+from reliable_jobs.compat.django import driver_of, skip_health_check
 from reliable_jobs.conf import settings
 from reliable_jobs.databases import write_alias
 from reliable_jobs.lifecycle import db_errors, find
@@ -176,8 +177,8 @@ def held(using: str, what: str, attempt: Callable[[], _T]) -> _T:
     began = time.monotonic()
     pause, until = 0.25, began + settings.HOLD
     connection: Any = connections[using]
-    kept = connection.connection is not None
-    connection.health_check_done = True  # the claim is the check
+    kept = driver_of(connection) is not None
+    skip_health_check(connection)
     while True:
         try:
             return attempt()

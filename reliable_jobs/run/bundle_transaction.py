@@ -23,6 +23,8 @@ from django.db.transaction import TransactionManagementError
 
 from reliable_jobs import lifecycle
 from reliable_jobs.compat.celery_run import trace
+from reliable_jobs.compat.django import driver_of
+from reliable_jobs.compat.django_transaction import guard_hooks, open_blocks, will_roll_back
 from reliable_jobs.compat.kombu import content_types
 from reliable_jobs.errors import BrokenTransaction, RunTakenAway
 from reliable_jobs.lifecycle import Claim, db_errors
@@ -53,7 +55,7 @@ def _keep_transaction(execute: Any, sql: Any, params: Any, many: bool, context: 
     if isinstance(sql, bytes):
         text = sql.decode(errors="replace")
     else:
-        text = sql if isinstance(sql, str) else sql.as_string(context["connection"].connection)  # psycopg's Composable
+        text = sql if isinstance(sql, str) else sql.as_string(driver_of(context["connection"]))  # psycopg's Composable
     if ends_transaction(text, context["connection"].vendor):
         raise TransactionManagementError("A body may not end the transaction that it shares with its bundle.")
     return execute(sql, params, many, context)
@@ -108,7 +110,7 @@ class Attempt:
         Raises:
             NotStarted: the database failed before any body began.
         """
-        depth = len(self.connection.atomic_blocks)
+        depth = len(open_blocks(self.connection))
         transaction_of_all = self._in_transaction()
         try:
             transaction_of_all.__enter__()
@@ -213,8 +215,8 @@ class Attempt:
 
     def _body(self, task: Any, args: Any, kwargs: Any) -> Any:
         claim: Claim = task.request.reliable_claim
-        blocks = len(self.connection.atomic_blocks)
-        run = task.request.reliable_run = Run(claim, self.worker, session=self.connection.connection)
+        blocks = len(open_blocks(self.connection))
+        run = task.request.reliable_run = Run(claim, self.worker, session=driver_of(self.connection))
         value, succeeded = None, False
         try:
             with transaction.atomic(using=self.using) if self.singly else nullcontext():
@@ -222,9 +224,9 @@ class Attempt:
                 text = returned(task, value)
                 if is_cut_off(run):
                     raise BrokenTransaction("it closed the connection of its transaction")
-                if run.again is not None or self.connection.needs_rollback:
+                if run.again is not None or will_roll_back(self.connection):
                     raise Ignore("it wishes to be run again, or to be rolled back")
-                if len(self.connection.atomic_blocks) > blocks + self.singly:
+                if len(open_blocks(self.connection)) > blocks + self.singly:
                     raise BrokenTransaction(LEFT_OPEN)
                 if self.singly:
                     check_deferred_constraints(self.connection)
@@ -232,7 +234,7 @@ class Attempt:
         except BaseException as error:
             if outcomes.ends_process(error):
                 raise
-            self._failed(claim, error, is_cut_off(run) or len(self.connection.atomic_blocks) != blocks)
+            self._failed(claim, error, is_cut_off(run) or len(open_blocks(self.connection)) != blocks)
         finally:
             run.open = False
         if succeeded:
@@ -251,18 +253,14 @@ class Attempt:
         for_good = for_good or isinstance(error, (SoftTimeLimitExceeded, BrokenTransaction)) or broken
         if self.singly:
             # Its own savepoint is rolled back, unless that failed too.
-            self._broken = for_good or self.connection.needs_rollback
+            self._broken = for_good or will_roll_back(self.connection)
         else:
             self._broken, self.worth_singling = True, not for_good
 
     def _commit(self) -> None:
         block, self._transaction = self._transaction, None
         assert block is not None
-        # Private: Django's list of hooks. Its own ``robust`` asks for names that partials do not have.
-        self.connection.run_on_commit = [
-            (savepoints, functools.partial(_logged, hook), robust)
-            for savepoints, hook, robust in self.connection.run_on_commit
-        ]
+        guard_hooks(self.connection, lambda hook: functools.partial(_logged, hook))
         try:
             block.__exit__(None, None, None)
             self.committed = True

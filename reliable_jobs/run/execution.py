@@ -23,6 +23,8 @@ from django.db import Error as DatabaseError
 from django.db import connections, transaction
 
 from reliable_jobs import lifecycle
+from reliable_jobs.compat.django import driver_of
+from reliable_jobs.compat.django_transaction import open_blocks
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import BrokenTransaction, RunTakenAway
 from reliable_jobs.lifecycle import Claim, Refusal, db_errors
@@ -119,7 +121,7 @@ def _run_in_transaction(
     """
     run: Run | None = None
     ended: Outcome | None = None
-    depth = len(connections[using].atomic_blocks)
+    depth = len(open_blocks(connections[using]))
     try:
         with transaction.atomic(using=using), FunctionSavepoint(using) as savepoint:
             taken = savepoint.claim(take)
@@ -129,7 +131,7 @@ def _run_in_transaction(
                 return Refusal.LOCKED
             run = Run(taken, worker) if isinstance(taken, Claim) else committed
             assert run is not None
-            run.session = connections[using].connection
+            run.session = driver_of(connections[using])
             ended = _function(task, run, args, kwargs, savepoint)
             if ended.raised is not None and is_cut_off(run):
                 raise ended.raised  # nothing is left of the transaction
@@ -162,7 +164,7 @@ def _run_in_transaction(
 def _run_leased(task: RunnableTask, run: Run, args: Any, kwargs: Any) -> Outcome:
     """A non-atomic run: a thread keeps the lease, the function opens its own transactions, the settlement is fenced."""
     claim = run.claim
-    depth = len(connections[claim.using].atomic_blocks)
+    depth = len(open_blocks(connections[claim.using]))
     with kept_alive(run):
         try:
             ended = _function(task, run, args, kwargs, None)

@@ -17,9 +17,11 @@ import os
 from typing import Any
 
 from celery import signals
-from django.db import close_old_connections, connections
+from django.db import close_old_connections, connections, transaction
 
 from reliable_jobs.compat.celery_pool import close_cache, django_fixups, is_pool, pool_of, task_receivers
+from reliable_jobs.compat.django import database_settings, driver_of, settings_of, start_anew, take_pools
+from reliable_jobs.compat.django_transaction import in_transaction
 from reliable_jobs.conf import settings
 
 logger = logging.getLogger("reliable_jobs.worker")
@@ -32,7 +34,7 @@ def keep_connections(worker: Any) -> bool:
     """Keep this worker's connections between reliable tasks. Says whether it could. Call it before the pool starts."""
     if not settings.WORKER_CONN_MAX_AGE or not is_pool(pool_of(worker), "prefork", "solo", "thread"):
         return False
-    if any(configured.get("OPTIONS", {}).get("pool") for configured in connections.settings.values()):
+    if any(configured.get("OPTIONS", {}).get("pool") for configured in database_settings().values()):
         return False  # the fixup closes what a forked child has inherited of its parent's pool
     fixups = list(django_fixups(worker.app))
     for celerys in fixups:
@@ -62,18 +64,11 @@ def leave_pools_to_the_parent() -> None:
 
 
 def _forget_pools() -> None:
-    # Private: where Django keeps its pools, by alias. Pinned by tests/run/test_kept.py.
-    for connection in connections.all(initialized_only=True):
-        if connection.alias in getattr(connection, "_connection_pools", ()):
-            connection.connection = None  # returned to its pool it would wait for a thread that is not here
-    for connection in connections.all(initialized_only=True):
-        pools = getattr(connection, "_connection_pools", {})
-        _left_to_the_parent.extend(pools.values())
-        pools.clear()
+    _left_to_the_parent.extend(take_pools())
 
 
 def _set_ages() -> None:
-    for configured in connections.settings.values():
+    for configured in database_settings().values():
         if configured.get("CONN_MAX_AGE") == 0:
             configured["CONN_MAX_AGE"] = settings.WORKER_CONN_MAX_AGE
         # A body may use any of them; the one that its claim has tried is not tried again: see run/delivery.py.
@@ -112,21 +107,20 @@ def reset_if_open(using: str, depth: int) -> bool:
     connection = connections[using]
     if depth:
         return False
-    open_block = connection.in_atomic_block
-    if not open_block and connection.connection is not None and connection.settings_dict["AUTOCOMMIT"]:
+    open_block = in_transaction(connection)
+    if not open_block and driver_of(connection) is not None and settings_of(connection)["AUTOCOMMIT"]:
         if connection.vendor == "postgresql":
             # ACTIVE, INTRANS or INERROR, in libpq's numbers: a raw BEGIN.
-            open_block = connection.connection.info.transaction_status in (1, 2, 3)
-        if not open_block and connection.autocommit:
+            open_block = driver_of(connection).info.transaction_status in (1, 2, 3)
+        if not open_block and transaction.get_autocommit(using):
             return False
     elif not open_block:
         return False
-    connection.close()
-    del connections[using]
+    start_anew(using)
     return bool(open_block)
 
 
 def discard(using: str) -> None:
     """Close a connection that failed, so that the next statement opens a new one."""
-    if not connections[using].in_atomic_block:
+    if not in_transaction(connections[using]):
         connections[using].close()

@@ -30,6 +30,15 @@ from typing import Any, TypeVar
 
 from django.db import DatabaseError, connections, transaction
 
+from reliable_jobs.compat.django import driver_of
+from reliable_jobs.compat.django_transaction import (
+    OPENS_SAVEPOINT,
+    RELEASES_SAVEPOINT,
+    commits_on_exit,
+    open_blocks,
+    was_closed,
+    will_roll_back,
+)
 from reliable_jobs.compat.psycopg import without_begin
 from reliable_jobs.lifecycle.db_errors import sqlstate
 from reliable_jobs.models import Job
@@ -49,7 +58,7 @@ def can_join(connection: Any) -> bool:
         from psycopg import ClientCursor
     except ImportError:  # psycopg2
         return False
-    return issubclass(getattr(connection.connection, "cursor_factory", type(None)), ClientCursor)
+    return issubclass(getattr(driver_of(connection), "cursor_factory", type(None)), ClientCursor)
 
 
 @contextmanager
@@ -58,7 +67,7 @@ def savepoint_names(connection: Any, method: str) -> Iterator[list[str]]:
     names of those savepoints are added; it stays empty on a backend without savepoints.
 
     Args:
-        method: ``_savepoint`` or ``_savepoint_commit``. Private: pinned by tests/run/test_savepoint.py.
+        method: OPENS_SAVEPOINT or RELEASES_SAVEPOINT.
     """
     names: list[str] = []
     patched = vars(connection).get(method)  # by a test or a tracing library
@@ -104,10 +113,10 @@ class Join:
         connection = context["connection"]
         try:
             send = functools.partial(self._send, execute, sql, params, many, context)
-            if self.begin and _driver_begins(connection.connection):
+            if self.begin and _driver_begins(driver_of(connection)):
                 # Only around this statement: for one that a wrapper of the project ran earlier, psycopg has begun.
                 self.begin, self.before = False, ["BEGIN", *self.before]
-                return without_begin(connection.connection, send)
+                return without_begin(driver_of(connection), send)
             self.begin = False
             return send()
         except (AttributeError, TypeError, NotImplementedError, DatabaseError) as error:
@@ -176,7 +185,7 @@ class FunctionSavepoint:
             self._leave(error)
         elif self._entered:
             # Released with the settlement; or nothing was claimed, and the transaction ends with nothing in it.
-            with savepoint_names(self._connection, "_savepoint_commit"):
+            with savepoint_names(self._connection, RELEASES_SAVEPOINT):
                 self._leave(None)
 
     def _leave(self, error: BaseException | None) -> None:
@@ -195,12 +204,14 @@ class FunctionSavepoint:
             taken = take()
             self._enter()
             return taken
-        if len(self._connection.atomic_blocks) == 1:
-            self._connection.clean_savepoints()  # the same name for each run: what is the same text is parsed once
-        with savepoint_names(self._connection, "_savepoint") as names:
+        if len(open_blocks(self._connection)) == 1:
+            transaction.clean_savepoints(
+                self._connection.alias
+            )  # the same name for each run: what is the same text is parsed once
+        with savepoint_names(self._connection, OPENS_SAVEPOINT) as names:
             self._enter()
         self._name = names[0] if names else ""
-        made = [self._connection.ops.savepoint_create_sql(name) for name in names]
+        made = [f'SAVEPOINT "{name}"' for name in names]
         join = Join("SELECT", begin=True, after=made)
         with self._connection.execute_wrapper(join):
             taken = take()
@@ -225,7 +236,7 @@ class FunctionSavepoint:
             django.db.Error: a deferred constraint failed, where statements are not joined. Undo it.
         """
         # Single statements where the function has called set_rollback(True), or left a block of its own open.
-        in_order = not self._connection.needs_rollback and self._connection.atomic_blocks[-1:] == [self._block]
+        in_order = not will_roll_back(self._connection) and open_blocks(self._connection)[-1:] == [self._block]
         self._owed = bool(self._name) and in_order
         if not self._owed:
             check_deferred_constraints(self._connection)
@@ -257,9 +268,9 @@ class FunctionSavepoint:
                 raise RuntimeError("the savepoint of the task function is still open")
             return write()
         self._owed = False
-        outermost = len(self._connection.atomic_blocks) == 2 and self._connection.commit_on_exit
+        outermost = len(open_blocks(self._connection)) == 2 and commits_on_exit(self._connection)
         commit = alone and outermost
-        before = ["SET CONSTRAINTS ALL IMMEDIATE", self._connection.ops.savepoint_commit_sql(self._name)]
+        before = ["SET CONSTRAINTS ALL IMMEDIATE", f'RELEASE SAVEPOINT "{self._name}"']
         join = Join("UPDATE", before=before, commit=commit)
         try:
             with self._connection.execute_wrapper(join):
@@ -271,7 +282,7 @@ class FunctionSavepoint:
             raise  # the whole transaction is rolled back
         except DatabaseError as error:
             self._leave(error)  # Django rolls back to the savepoint, and notes where that failed
-            if not self._connection.needs_rollback and not self._connection.closed_in_transaction:
+            if not will_roll_back(self._connection) and not was_closed(self._connection):
                 raise ConstraintViolated from error
             if commit and sqlstate(error) == _DIVISION_BY_ZERO:
                 return False
@@ -283,8 +294,8 @@ def is_cut_off(run: Run) -> bool:
     ``connection.connect()`` resets Django's books, so that they show no transaction at all. A session that was left
     open so is closed: it holds the row's lock."""
     connection: Any = connections[run.claim.using]
-    if run.session is None or connection.connection is run.session:
-        return bool(connection.closed_in_transaction)
+    if run.session is None or driver_of(connection) is run.session:
+        return bool(was_closed(connection))
     with contextlib.suppress(Exception):
         run.session.close()
     return True
@@ -292,6 +303,6 @@ def is_cut_off(run: Run) -> bool:
 
 def check_deferred_constraints(connection: Any) -> None:
     """Deferred constraints fail at the outer COMMIT, behind every savepoint; here they still are the body's failure."""
-    if connection.vendor == "postgresql" and not connection.needs_rollback:
+    if connection.vendor == "postgresql" and not will_roll_back(connection):
         with connection.cursor() as cursor:
             cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")

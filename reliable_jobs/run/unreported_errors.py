@@ -18,6 +18,7 @@ from django.db import connections, transaction
 
 from reliable_jobs import lifecycle
 from reliable_jobs.backoff import interruption_delay
+from reliable_jobs.compat.django_transaction import is_of_a_test, open_blocks
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import NotRecorded, WorkerFailed
 from reliable_jobs.lifecycle import Refusal, db_errors
@@ -176,6 +177,6 @@ def _claim_and_settle(task: RunnableTask, delivery: Delivery, ending: Callable[[
 def _clean_connection(using: str) -> None:
     """Leave no transaction of the broken run open; a test's own is not touched."""
     connection: Any = connections[using]
-    blocks = connection.atomic_blocks
-    if not any(getattr(block, "_from_testcase", False) for block in blocks):
+    blocks = open_blocks(connection)
+    if not any(is_of_a_test(block) for block in blocks):
         kept_connections.reset_if_open(using, 0)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from celery import Celery
-from django.db import connections
 
+from reliable_jobs.compat.django import close_connections
 from reliable_jobs.sweep import sweeper
 
 _T = TypeVar("_T")
@@ -57,7 +57,7 @@ class SweepLoop:
                 self._wake.clear()
             if not self._stop.is_set():
                 more = self.once()
-        connections.close_all()
+        close_connections()
 
     def once(self) -> bool:
         """One round. Says whether there is more to do at once."""
@@ -66,7 +66,7 @@ class SweepLoop:
         report = self._try(lambda: sweeper.sweep(self.app, actor=self.actor))
         more = report is not None and report.more
         if not (more or self.keep_connections):
-            connections.close_all()
+            close_connections()
         return more
 
     def _try(self, work: Callable[[], _T]) -> _T | None:
@@ -75,5 +75,5 @@ class SweepLoop:
         except Exception as error:
             # A sweeper that dies would be noticed only when jobs are missing; it logs and goes on.
             logger.warning("Sweep by %s failed (%s: %s); trying again.", self.actor, type(error).__name__, error)
-            connections.close_all()
+            close_connections()
             return None

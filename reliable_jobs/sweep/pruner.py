@@ -12,11 +12,12 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from django.db import IntegrityError, connections, router, transaction
+from django.db import IntegrityError, connections, transaction
 from django.db.models import DO_NOTHING, PROTECT, RESTRICT, Exists, ManyToOneRel, OuterRef
 
 from reliable_jobs import databases
 from reliable_jobs.clock import Now
+from reliable_jobs.compat.django import delete_alone, may_hold
 from reliable_jobs.conf import settings
 from reliable_jobs.models import Job, JobEvent, JobQuerySet
 
@@ -107,11 +108,12 @@ def _delete(alias: str, rows: JobQuerySet, size: int) -> list[uuid.UUID]:
             # Locked as they are, Django's own way is safe.
             Job.objects.using(alias).filter(pk__in=referred).delete()
         deletable = Job.objects.using(alias).filter(pk__in=[pk for pk in ids if pk not in referred])
-        # Private, as is the only way round the cascade; see tests/sweep/test_pruner.py.
-        deletable._raw_delete(alias)
-        JobEvent.objects.using(alias).filter(job_id__in=ids)._raw_delete(alias)
+        delete_alone(deletable, alias)
+        delete_alone(JobEvent.objects.using(alias).filter(job_id__in=ids), alias)
         if connections[alias].vendor == "postgresql":
-            connections[alias].check_constraints()  # deferred ones would fail at COMMIT
+            with connections[alias].cursor() as cursor:  # deferred constraints would fail at COMMIT
+                cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+                cursor.execute("SET CONSTRAINTS ALL DEFERRED")
     return ids
 
 
@@ -131,7 +133,7 @@ def _relations(alias: str) -> list[Any]:
         for relation in Job._meta.get_fields(include_hidden=True)
         if isinstance(relation, ManyToOneRel)
         and relation.related_model is not JobEvent
-        and router.allow_migrate_model(alias, relation.related_model)
+        and may_hold(alias, relation.related_model)
         and (relation.on_delete is not DO_NOTHING or getattr(relation.field, "db_constraint", True))
     ]
 

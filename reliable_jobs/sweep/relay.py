@@ -22,6 +22,7 @@ from celery import Celery
 from django.db import close_old_connections, connections
 
 from reliable_jobs import databases
+from reliable_jobs.compat.django import close_connections
 from reliable_jobs.dispatch.notify import ACTIVE, Ear
 from reliable_jobs.sweep import pruner, sweeper
 
@@ -139,6 +140,6 @@ class Relay:
         except Exception as error:
             # A relay that dies would be noticed only when jobs are late; it says so and goes on.
             logger.warning("Relay: %s: %s; trying again.", type(error).__name__, error)
-            connections.close_all()
+            close_connections()
             self.failed = True
             return 0

@@ -19,6 +19,7 @@ from django.db.models import Q
 
 from reliable_jobs import databases, lifecycle
 from reliable_jobs.clock import Now
+from reliable_jobs.compat.django import skips_locked
 from reliable_jobs.conf import settings
 from reliable_jobs.dispatch.publisher import publisher
 from reliable_jobs.dispatch.receipt import Receipt
@@ -149,7 +150,7 @@ def _publish_due(app: Celery, alias: str, report: Report, on_backlog: OnBacklog 
             _raise_sends(alias, jobs)
         if not jobs:
             return
-        if on_backlog and len(jobs) == window and connections[alias].features.has_select_for_update_skip_locked:
+        if on_backlog and len(jobs) == window and skips_locked(connections[alias]):
             on_backlog()
         receipt = _publish(app, alias, jobs, report)
         report.published += len(receipt.confirmed)

@@ -11,6 +11,8 @@ from typing import Any
 
 from django.db import DatabaseError, connections
 
+from reliable_jobs.compat.django import close_connections, copied_connection, is_barred, settings_of
+
 #: How long somebody else's connection may hold up a copy, in seconds.
 PATIENCE = 5.0
 _numbers = itertools.count(1)
@@ -26,12 +28,12 @@ def copied_databases() -> Iterator[None]:
         django.db.DatabaseError: a database can't be copied, because others are connected to it, or for want of the
             privilege CREATEDB, which Django's test runner needs too.
     """
-    connections.close_all()
+    close_connections()
     copies: dict[tuple[Any, ...], str] = {}
     before: list[tuple[dict[str, Any], dict[str, Any]]] = []
     try:
         for alias in _usable():
-            settings = connections[alias].settings_dict
+            settings = settings_of(connections[alias])
             server = (settings["HOST"], settings["PORT"], settings["NAME"])
             if server not in copies:
                 name = f"{settings['NAME'][:40]}_copy_{os.getpid()}_{next(_numbers)}"
@@ -43,11 +45,11 @@ def copied_databases() -> Iterator[None]:
             settings.update(NAME=copies[server], OPTIONS=options)
         yield
     finally:
-        connections.close_all()
+        close_connections()
         for settings, as_they_were in before:
             settings.update(as_they_were)
         for alias in _usable():
-            settings = connections[alias].settings_dict
+            settings = settings_of(connections[alias])
             server = (settings["HOST"], settings["PORT"], settings["NAME"])
             if server in copies:
                 _maintain(alias, f'DROP DATABASE "{copies.pop(server)}" WITH (FORCE)')
@@ -58,15 +60,15 @@ def _usable() -> list[str]:
     return [
         alias
         for alias in connections
-        if connections[alias].vendor == "postgresql" and not hasattr(connections[alias].connect, "wrapped")
+        if connections[alias].vendor == "postgresql" and not is_barred(connections[alias])
     ]
 
 
 def _maintain(alias: str, sql: str) -> None:
     """One statement about a database, from another one of the same server."""
-    connection = connections[alias].copy()
-    connection.settings_dict["NAME"] = "postgres"
-    connection.settings_dict["OPTIONS"].pop("pool", None)
+    connection = copied_connection(connections[alias])
+    settings_of(connection)["NAME"] = "postgres"
+    settings_of(connection)["OPTIONS"].pop("pool", None)
     deadline = time.monotonic() + PATIENCE
     try:
         while True:

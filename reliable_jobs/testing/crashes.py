@@ -15,6 +15,8 @@ from django.db import NotSupportedError, connections, router
 
 from reliable_jobs import lifecycle
 from reliable_jobs.clock import Now
+from reliable_jobs.compat.django import close_connections
+from reliable_jobs.compat.django_transaction import in_transaction
 from reliable_jobs.models import Job
 from reliable_jobs.status import FINAL, Status
 from reliable_jobs.testing.copies import copied_databases
@@ -128,7 +130,7 @@ def _assert_possible(alias: str) -> None:
             "crash_at_every_statement() needs PostgreSQL and a system that can fork. On SQLite a copy of an in-memory "
             "database dies with its process. Run this test where DATABASES points to PostgreSQL, and skip it elsewhere."
         )
-    if connection.in_atomic_block:
+    if in_transaction(connection):
         raise NotSupportedError(
             "crash_at_every_statement() can't see into an open transaction from other processes. Use "
             "django.test.TransactionTestCase instead of TestCase; with pytest-django, transactional_db instead of db."
@@ -229,7 +231,7 @@ class _Trial:
             if (code, killed) != ((-9, kill_at) if kill_at else (0, 0)):
                 return _Death(steps, None, "", broken=self._not_hit(code, kill_at, steps))
             death = _Death(steps, self.seen(), self._job().status)
-            connections.close_all()
+            close_connections()
             code = exit_code(in_fork(lambda: self._next_run(redeliver=bool(kill_at))), self.timeout)
             job = self._job()
             if code != 0:

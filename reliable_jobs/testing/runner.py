@@ -13,13 +13,15 @@ from typing import Any
 from celery import Celery
 from celery.app import app_or_default
 from celery.exceptions import NotRegistered
-from django.db import connections, router
+from django.db import router
 from django.db.models import F
 from kombu.message import Message
 
 from reliable_jobs.clock import Now
 from reliable_jobs.compat.celery_results import is_disabled, without_backend
 from reliable_jobs.compat.celery_run import tracer_of
+from reliable_jobs.compat.django import made_connections
+from reliable_jobs.compat.django_transaction import hooks_count, in_transaction, take_hooks
 from reliable_jobs.message.row_to_message import outgoing
 from reliable_jobs.models import Job
 from reliable_jobs.run.tracing import that_answers
@@ -234,17 +236,15 @@ def _local_backend(task: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def _as_if_committed() -> Iterator[None]:
     """In a test's open transaction, do what the commit of a job would: run its body's on_commit hooks, once."""
-    open_ones = [connection for connection in connections.all(initialized_only=True) if connection.in_atomic_block]
-    before = [(connection, len(connection.run_on_commit)) for connection in open_ones]
+    open_ones = [connection for connection in made_connections() if in_transaction(connection)]
+    before = [(connection, hooks_count(connection)) for connection in open_ones]
     yield
     for connection, start in before:
         if connection.vendor == "postgresql":
             # The run has checked them; the test's own transaction goes on as it was (Django's own check does the same).
             with connection.cursor() as cursor:
                 cursor.execute("SET CONSTRAINTS ALL DEFERRED")
-        while len(connection.run_on_commit) > start:
-            registered: Any = connection.run_on_commit.pop(start)
-            _, hook, robust = registered
+        for hook, robust in take_hooks(connection, start):
             try:
                 hook()
             except Exception:

@@ -23,6 +23,8 @@ from typing import Any
 
 from django.db.backends.signals import connection_created
 
+from reliable_jobs.compat.django import driver_of
+
 #: The line that stands before a kill.
 KILLED = "killed at"
 _LONG_LIST = re.compile(r"(SELECT|RETURNING) .{60,}?(?= FROM |$)", re.S)
@@ -77,9 +79,9 @@ class Steps:
         connection_created.connect(self._connected, weak=False)
 
     def _connected(self, connection: Any, **kwargs: Any) -> None:
-        factory = getattr(connection.connection, "cursor_factory", None)
+        factory = getattr(driver_of(connection), "cursor_factory", None)
         if factory is not None:
-            connection.connection.cursor_factory = self._counting(factory, connection.alias)
+            driver_of(connection).cursor_factory = self._counting(factory, connection.alias)
         if getattr(connection, "watched_by", None) is self:
             return  # the same wrapper, connected anew
         connection.watched_by = self

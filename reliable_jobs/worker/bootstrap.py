@@ -13,6 +13,7 @@ from django.db.backends.signals import connection_created
 from reliable_jobs import databases, tasks
 from reliable_jobs.compat import register
 from reliable_jobs.compat.celery_pool import is_pool, pool_of
+from reliable_jobs.compat.django import driver_of, settings_of
 from reliable_jobs.conf import settings
 from reliable_jobs.run import kept_connections, pools
 from reliable_jobs.schedule import SWEEP_TASK
@@ -40,7 +41,7 @@ def _on_worker_init(sender: Any = None, **kwargs: Any) -> None:
     except register.IncompatibleLibrary as error:
         raise SystemExit(str(error)) from error  # Celery logs any other exception of a receiver, and goes on
     for alias in databases.candidates():
-        if not connections[alias].settings_dict.get("AUTOCOMMIT", True):
+        if not settings_of(connections[alias]).get("AUTOCOMMIT", True):
             # Celery logs any other exception of a receiver, and goes on.
             raise SystemExit(
                 f"reliable_jobs: database {alias!r} has AUTOCOMMIT = False, so no job's transaction would ever be "
@@ -67,7 +68,8 @@ def _on_worker_set_up(instance: Any = None, **kwargs: Any) -> None:
 def _prepare_session(connection: Any, **kwargs: Any) -> None:
     if connection.vendor != "postgresql":
         return
-    known = [(name, value) for version, name, value in POSTGRESQL_SESSION if connection.pg_version >= version]
+    server = driver_of(connection).info.server_version
+    known = [(name, value) for version, name, value in POSTGRESQL_SESSION if server >= version]
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT " + ", ".join(["set_config(%s, %s, false)"] * len(known)), [part for pair in known for part in pair]

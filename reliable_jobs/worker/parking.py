@@ -17,7 +17,6 @@ from typing import Any
 
 from celery import bootsteps
 from celery.worker import state as worker_state
-from django.db import connections
 from kombu.utils import json as kombu_json
 
 from reliable_jobs import lifecycle
@@ -29,6 +28,7 @@ from reliable_jobs.compat.celery_worker import (
     before_rejecting,
     reject_invalid,
 )
+from reliable_jobs.compat.django import close_connections
 from reliable_jobs.databases import write_alias
 from reliable_jobs.lifecycle import db_errors
 from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, HEADER, as_uuid
@@ -51,7 +51,7 @@ def aside(work: Callable[[], None], what: str) -> threading.Thread | None:
         except Exception:
             logger.exception("Could not record: %s", what)
         finally:
-            connections.close_all()
+            close_connections()
 
     thread = threading.Thread(target=run, name="reliable_jobs-aside", daemon=True)
     try:

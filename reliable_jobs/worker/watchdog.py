@@ -25,12 +25,12 @@ from typing import Any
 
 from celery.worker import state as worker_state
 from django.db import Error as DatabaseError
-from django.db import connections
 
 from reliable_jobs import databases, lifecycle
 from reliable_jobs.clock import Now
 from reliable_jobs.compat.celery_pool import may_block, places
 from reliable_jobs.compat.celery_worker import is_stopping, messages_held, stop_worker
+from reliable_jobs.compat.django import close_connections
 from reliable_jobs.conf import settings
 from reliable_jobs.models import Job
 from reliable_jobs.status import EventKind, Status
@@ -106,7 +106,7 @@ class Watchdog:
             except Exception:
                 logger.exception("The watchdog stumbled; it goes on.")
             finally:
-                connections.close_all()
+                close_connections()
             before = now
 
     def count_message(self) -> None:

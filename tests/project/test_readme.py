@@ -383,10 +383,10 @@ def test_the_promise_table_names_tests_that_carry_the_promises_id() -> None:
             assert f'promise("{promise}")' in file_of_test(name).read_text(), f"{name} has no test of {promise}"
 
 
-def test_private_interfaces_are_pinned_by_tests_that_exist() -> None:
-    for interface, _, pinned in table(ARCHITECTURE, first="interface"):
+def test_undocumented_names_are_pinned_by_tests_that_exist() -> None:
+    for names, _, _, pinned in table(ARCHITECTURE, first="names"):
         for name in re.findall(r"`(test_\w+\.py)`", pinned):
-            assert file_of_test(name), f"{interface}: {name}"
+            assert file_of_test(name), f"{names}: {name}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

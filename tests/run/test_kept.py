@@ -13,6 +13,7 @@ from celery.concurrency import gevent, prefork, solo, thread
 from celery.fixups.django import DjangoFixup
 from django.db import connection, connections
 
+from reliable_jobs.compat import django as compat_django
 from reliable_jobs.run import kept_connections
 from tests.support.harness import PATIENCE, Stack, wait_until
 from tests.testapp import tasks
@@ -103,7 +104,7 @@ def test_a_projects_own_age_stays_and_kept_connections_are_checked(
 ) -> None:
     own = {**connections.settings["default"], "CONN_MAX_AGE": 5}
     other = {**connections.settings["default"], "CONN_MAX_AGE": 0}
-    monkeypatch.setattr(kept_connections, "connections", types.SimpleNamespace(settings={"own": own, "other": other}))
+    monkeypatch.setattr(compat_django, "connections", types.SimpleNamespace(settings={"own": own, "other": other}))
     kept_connections._set_ages()
     assert (own["CONN_MAX_AGE"], own["CONN_HEALTH_CHECKS"]) == (5, True)
     assert (other["CONN_MAX_AGE"], other["CONN_HEALTH_CHECKS"]) == (600, True)
@@ -112,7 +113,7 @@ def test_a_projects_own_age_stays_and_kept_connections_are_checked(
 @pytest.mark.django_db
 def test_a_database_with_a_pool_keeps_celerys_way(project: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     pooled = {**connections.settings["default"], "OPTIONS": {"pool": True}}
-    monkeypatch.setattr(kept_connections, "connections", types.SimpleNamespace(settings={"default": pooled}))
+    monkeypatch.setattr(compat_django, "connections", types.SimpleNamespace(settings={"default": pooled}))
     assert not kept_connections.keep_connections(worker(project, prefork.TaskPool))
 
 
@@ -125,7 +126,7 @@ def test_a15_a_forked_child_forgets_its_parents_pools(monkeypatch: pytest.Monkey
     pooled._connection_pools = pools
     plain = types.SimpleNamespace(alias="default", connection="kept")
     both = types.SimpleNamespace(all=lambda initialized_only: [plain, pooled])
-    monkeypatch.setattr(kept_connections, "connections", both)
+    monkeypatch.setattr(compat_django, "connections", both)
     monkeypatch.setattr(kept_connections, "_left_to_the_parent", [])
     kept_connections._forget_pools()
     assert (pools, pooled.connection, plain.connection, kept_connections._left_to_the_parent) == (

@@ -10,6 +10,7 @@ from django.db import connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from reliable_jobs import ReliableTask
+from reliable_jobs.compat.django_transaction import OPENS_SAVEPOINT, RELEASES_SAVEPOINT
 from reliable_jobs.models import Job
 from reliable_jobs.run import round_trips
 from tests.support import inprocess
@@ -144,8 +145,8 @@ def test_one_by_one_the_statements_come_to_the_same(
 def test_django_still_makes_savepoints_by_the_methods_put_aside(jobs: InProcess) -> None:
     with transaction.atomic(), CaptureQueriesContext(connection) as queries:
         aside = (
-            round_trips.savepoint_names(connection, "_savepoint"),
-            round_trips.savepoint_names(connection, "_savepoint_commit"),
+            round_trips.savepoint_names(connection, OPENS_SAVEPOINT),
+            round_trips.savepoint_names(connection, RELEASES_SAVEPOINT),
         )
         with aside[0] as made, aside[1] as gone, transaction.atomic():
             assert not gone

@@ -7,8 +7,9 @@ from typing import Any
 
 from celery import Celery
 from django.core.management.base import CommandError, CommandParser
-from django.db import close_old_connections, connections
+from django.db import close_old_connections
 
+from reliable_jobs.compat.django import close_connections
 from reliable_jobs.management.base import JobCommand, seconds
 from reliable_jobs.sweep import sweeper
 
@@ -63,7 +64,7 @@ class Command(JobCommand):
                 # A sweeper that dies would be noticed only when jobs are missing; it says so and goes on.
                 logger.warning("Sweep failed (%s: %s); trying again.", type(error).__name__, error)
                 self.stderr.write(f"Sweep failed ({type(error).__name__}: {error}); trying again.")
-                connections.close_all()
+                close_connections()
             else:
                 if not report.idle:
                     self.stdout.write(f"Swept: {report}.")

@@ -1,0 +1,184 @@
+"""Django: database connections. Needs no loaded apps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import connections, router
+
+from reliable_jobs.compat.register import Library
+
+DJANGO = Library("Django", "Django", tried="5.2 to 6.1")
+
+#: The class of connections, and what sets their attributes.
+WRAPPER = "django.db.backends.base.base:BaseDatabaseWrapper"
+INIT = f"{WRAPPER}.__init__"
+
+# --- the connections of this thread -----------------------------------------------------------------------------------
+
+
+@DJANGO.undocumented(
+    "ConnectionHandler.all",
+    at="django.utils.connection:BaseConnectionHandler.all",
+    takes=("initialized_only",),
+    tests=["test_outbox"],
+)
+def made_connections() -> list[Any]:
+    """The connections that this thread has made so far, open or not: to look for a transaction makes no other."""
+    return list(connections.all(initialized_only=True))
+
+
+@DJANGO.undocumented(
+    "ConnectionHandler.close_all",
+    at="django.utils.connection:BaseConnectionHandler.close_all",
+    tests=["test_parent_endings"],
+)
+def close_connections() -> None:
+    """Close this thread's connections, which its end would leave open."""
+    connections.close_all()
+
+
+@DJANGO.undocumented(
+    "ConnectionHandler.__delitem__",
+    at="django.utils.connection:BaseConnectionHandler.__delitem__",
+    tests=["test_failures"],
+)
+def start_anew(alias: str) -> None:
+    """Close a connection, and have the next use make a new one: a task function has left a transaction open on it, and
+    nothing would be committed any more."""
+    connections[alias].close()
+    del connections[alias]
+
+
+@DJANGO.undocumented(
+    "ConnectionHandler.settings",
+    at="django.utils.connection:BaseConnectionHandler.settings",
+    tests=["test_kept"],
+)
+def database_settings() -> dict[str, dict[str, Any]]:
+    """The databases' settings by alias, with Django's defaults, as connections to come will read them."""
+    configured: dict[str, dict[str, Any]] = connections.settings
+    return configured
+
+
+settings_of = DJANGO.attribute(
+    "connection.settings_dict",
+    "The settings of one connection: tests and some libraries give it others than ``DATABASES`` has.",
+    inside=INIT,
+    tests=["test_database_settings"],
+)
+
+
+@DJANGO.undocumented(
+    "router.allow_migrate_model",
+    at="django.db.utils:ConnectionRouter.allow_migrate_model",
+    takes=("db", "model"),
+    tests=["test_databases"],
+)
+def may_hold(alias: str, model: Any) -> bool:
+    """Whether the routers allow a model's table in a database."""
+    return bool(router.allow_migrate_model(alias, model))
+
+
+# --- one connection ---------------------------------------------------------------------------------------------------
+
+
+driver_of = DJANGO.attribute(
+    "connection.connection",
+    "The driver's own connection, None while there is none. Where it is another one than before the task function, the "
+    "transaction is gone.",
+    inside=INIT,
+    tests=["test_failures", "test_relay"],
+)
+
+
+@DJANGO.undocumented("connection.health_check_done", inside=INIT, tests=["test_kept"])
+def skip_health_check(connection: Any) -> None:
+    """Leave out the check that CONN_HEALTH_CHECKS makes before the next statement: the claim is the check."""
+    connection.health_check_done = True
+
+
+@DJANGO.undocumented("connection.introspection", inside=INIT, tests=["test_databases"])
+@DJANGO.undocumented(
+    "DatabaseIntrospection.table_names",
+    at="django.db.backends.base.introspection:BaseDatabaseIntrospection.table_names",
+    tests=["test_databases"],
+)
+def table_names(connection: Any) -> list[str]:
+    """The names of the tables that a database holds."""
+    names: list[str] = connection.introspection.table_names()
+    return names
+
+
+@DJANGO.undocumented(
+    "DatabaseOperations.quote_name",
+    at="django.db.backends.base.operations:BaseDatabaseOperations.quote_name",
+    takes=("name",),
+    tests=["test_admin"],
+)
+def quoted(connection: Any, name: str) -> str:
+    """The name of a table or column as it stands in the database's SQL."""
+    text: str = connection.ops.quote_name(name)
+    return text
+
+
+@DJANGO.undocumented(
+    "DatabaseFeatures.has_select_for_update_skip_locked",
+    at="django.db.backends.base.features:BaseDatabaseFeatures.has_select_for_update_skip_locked",
+    tests=["test_relay"],
+)
+def skips_locked(connection: Any) -> bool:
+    """Whether a database can pass over rows that are locked, so that two may take rows at a time."""
+    return bool(connection.features.has_select_for_update_skip_locked)
+
+
+@DJANGO.undocumented(
+    "postgresql.DatabaseWrapper._connection_pools",
+    at="django.db.backends.postgresql.base:DatabaseWrapper._connection_pools",
+    rare=True,
+    tests=["test_kept"],
+)
+def take_pools() -> list[Any]:
+    """Take the pools of ``OPTIONS["pool"]`` away from Django, in a child that has inherited them, and the connections
+    that came from them: returned to its pool such a connection would wait for a thread that is not here."""
+    taken: list[Any] = []
+    pools = [(connection, getattr(connection, "_connection_pools", {})) for connection in made_connections()]
+    for connection, by_alias in pools:
+        if connection.alias in by_alias:
+            connection.connection = None
+    for _, by_alias in pools:
+        taken.extend(by_alias.values())
+        by_alias.clear()
+    return taken
+
+
+@DJANGO.undocumented(
+    "QuerySet._raw_delete",
+    at="django.db.models.query:QuerySet._raw_delete",
+    takes=("using",),
+    tests=["test_pruner", "test_promise_7_no_silent_discard"],
+)
+def delete_alone(rows: Any, alias: str) -> None:
+    """Delete rows by one statement, without the cascade that collects ids first: rows that are requeued meanwhile would
+    be deleted, too."""
+    rows._raw_delete(alias)
+
+
+# --- for tests --------------------------------------------------------------------------------------------------------
+
+
+@DJANGO.undocumented("connection.copy", at=f"{WRAPPER}.copy", takes=("alias",), tests=["test_testing_crashes"])
+def copied_connection(connection: Any) -> Any:
+    """Another connection with settings of its own, for a statement about the database from outside of it."""
+    return connection.copy()
+
+
+@DJANGO.undocumented(
+    "testcases._DatabaseFailure.wrapped",
+    inside="django.test.testcases:_DatabaseFailure.__init__",
+    rare=True,
+    tests=["test_testing_crashes"],
+)
+def is_barred(connection: Any) -> bool:
+    """Whether a test case of Django's does not let its test use a database, by its ``databases``."""
+    return hasattr(connection.connect, "wrapped")

@@ -1,0 +1,94 @@
+"""Django: transactions, as far as ``django.db.transaction`` does not tell. Needs no loaded apps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from reliable_jobs.compat.django import DJANGO, INIT, WRAPPER
+
+in_transaction = DJANGO.attribute(
+    "connection.in_atomic_block",
+    "Whether an ``atomic`` block is open, a test's included.",
+    inside=INIT,
+    tests=["test_outbox", "test_failures"],
+)
+
+
+open_blocks = DJANGO.attribute(
+    "connection.atomic_blocks",
+    "The ``atomic`` blocks that are open, the outermost first: a task function may leave one open, or none.",
+    inside=INIT,
+    tests=["test_savepoint", "test_bundle"],
+)
+
+
+is_of_a_test = DJANGO.attribute(
+    "Atomic._from_testcase",
+    "Whether an ``atomic`` block is the one that Django's ``TestCase`` holds on every database: not the user's.",
+    inside="django.db.transaction:Atomic.__init__",
+    tests=["test_outbox"],
+)
+
+
+will_roll_back = DJANGO.attribute(
+    "connection.needs_rollback",
+    "Whether the innermost ``atomic`` block rolls back. ``transaction.get_rollback()`` raises where a task function's "
+    "``connection.connect()`` has reset Django's books, so that they show no block.",
+    inside=INIT,
+    tests=["test_savepoint", "test_ends_of_runs"],
+)
+
+
+commits_on_exit = DJANGO.attribute(
+    "connection.commit_on_exit",
+    "Whether the outermost ``atomic`` block commits; not where the caller has turned autocommit off.",
+    inside=INIT,
+    tests=["test_savepoint", "test_outbox"],
+)
+
+
+was_closed = DJANGO.attribute(
+    "connection.closed_in_transaction",
+    "Whether a connection was closed in the midst of its transaction.",
+    inside=INIT,
+    tests=["test_savepoint", "test_failures"],
+)
+
+
+OPENS_SAVEPOINT = DJANGO.method(
+    "connection._savepoint",
+    "Put aside, Django opens a savepoint in its own books only: its statement travels with the claim.",
+    at=f"{WRAPPER}._savepoint",
+    takes=("sid",),
+    tests=["test_savepoint"],
+)
+RELEASES_SAVEPOINT = DJANGO.method(
+    "connection._savepoint_commit",
+    "Put aside, Django releases a savepoint in its own books only: its statement travels with the settlement.",
+    at=f"{WRAPPER}._savepoint_commit",
+    takes=("sid",),
+    tests=["test_savepoint"],
+)
+
+
+@DJANGO.undocumented("connection.run_on_commit", inside=INIT, tests=["test_bundle"])
+def guard_hooks(connection: Any, guard: Callable[[Callable[[], Any]], Callable[[], Any]]) -> None:
+    """Put something around each ``on_commit`` hook of the open transaction: one job's hook must not keep the hooks of
+    its bundle's other jobs from running. Django's own ``robust`` asks for names that partials do not have."""
+    connection.run_on_commit = [(ids, guard(hook), robust) for ids, hook, robust in connection.run_on_commit]
+
+
+@DJANGO.undocumented("connection.run_on_commit", inside=INIT, tests=["test_testing"])
+def hooks_count(connection: Any) -> int:
+    """How many ``on_commit`` hooks the open transaction has."""
+    return len(connection.run_on_commit)
+
+
+@DJANGO.undocumented("connection.run_on_commit", inside=INIT, tests=["test_testing"])
+def take_hooks(connection: Any, start: int) -> Iterator[tuple[Callable[[], Any], bool]]:
+    """Take the ``on_commit`` hooks from a number on out of the open transaction, also those that they add; with each,
+    whether it may fail. In a test's transaction nothing else would run them."""
+    while len(connection.run_on_commit) > start:
+        _, hook, robust = connection.run_on_commit.pop(start)
+        yield hook, robust
