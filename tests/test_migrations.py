@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
-from django.db import OperationalError, connection, connections, transaction
+from django.db import OperationalError, connection, connections, migrations, models, transaction
+from django.db.migrations.loader import MigrationLoader
 
 from reliable_jobs.migrations import _patience
+from reliable_jobs.migrations._patience import AddIndex, RemoveIndex
 from reliable_jobs.models import Job
 from tests.support.harness import PATIENCE, Stack, Transaction, wait_until
 from tests.test_models import job
@@ -18,14 +20,43 @@ from tests.test_models import job
 pytestmark = [pytest.mark.servers, pytest.mark.promise("I2")]
 
 
+OLD = models.Index(fields=["worker"], name="reliable_job_old")
+NEW = models.Index(fields=["queue"], name="reliable_job_new")
+#: Migrations as later releases bring them.
+LATER = [[AddIndex("job", NEW)], [RemoveIndex("job", OLD.name)]]
+
+
+def migrate() -> None:
+    """As the command ``migrate`` does it."""
+    state = MigrationLoader(connection).project_state()
+    state.add_index("reliable_jobs", "job", OLD)
+    for number, operations in enumerate(LATER):
+        migration = migrations.Migration(f"later_{number}", "reliable_jobs")
+        migration.operations = operations
+        with connection.schema_editor(atomic=True) as editor:
+            state = migration.apply(state, editor)
+
+
+def indexes() -> set[str]:
+    """Which of the two there are."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT indexname FROM pg_indexes WHERE indexname IN (%s, %s)", [OLD.name, NEW.name])
+        return {name for (name,) in cursor.fetchall()}
+
+
 @pytest.fixture
 def before(stack: Stack) -> Iterator[Job]:
-    """The schema of the first release, and a job."""
-    call_command("migrate", "reliable_jobs", "0001", verbosity=0)
+    """A job, before the migrations."""
+    with connection.schema_editor() as editor:
+        editor.add_index(Job, OLD)
     row = job()
     row.save(force_insert=True)
     yield row
-    call_command("migrate", "reliable_jobs", verbosity=0)
+    there = indexes()
+    with connection.schema_editor() as editor:
+        for index in (OLD, NEW):
+            if index.name in there:
+                editor.remove_index(Job, index)
 
 
 class InBackground(threading.Thread):
@@ -49,15 +80,6 @@ class InBackground(threading.Thread):
         assert not self.is_alive()
         if self.error is not None:
             raise self.error
-
-
-def unique_indexes() -> set[str]:
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT indexname FROM pg_indexes WHERE tablename = 'reliable_jobs_job' AND indexdef LIKE 'CREATE UNIQUE%'"
-            " AND indexname LIKE 'reliable_job_%'"
-        )
-        return {name for (name,) in cursor.fetchall()} - {"reliable_jobs_job_pkey"}
 
 
 def somebody_waits_for_the_table() -> bool:
@@ -100,12 +122,12 @@ def test_runs_and_requests_go_on_across_a_migration(
 
     other = InBackground(across)
     assert begun.wait(PATIENCE)
-    migration = InBackground(lambda: call_command("migrate", "reliable_jobs", verbosity=0))
+    migration = InBackground(migrate)
     wait_until(somebody_waits_for_the_table, "the migration waits")
     migrating.set()
     other.finish()
     migration.finish()
-    assert unique_indexes() == {"reliable_job_live_key"}
+    assert indexes() == {NEW.name}
 
 
 def test_a_migration_lets_others_pass_and_tries_again(
@@ -113,12 +135,12 @@ def test_a_migration_lets_others_pass_and_tries_again(
 ) -> None:
     monkeypatch.setattr(_patience, "LOCK_TIMEOUT_MS", 50)
     holds = Transaction(lambda: Job.objects.filter(pk=before.pk).lock().first())
-    migration = InBackground(lambda: call_command("migrate", "reliable_jobs", verbosity=0))
+    migration = InBackground(migrate)
     wait_until(lambda: "trying again" in caplog.text, "the migration has let go of its lock")
     job().save(force_insert=True)  # nobody is held up meanwhile
     holds.end()
     migration.finish()
-    assert unique_indexes() == {"reliable_job_live_key"}
+    assert indexes() == {NEW.name}
 
 
 def test_a_migration_that_gets_no_lock_changes_nothing(before: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,12 +148,13 @@ def test_a_migration_that_gets_no_lock_changes_nothing(before: Job, monkeypatch:
     monkeypatch.setattr(_patience, "TRIES", 1)
     holds = Transaction(lambda: job().save(force_insert=True))
     with pytest.raises(OperationalError, match="lock timeout"):
-        call_command("migrate", "reliable_jobs", verbosity=0)
+        migrate()
     holds.end()
-    assert unique_indexes() == {"reliable_job_key"}
+    assert indexes() == {OLD.name}
 
 
-def test_the_way_back(before: Job) -> None:
+def test_the_way_to_nothing_and_back(stack: Stack) -> None:
+    call_command("migrate", "reliable_jobs", "zero", verbosity=0)
+    assert "reliable_jobs_job" not in connection.introspection.table_names()
     call_command("migrate", "reliable_jobs", verbosity=0)
-    call_command("migrate", "reliable_jobs", "0001", verbosity=0)
-    assert unique_indexes() == {"reliable_job_key"}
+    assert "reliable_jobs_job" in connection.introspection.table_names()

@@ -215,13 +215,13 @@ def storage_parameters() -> dict[str, str]:
 @pytest.mark.servers
 @pytest.mark.promise("I10")
 def test_autovacuum_comes_before_a_fifth_is_dead_and_can_be_set_back(stack: Stack) -> None:
-    migration = importlib.import_module("reliable_jobs.migrations.0004_autovacuum")
-    assert storage_parameters() == migration.SETTINGS
+    migration = importlib.import_module("reliable_jobs.migrations.0001_initial")
+    assert storage_parameters() == migration.AUTOVACUUM
     with connection.schema_editor() as editor:
         migration.reset_autovacuum(None, editor)
         assert storage_parameters() == {}
         migration.set_autovacuum(None, editor)
-    assert storage_parameters() == migration.SETTINGS
+    assert storage_parameters() == migration.AUTOVACUUM
 
 
 @pytest.mark.servers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -102,12 +103,14 @@ class Bundled(OnCommit):
 
 
 class ServersAutovacuum(Bundled):
-    """Without the autovacuum settings that migration 0004 gives the table."""
+    """Without the autovacuum settings that the migration gives the table."""
 
     def install(self) -> None:
-        from django.core.management import call_command
+        from django.db import connection
 
-        call_command("migrate", "reliable_jobs", "0003", verbosity=0)
+        migration = importlib.import_module("reliable_jobs.migrations.0001_initial")
+        with connection.schema_editor() as editor:
+            migration.reset_autovacuum(None, editor)
 
 
 class NonAtomic(OnCommit):

@@ -1,5 +1,6 @@
-"""Changes of a table that is in use: a lock that is waited for holds up everybody behind it, and the jobs table's users
-are running bodies and open requests. So each change waits a moment, lets go, and tries again.
+"""For the migrations after the first, which change a table that is in use: a lock that is waited for holds up everybody
+behind it, and the jobs table's users are running task functions and open requests. So each change waits a moment, lets
+go, and tries again.
 
 One migration for each: a second lock that is waited for while the first is held ends in a deadlock with a run, which
 has its row and wants to settle it.
@@ -59,10 +60,7 @@ class _Patient:
         patiently(schema_editor.connection, lambda: change(app_label, schema_editor, *states))
 
 
-class AddConstraint(_Patient, migrations.AddConstraint): ...
-
-
 class AddIndex(_Patient, migrations.AddIndex): ...
 
 
-class RemoveConstraint(_Patient, migrations.RemoveConstraint): ...
+class RemoveIndex(_Patient, migrations.RemoveIndex): ...
