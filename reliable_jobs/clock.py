@@ -6,22 +6,40 @@ from typing import Any
 
 from django.db.models import functions
 
+_SQLITE = "STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW')"
 
-class Now(functions.Now):  # noqa: TID251 - the one place
-    """Django's ``Now``, in the zone that Django stores times in.
+
+def now_sql(connection: Any) -> str:
+    """The SQL of the time of the statement, for a text that is executed with parameters.
 
     MySQL's CURRENT_TIMESTAMP is in the session's zone, which Django does not set, and its columns know no zone. Where
     Django stores local times there (``USE_TZ = False``, or a ``TIME_ZONE`` of the database), the session's zone has to
-    be the same: ``reliable_jobs.W027`` compares them. SQLite's clock is UTC.
+    be the same: ``reliable_jobs.W027`` compares them. SQLite's clock is UTC; Django has set this process's zone to
+    TIME_ZONE.
     """
+    utc = connection.timezone_name == "UTC"
+    if connection.vendor == "mysql":
+        return "UTC_TIMESTAMP(6)" if utc else "CURRENT_TIMESTAMP(6)"
+    if connection.vendor == "sqlite":
+        return _SQLITE if utc else _SQLITE.replace(")", ", 'localtime')")
+    return "STATEMENT_TIMESTAMP()"
+
+
+def from_now_sql(connection: Any) -> str:
+    """The SQL of a time some seconds from now: one parameter, a float; NULL for NULL."""
+    now = now_sql(connection)
+    if connection.vendor == "mysql":
+        return f"{now} + INTERVAL (%s * 1000000) MICROSECOND"
+    if connection.vendor == "sqlite":
+        return now.replace(")", ", %s || ' seconds')")
+    return f"{now} + %s * INTERVAL '1 second'"  # make_interval() takes five times as long to plan
+
+
+class Now(functions.Now):  # noqa: TID251 - the one place
+    """Django's ``Now``, in the zone that Django stores times in: see :func:`now_sql`."""
 
     def as_mysql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
-        template = "UTC_TIMESTAMP(6)" if connection.timezone_name == "UTC" else "CURRENT_TIMESTAMP(6)"
-        return self.as_sql(compiler, connection, template=template, **extra)
+        return self.as_sql(compiler, connection, template=now_sql(connection), **extra)
 
     def as_sqlite(self, compiler: Any, connection: Any, **extra: Any) -> Any:
-        if connection.timezone_name == "UTC":
-            return super().as_sqlite(compiler, connection, **extra)
-        # Django has set this process's zone to TIME_ZONE.
-        template = "STRFTIME('%%%%Y-%%%%m-%%%%d %%%%H:%%%%M:%%%%f', 'NOW', 'localtime')"
-        return self.as_sql(compiler, connection, template=template, **extra)
+        return self.as_sql(compiler, connection, template=now_sql(connection).replace("%", "%%"), **extra)

@@ -9,6 +9,7 @@ import os
 import uuid
 from typing import Any
 
+from django.db.models import F
 from django.utils import timezone
 
 VARIABLE = "DEMO_BREAK"
@@ -25,17 +26,24 @@ def apply() -> None:
 def _without_fence() -> None:
     """A run that has lost its job is not told so: it commits, and settles, all the same."""
     from reliable_jobs import lifecycle
-    from reliable_jobs.lifecycle import settle
-    from reliable_jobs.lifecycle.sql import Moment, update
+    from reliable_jobs.clock import Now
+    from reliable_jobs.lifecycle import Claim, settle
     from reliable_jobs.models import Job
-    from reliable_jobs.status import FINAL
+    from reliable_jobs.status import FINAL, Reason, Status
 
     def transition(job: Job, using: str, status: str, *, token_now: uuid.UUID | None = None, **changes: Any) -> bool:
         if status in FINAL:
-            changes["finished_at"] = Moment()
-        return update(using, job.pk, {}, {"status": status, **changes})
+            changes["finished_at"] = Now()
+        rows = Job.objects.using(using).filter(pk=job.pk)
+        return rows.update(status=status, epoch=F("epoch") + 1, **changes) == 1
+
+    def succeed(claim: Claim, worker: str, result: str | None, reason: str = Reason.NONE) -> bool:
+        given_back = {} if claim.token is None else {"crashes": claim.job.crashes - 1, "token": None, "lease_at": None}
+        changes = {"reason": reason, "result": result, "worker": worker, **given_back}
+        return transition(claim.job, claim.using, Status.SUCCEEDED, **changes)
 
     _replace(settle, "transition", transition)
+    _replace(lifecycle, "succeed", succeed)
     _replace(lifecycle, "hold_by_token", lambda claim: True)
     _replace(lifecycle, "extend_lease", lambda claim, lease: True)
 

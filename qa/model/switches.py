@@ -1,12 +1,13 @@
 """Switches a protection off in this process: the replacements of qa/mutants, made in the functions as they stand.
 
-A function keeps its identity and gets the code of the changed source, so whoever has imported it sees the change.
+A function keeps its identity and gets the code of the changed source, so whoever has imported it sees the change. Of a
+module's constants (the SQL) only those see it who ask the module.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import functools
 import importlib
 import types
 from collections.abc import Iterator
@@ -15,7 +16,6 @@ from typing import Any
 
 from qa.mutants.catalogue import MUTANTS
 from qa.mutants.mutant import ROOT, mutated
-from reliable_jobs.lifecycle import sql
 
 _PACKAGE = ROOT / "reliable_jobs"
 _Codes = dict[tuple[str, ...], types.CodeType]
@@ -57,42 +57,44 @@ def _function(module: types.ModuleType, path: tuple[str, ...]) -> types.Function
     return found if isinstance(found, types.FunctionType) else None
 
 
-def _forget_statements() -> None:
-    """Statements are compiled once for each shape: what was made by other code is no use."""
-    for made in vars(sql).values():
-        if isinstance(made, functools._lru_cache_wrapper):
-            made.cache_clear()
-
-
 @contextlib.contextmanager
 def switched_off(name: str) -> Iterator[None]:
     """The named protection of qa/mutants is off for a time.
 
     Raises:
-        ValueError: the change does not lie within functions.
+        ValueError: the change lies neither within functions nor in constants.
     """
     mutant = next(mutant for mutant in MUTANTS if mutant.name == name)
-    before: list[tuple[types.FunctionType, types.CodeType]] = []
+    before: list[tuple[object, str, Any]] = []
     for path, text in mutated(mutant, _PACKAGE).items():
-        before += _changed_functions(path, text)
+        module = importlib.import_module(".".join(path.relative_to(_PACKAGE.parent).with_suffix("").parts))
+        before += [*_changed_functions(module, path, text), *_changed_constants(module, path, text)]
     if not before:
-        raise ValueError(f"{name}: no function would be changed")
+        raise ValueError(f"{name}: nothing would be changed")
     try:
-        _forget_statements()
         yield
     finally:
-        for function, code in before:
-            function.__code__ = code
-        _forget_statements()
+        for owner, attribute, value in before:
+            setattr(owner, attribute, value)
 
 
-def _changed_functions(path: Path, text: str) -> Iterator[tuple[types.FunctionType, types.CodeType]]:
-    dotted = ".".join(path.relative_to(_PACKAGE.parent).with_suffix("").parts)
-    module = importlib.import_module(dotted)
+def _changed_functions(module: types.ModuleType, path: Path, text: str) -> Iterator[tuple[object, str, Any]]:
     old = _codes(compile(path.read_text(), str(path), "exec"))
     for names, code in _codes(compile(text, str(path), "exec")).items():
         function = _function(module, names)
         if function is not None and not _same(code, old[names]):
             was = function.__code__
             function.__code__ = code
-            yield function, was
+            yield function, "__code__", was
+
+
+def _changed_constants(module: types.ModuleType, path: Path, text: str) -> Iterator[tuple[object, str, Any]]:
+    old = {ast.dump(statement) for statement in ast.parse(path.read_text()).body}
+    for statement in ast.parse(text).body:
+        if isinstance(statement, ast.Assign) and ast.dump(statement) not in old:
+            names = dict(vars(module))
+            exec(compile(ast.Module([statement], []), str(path), "exec"), names)
+            for target in statement.targets:
+                assert isinstance(target, ast.Name)
+                yield module, target.id, getattr(module, target.id)
+                setattr(module, target.id, names[target.id])

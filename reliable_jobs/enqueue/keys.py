@@ -7,7 +7,6 @@ import dataclasses
 import datetime
 import uuid
 from collections.abc import Iterator
-from typing import Any
 
 from django.db import OperationalError, connections, transaction
 
@@ -37,18 +36,18 @@ class Request:
     id_given: bool = False
 
 
-def insert_unless_there(values: dict[str, Any], request: Request, alias: str) -> uuid.UUID | None:
+def insert_unless_there(new: insert.New, request: Request, alias: str) -> uuid.UUID | None:
     """Insert; or return the id of the job that has the key or the task id already."""
     task, jobs = request.rendered.task, Job.objects.using(alias)
     holders = jobs.filter(task=task, live_key=request.key) if request.key is not None else jobs.none()
-    if request.key is None and insert.insert(alias, values, unless_there=True):
+    if request.key is None and insert.insert(alias, new, unless_there=True):
         return None  # by far most of them: ids that Celery's canvas has chosen
     for _ in range(_KEY_ROUNDS):
         found = holders.first() or (jobs.filter(pk=request.job_id).first() if request.id_given else None)
         if found is not None:
             return _same_or_conflict(found, request)
         with transaction.atomic(using=alias), bounded_wait(alias, task, request.key):
-            inserted = insert.insert(alias, values, unless_there=True)
+            inserted = insert.insert(alias, new, unless_there=True)
         if inserted:
             return None
     raise KeyBusy(

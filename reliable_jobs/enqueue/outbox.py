@@ -23,7 +23,6 @@ from reliable_jobs.enqueue.insert import Each
 from reliable_jobs.enqueue.keys import Request
 from reliable_jobs.enqueue.template import Template
 from reliable_jobs.errors import EnqueueError
-from reliable_jobs.lifecycle.sql import Moment
 
 
 def enqueue(app: Celery, request: Request, *, using: str | None = None, transactional: bool = True) -> uuid.UUID:
@@ -43,11 +42,11 @@ def enqueue(app: Celery, request: Request, *, using: str | None = None, transact
 def _write(app: Celery, request: Request, alias: str) -> uuid.UUID:
     later = _is_for_later(request)
     immediate = not later and on_commit.publishes(app, alias, 1)
-    values = _values(request, later=later, sends=1 if immediate else 0)
+    new = _new(request, later=later, sends=1 if immediate else 0)
     if request.key is None and not request.id_given:
-        insert.insert(alias, values)
+        insert.insert(alias, new)
     else:
-        existing = keys.insert_unless_there(values, request, alias)
+        existing = keys.insert_unless_there(new, request, alias)
         if existing is not None:
             return existing
     if immediate:
@@ -67,7 +66,7 @@ def enqueue_many(
 
     Args:
         request: what they have in common; its id is not used.
-        blocks: as :func:`rows.insert_many` takes them.
+        blocks: as :func:`insert.insert_many` takes them.
 
     Raises:
         django.db.Error: with nothing written.
@@ -81,11 +80,9 @@ def enqueue_many(
         head += itertools.islice(begun, most + 1 - len(head))
     later = _is_for_later(request)
     immediate = not later and on_commit.publishes(app, alias, len(head))
-    common = _values(request, later=later, sends=1 if immediate else 0)
-    for name in ("id", "body", "envelope"):
-        del common[name]
+    common = _new(request, later=later, sends=1 if immediate else 0)
     if template.own_root:
-        del common["root_id"]
+        common = common._replace(root_id=None)
     ids: list[str] = []
 
     def noted(block: Iterable[Each]) -> Iterator[Each]:
@@ -122,41 +119,37 @@ def _seconds_until(moment: Any) -> Any:
     return moment
 
 
-def _values(request: Request, *, later: bool, sends: int) -> dict[str, Any]:
+def _new(request: Request, *, later: bool, sends: int) -> insert.New:
     rendered = request.rendered
-    due = Moment()
     eta, expires = request.eta, request.expires
     if not django_settings.USE_TZ:
         # The database's times are naive then, and in a zone that depends on the database: what lies between is not.
         eta, expires = None, _seconds_until(expires)
-    if eta is not None:
-        # Not before the eta by the database's clock, however fast this machine's runs.
-        due = Moment(at=eta)
-    elif later:
-        due = Moment(delay=_seconds_until(request.eta) or request.countdown or 0.0)
-    if isinstance(expires, (int, float)):
-        expires_at: Any = Moment(delay=expires)
-    else:
-        expires_at = expires
-    return {
-        "id": request.job_id,
-        "task": rendered.task,
-        "queue": rendered.queue,
-        "priority": rendered.priority,
-        "due_at": due,
-        "check_at": Moment(delay=settings.GRACE) if sends else None,
-        "sends": sends,
-        "expires_at": expires_at,
-        "key": request.key,
-        "live_key": request.key,
-        "key_forever": request.key_forever or None,
-        "body": rendered.body,
-        "content_type": rendered.content_type,
-        "content_encoding": rendered.content_encoding,
-        "envelope": rendered.envelope,
-        "root_id": rendered.root_id,
-        "parent_id": rendered.parent_id,
-    }
+    due_in = 0.0
+    if eta is None and later:
+        due_in = _seconds_until(request.eta) or request.countdown or 0.0
+    return insert.New(
+        id=request.job_id,
+        task=rendered.task,
+        queue=rendered.queue,
+        priority=rendered.priority,
+        sends=sends,
+        key=request.key,
+        live_key=request.key,
+        key_forever=request.key_forever,
+        body=rendered.body,
+        content_type=rendered.content_type,
+        content_encoding=rendered.content_encoding,
+        envelope=rendered.envelope,
+        root_id=rendered.root_id,
+        parent_id=rendered.parent_id,
+        due_in=float(due_in),
+        # By the database's clock, however fast this machine's runs.
+        not_before=eta,
+        check_in=settings.GRACE if sends else None,
+        expires_at=expires if isinstance(expires, datetime.datetime) else None,
+        expires_in=expires if isinstance(expires, (int, float)) else None,
+    )
 
 
 def _outside_transaction(app: Celery, request: Request, alias: str) -> uuid.UUID:

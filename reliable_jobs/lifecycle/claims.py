@@ -11,8 +11,8 @@ from django.db.models import F
 from django.db.models.functions import Least
 
 from reliable_jobs.clock import Now
-from reliable_jobs.lifecycle.sql import Moment, lock_fit, lock_row
-from reliable_jobs.lifecycle.transition import Claim, Refusal, find, seconds, transition
+from reliable_jobs.lifecycle import sql
+from reliable_jobs.lifecycle.transition import Claim, Refusal, check_allowed, find, seconds, transition
 from reliable_jobs.models import Job
 from reliable_jobs.status import Status
 
@@ -29,7 +29,7 @@ def claim_atomic(job_id: uuid.UUID, rev: int, using: str) -> Claim | Refusal:
 
 def _lock_if_fit(job_id: uuid.UUID, rev: int, using: str) -> Claim | Refusal:
     """Lock the row and see whether a message of this rev may run it now."""
-    locked = lock_row(using, job_id)
+    locked = sql.lock_row(using, job_id)
     if locked is None:
         seen = find(job_id, using)
         if seen is None:
@@ -66,7 +66,7 @@ def claim_many(task: str, revs: Mapping[uuid.UUID, int], using: str) -> list[Cla
 
     What was started, interrupted or has failed before is left to a message of its own.
     """
-    found = lock_fit(using, task, list(revs))
+    found = sql.lock_bundle(using, task, list(revs))
     claims = {job.pk: Claim(job, using, now) for job, now in found if job.rev == revs[job.pk]}
     return [claims[job_id] for job_id in revs if job_id in claims]
 
@@ -89,18 +89,8 @@ def claim_committed(
         if job.crashes and _another_suspect_runs(job, using, worker):
             return Refusal.ALONE
         token = uuid.uuid4()
-        won = transition(
-            job,
-            using,
-            Status.RUNNING,
-            token=token,
-            lease_at=Moment(delay=lease),
-            deadline_at=Moment(delay=deadline) if deadline else None,
-            crashes=job.crashes + 1,
-            started_at=job.started_at or Moment(),
-            worker=worker,
-        )
-        if not won:
+        check_allowed(job, Status.RUNNING)
+        if not sql.write(using, sql.CLAIM, token, lease, deadline or None, worker, job.pk, job.epoch):
             return Refusal.LOCKED
         job.status = Status.RUNNING
         job.crashes += 1
@@ -129,7 +119,7 @@ def step_back(job_id: uuid.UUID, using: str, delay: float) -> bool:
     with transaction.atomic(using=using):
         job = Job.objects.using(using).filter(pk=job_id, status=Status.WAITING).lock().first()
         return job is not None and transition(
-            job, using, Status.WAITING, sends=0, check_at=None, due_at=Moment(delay=delay)
+            job, using, Status.WAITING, sends=0, check_at=None, due_at=Now() + seconds(delay)
         )
 
 

@@ -15,7 +15,6 @@ from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle.locks import impatient, is_lock_timeout
 from reliable_jobs.lifecycle.settle import fail, run_again
-from reliable_jobs.lifecycle.sql import Moment
 from reliable_jobs.lifecycle.transition import (
     ERROR_LIMIT,
     TRACEBACK_LIMIT,
@@ -226,7 +225,7 @@ def rescue(using: str, limit: int, *, actor: str = "sweeper") -> int:
                 deadline_at=None,
                 sends=0,
                 check_at=None,
-                due_at=Moment(delay=crash_delay(job.crashes) if job.crashes > 1 else 0),
+                due_at=Now() + seconds(crash_delay(job.crashes) if job.crashes > 1 else 0),
                 reason=Reason.TIME_LIMIT if death and death.kind == EventKind.TIME_LIMIT else Reason.CRASH,
             ):
                 record(job.pk, using, EventKind.RESCUE, actor, why)

@@ -8,23 +8,30 @@ from typing import Any
 
 from django.db import connections
 
-from reliable_jobs.lifecycle.sql import Moment
+from reliable_jobs.clock import Now
+from reliable_jobs.lifecycle import sql
 from reliable_jobs.lifecycle.transition import (
     ERROR_LIMIT,
     TRACEBACK_LIMIT,
     Claim,
+    check_allowed,
     clean,
     record,
+    seconds,
     transition,
 )
 from reliable_jobs.message.row_to_message import Rendered
-from reliable_jobs.models import Job
 from reliable_jobs.status import EventKind, Reason, Status
 
 
 def succeed(claim: Claim, worker: str, result: str | None, reason: str = Reason.NONE) -> bool:
     """The body returned. ``result`` is JSON text, or None to store nothing."""
-    return _leave(claim, Status.SUCCEEDED, worker, reason=reason, result=result, error="", traceback="")
+    job = claim.job
+    check_allowed(job, Status.SUCCEEDED)
+    values = (str(reason), result, worker, claim.now, job.pk)
+    if claim.token is None:
+        return sql.write(claim.using, sql.SUCCEED_FIRST_RUN, *values, job.epoch) == 1
+    return sql.write(claim.using, sql.SUCCEED_BY_TOKEN, *values, claim.token) == 1
 
 
 def succeed_many(claims: Sequence[Claim], worker: str, results: Sequence[str | None]) -> bool:
@@ -37,20 +44,8 @@ def succeed_many(claims: Sequence[Claim], worker: str, results: Sequence[str | N
     if connections[claims[0].using].vendor != "postgresql":
         return all(succeed(claim, worker, text) for claim, text in zip(claims, results, strict=True))
     job_ids, epochs = [claim.job.pk for claim in claims], [claim.job.epoch for claim in claims]
-    with connections[claims[0].using].cursor() as cursor:
-        cursor.execute(_SUCCEED_MANY, [worker, claims[0].now, job_ids, epochs, list(results)])
-        return bool(cursor.rowcount == len(claims))
-
-
-#: What :func:`_leave` writes for one, for those of a bundle in one statement.
-_SUCCEED_MANY = f"""
-    UPDATE "{Job._meta.db_table}" AS job
-    SET status = '{Status.SUCCEEDED}', reason = '{Reason.NONE}', result = done.result, error = '', traceback = '',
-        worker = %s, started_at = COALESCE(job.started_at, %s), finished_at = STATEMENT_TIMESTAMP(), deadline_at = NULL,
-        live_key = CASE WHEN job.key_forever THEN job.live_key END, epoch = job.epoch + 1
-    FROM unnest(%s::uuid[], %s::integer[], %s::text[]) AS done (id, epoch, result)
-    WHERE job.id = done.id AND job.epoch = done.epoch AND job.status = '{Status.WAITING}'
-"""
+    values = (worker, claims[0].now, job_ids, epochs, list(results))
+    return sql.write(claims[0].using, sql.SUCCEED_MANY, *values) == len(claims)
 
 
 def fail(claim: Claim, worker: str, reason: str, error: str, traceback: str, *, kind: str = EventKind.FAILURE) -> bool:
@@ -102,13 +97,13 @@ def run_again(
     changes: dict[str, Any] = {
         "sends": 0,
         "check_at": None,
-        "due_at": at if at is not None else Moment(delay=delay),
+        "due_at": at if at is not None else Now() + seconds(delay),
         "reason": reason,
         "error": error,
         "traceback": traceback,
         "attempt": job.attempt + attempt,
         "interruptions": job.interruptions + interruption,
-        "deadline_at": None if park_at is None else job.deadline_at or Moment(delay=park_at.total_seconds()),
+        "deadline_at": None if park_at is None else job.deadline_at or Now() + park_at,
     }
     if park_at is not None:
         changes["started_at"] = job.started_at  # nothing has started
@@ -128,7 +123,7 @@ def _content(rendered: Rendered) -> dict[str, Any]:
 
 
 def _leave(claim: Claim, status: str, worker: str, **changes: Any) -> bool:
-    """The one way out of a run. A run that reports gives its crash back."""
+    """Every way out of a run but success."""
     job = claim.job
     if claim.token is not None:
         changes.update(crashes=job.crashes - 1, token=None, lease_at=None)

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.db import transaction
+from django.db.models import F, Q
 
 from reliable_jobs.clock import Now
-from reliable_jobs.lifecycle.sql import Moment, update
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.status import FINAL, TRANSITIONS, EventKind, Status
 
@@ -91,20 +91,28 @@ def interruptions_since(job_id: uuid.UUID, using: str, window: float) -> int:
     return events.filter(at__gt=Now() - seconds(window)).count()
 
 
-def transition(job: Job, using: str, status: str, *, token_now: uuid.UUID | None = None, **changes: Any) -> bool:
-    """Times in ``changes`` are datetimes or moments."""
+def check_allowed(job: Job, status: str) -> None:
     if status not in TRANSITIONS[job.status]:
         raise ValueError(f"{job}: no transition from {job.status} to {status}")
+
+
+def transition(job: Job, using: str, status: str, *, token_now: uuid.UUID | None = None, **changes: Any) -> bool:
+    """Write a status if the row is still as the claim found it; says whether it was.
+
+    The claims and successes have the same as SQL: see lifecycle/sql.py.
+
+    Args:
+        token_now: the token of a committed claim; without one the epoch is the fence.
+        changes: values of other columns, by field name; times by the database's clock.
+    """
+    check_allowed(job, status)
     if status in FINAL:
-        changes["finished_at"] = Moment()
-        if not job.key_forever and job.live_key is not None:
+        changes["finished_at"] = Now()
+        if not job.key_forever:
             changes["live_key"] = None
-    fence = (
-        {"token": token_now, "status": Status.RUNNING}
-        if token_now
-        else {"epoch": job.epoch, "status": Status(job.status)}
-    )
-    return update(using, job.pk, fence, {"status": status, **changes})
+    fence = Q(token=token_now, status=Status.RUNNING) if token_now else Q(epoch=job.epoch, status=job.status)
+    rows = Job.objects.using(using).filter(fence, pk=job.pk)
+    return rows.update(status=status, epoch=F("epoch") + 1, **changes) == 1
 
 
 def record(job_id: uuid.UUID, using: str, kind: str, actor: str, detail: str = "", traceback: str = "") -> None:

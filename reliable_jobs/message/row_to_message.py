@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 HEADER = "reliable_jobs"
 #: What the pointer holds: the row's rev, its database, the number of this send and of the requeues until then.
 POINTER = ("rev", "using", "send", "requeues")
+#: The columns that a message is made of, and how often it has been sent: all that is read of a row that is published.
+SENT = (
+    *("task", "queue", "priority", "rev", "sends", "requeues"),
+    *("body", "content_type", "content_encoding", "envelope"),
+)
 ENVELOPE_VERSION = 1
 #: What Celery's message has in its headers unless somebody asked for something else. A row does not repeat it: most of
 #: the bytes of a small job would be these. ``id``, ``root_id`` and ``task`` come from the row's columns likewise.

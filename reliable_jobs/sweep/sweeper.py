@@ -23,8 +23,7 @@ from reliable_jobs.compat.django import skips_locked
 from reliable_jobs.conf import settings
 from reliable_jobs.dispatch.publisher import publisher
 from reliable_jobs.dispatch.receipt import Receipt
-from reliable_jobs.lifecycle.sql import SENT
-from reliable_jobs.message.row_to_message import outgoing
+from reliable_jobs.message.row_to_message import SENT, outgoing
 from reliable_jobs.models import Job
 from reliable_jobs.status import FINAL, Status
 from reliable_jobs.sweep import unconfirmed

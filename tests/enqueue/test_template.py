@@ -233,7 +233,7 @@ def test_a_write_that_fails_leaves_no_hooks_of_the_callers_to_fire(jobs: InProce
         taken = str(uuid.uuid4())
         tasks.effect.apply_async(("x",), task_id=taken)
         with pytest.raises(IntegrityError):
-            rows_module.insert("default", {**outbox._values(request_of(taken), later=False, sends=0)})
+            rows_module.insert("default", outbox._new(request_of(taken), later=False, sends=0))
     assert not fired
     assert not Job.objects.exists()
 

@@ -33,9 +33,9 @@ MUTANTS = [
         "bundle-claim",
         "I4",
         "lifecycle/sql.py",
-        "task=_SOME_TASK, status=Status.WAITING, due_at__lte=Now()",
-        "task=_SOME_TASK, due_at__lte=Now()",
+        "task = %s AND status = 'waiting' AND due_at",
+        "task = %s AND due_at",
         ("tests/run/test_bundle.py::test_a_copy_of_a_bundle_runs_nothing_again",),
-        also=(("lifecycle/settle.py", "AND job.status = '{Status.WAITING}'", ""),),
+        also=(("lifecycle/sql.py", "AND job.status = 'waiting'", ""),),
     ),
 ]
