@@ -31,7 +31,7 @@ from tests.support.private_servers import (
     PrivateRabbitMQ,
     ServerFailed,
     ServerMissing,
-    _accepts,
+    accepts,
     amqp_auth,
     free_port,
     postgres_auth,
@@ -66,7 +66,7 @@ def _postgres_answers(url: SplitResult) -> bool:
 def _rabbitmq_answers(url: SplitResult) -> bool:
     host, port = url.hostname or HOST, url.port or 5672
     if url.scheme == "amqps":
-        return _accepts(port, host)
+        return accepts(port, host)
     return amqp_auth(host, port, unquote(url.username or "guest"), unquote(url.password or "guest")) == "ok"
 
 

@@ -66,14 +66,8 @@ def _stack_of_session(django_db_blocker: Any) -> Iterator[Stack]:
     """The database of all tests that need servers, made and migrated once."""
     from tests.support.harness import Stack, server_urls
 
-    stack = Stack(*server_urls())
-    with django_db_blocker.unblock():
-        try:
-            with stack.active():
-                stack.create()
-            yield stack
-        finally:
-            stack.destroy()
+    with Stack(*server_urls()).migrated(django_db_blocker) as stack:
+        yield stack
 
 
 @pytest.fixture(scope="module")

@@ -201,6 +201,17 @@ class Stack:
         self._directory.cleanup()
 
     @contextlib.contextmanager
+    def migrated(self, django_db_blocker: Any) -> Iterator[Stack]:
+        """Its database stands for as long as the block; use it within ``active()``."""
+        with django_db_blocker.unblock():
+            try:
+                with self.active():
+                    self.create()
+                yield self
+            finally:
+                self.destroy()
+
+    @contextlib.contextmanager
     def active(self) -> Iterator[Stack]:
         """Django's default database and Celery's broker are the stack's, in every thread of this process."""
         parsed = connections.configure_settings({"default": by_hand(self.database_url)})

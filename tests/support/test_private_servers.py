@@ -19,9 +19,9 @@ from tests.support.private_servers import (
     PrivatePostgres,
     PrivateRabbitMQ,
     PrivateRedis,
+    Server,
     ServerFailed,
     ServerMissing,
-    _Server,
     amqp_auth,
     free_port,
     postgres_auth,
@@ -32,7 +32,7 @@ psycopg = pytest.importorskip("psycopg")
 
 pytestmark = pytest.mark.servers
 
-AnyServer = TypeVar("AnyServer", bound=_Server)
+AnyServer = TypeVar("AnyServer", bound=Server)
 
 
 def started(kind: Callable[..., AnyServer], *arguments: Any) -> Iterator[AnyServer]:

@@ -35,14 +35,8 @@ def needs(*modules: str) -> None:
 
 @pytest.fixture(scope="module")
 def _database(django_db_blocker: Any) -> Iterator[Stack]:
-    stack = Stack(*server_urls())
-    with django_db_blocker.unblock():
-        try:
-            with stack.active():
-                stack.create()
-            yield stack
-        finally:
-            stack.destroy()
+    with Stack(*server_urls()).migrated(django_db_blocker) as stack:
+        yield stack
 
 
 def _site(stack: Stack, broker: Any, soak: bool) -> Iterator[Site]:

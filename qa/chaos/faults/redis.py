@@ -51,20 +51,20 @@ def redis_closes_connections(world: World, strike: Strike) -> None:
 @fault("Redis full", "broker", "redis")
 def redis_full(world: World, strike: Strike) -> None:
     """Each write is answered with an error (OOM), as where maxmemory is reached and the policy is noeviction."""
-    strike.now(world, "redis")
-    world.broker.server.command("CONFIG", "SET", "maxmemory", "1")
-    try:
-        strike.last(1.0, 4.0)
-    finally:
-        world.broker.server.command("CONFIG", "SET", "maxmemory", "0")
+    _set_for_a_time(world, strike, "maxmemory")
 
 
 @fault("Redis reads only", "broker", "redis")
 def redis_reads_only(world: World, strike: Strike) -> None:
     """As a primary that has lost its replicas: NOREPLICAS for each write."""
+    _set_for_a_time(world, strike, "min-replicas-to-write")
+
+
+def _set_for_a_time(world: World, strike: Strike, setting: str) -> None:
+    """The setting is 1, and then 0 again, its default."""
     strike.now(world, "redis")
-    world.broker.server.command("CONFIG", "SET", "min-replicas-to-write", "1")
+    world.broker.server.command("CONFIG", "SET", setting, "1")
     try:
         strike.last(1.0, 4.0)
     finally:
-        world.broker.server.command("CONFIG", "SET", "min-replicas-to-write", "0")
+        world.broker.server.command("CONFIG", "SET", setting, "0")
