@@ -98,6 +98,7 @@ def checked_class(cls: type) -> type:
 @CELERY.undocumented(
     "Task._dump_pydantic_arguments",
     inside="celery.app.task:Task.apply_async",
+    since="5.7",
     tests=["test_template"],
 )
 @CELERY.undocumented(
@@ -128,7 +129,7 @@ def renders_alike(task: Any, apply_async: Any) -> bool:
     return (
         not signals.before_task_publish.receivers
         and not signals.after_task_publish.receivers
-        and task._dump_pydantic_arguments is None
+        and getattr(task, "_dump_pydantic_arguments", None) is None
         and _are_celerys(
             (app_task, (apply_async, task._get_exec_options, task.shadow_name)),
             (app_base, (task.app.send_task, task.app.producer_or_acquire)),
