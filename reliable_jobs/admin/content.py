@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from celery import current_app
-from django.utils.module_loading import autodiscover_modules
 from kombu.serialization import loads
 
+from reliable_jobs.compat.django_admin import import_from_apps
 from reliable_jobs.message import result_text
 from reliable_jobs.message.decode import NotDecoded, TooLarge, arguments, headers_of
 from reliable_jobs.models import Job
@@ -83,7 +83,7 @@ def shown_result(job: Job) -> Shown:
 def _import_tasks() -> None:
     """A web process imports a task when it first calls it; what is sensitive must be known before that."""
     try:
-        autodiscover_modules("tasks")
+        import_from_apps("tasks")
     except Exception:  # a page must come, whatever an application's module does when it is imported
         logger.exception("Not every tasks module could be imported; arguments may be shown without their names.")
 

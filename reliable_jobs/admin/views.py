@@ -7,9 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
-from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
-from django.contrib.admin.options import IS_POPUP_VAR
-from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -18,6 +15,7 @@ from django.urls import URLPattern, path, reverse
 
 from reliable_jobs.admin.listing import BOUND
 from reliable_jobs.admin.operations import OPERATIONS, Chosen, Operation, carry_out, known_queues, plural
+from reliable_jobs.compat.django_admin import field_of_chosen, is_popup, key_in_address
 from reliable_jobs.models import Job
 
 if TYPE_CHECKING:
@@ -35,7 +33,7 @@ def _action(operation: Operation) -> Callable[..., Any]:
         hidden = [
             ("action", operation.name),
             ("select_across", request.POST.get("select_across", "0")),
-            *((ACTION_CHECKBOX_NAME, pk) for pk in request.POST.getlist(ACTION_CHECKBOX_NAME)),
+            *((field_of_chosen(), pk) for pk in request.POST.getlist(field_of_chosen())),
         ]
         return self.operate(operation, request, Chosen.of(queryset), queryset.db, hidden=hidden)
 
@@ -84,10 +82,10 @@ class OperationViews(_ModelAdmin):
         """GET asks, POST acts."""
         if not getattr(self, f"has_{operation.name}_permission")(request):
             raise PermissionDenied
-        job = self.get_object(request, unquote(object_id))
+        job = self.get_object(request, key_in_address(object_id))
         if job is None:
             self.message_user(
-                request, f"There is no job {unquote(object_id)}; it may have been pruned.", messages.WARNING
+                request, f"There is no job {key_in_address(object_id)}; it may have been pruned.", messages.WARNING
             )
             return HttpResponseRedirect(self._page("changelist"))
         back = self._page("change", job.pk)
@@ -126,7 +124,7 @@ class OperationViews(_ModelAdmin):
             "hidden": [*(hidden or []), ("confirmed", "yes")],
             "queues": known_queues() if operation.name == "requeue" else [],
             "job": job,
-            "is_popup": IS_POPUP_VAR in request.GET,
+            "is_popup": is_popup(request),
         }
         return TemplateResponse(request, "admin/reliable_jobs/job/operation.html", context)
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from celery import Celery
-from django.db import close_old_connections, connections
+from django.db import close_old_connections
 
 from reliable_jobs import databases
 from reliable_jobs.compat.django import close_connections
@@ -86,7 +86,7 @@ class Relay:
             try:
                 yield
             finally:
-                self._submit(connections.close_all)
+                self._submit(close_connections)
                 self._second = None
 
     def _submit(self, work: Callable[[], _T]) -> concurrent.futures.Future[_T] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -120,3 +121,10 @@ def owner_of(name: register.Name) -> tuple[Any, str]:
     if isinstance(owner, type):
         owner = next(one for one in owner.__mro__ if attribute in vars(one))
     return owner, attribute
+
+
+def test_the_proposals_name_what_they_would_remove_by_names_of_the_register() -> None:
+    functions = {undocumented.name_of(use) for library in LIBRARIES for use in library.uses}
+    page = (ROOT / "docs" / "upstream.md").read_text()
+    for proposal, count in zip(page.split("\n## ")[1:], (5, 3, 2), strict=True):
+        assert len(functions & set(re.findall(r"`(\w+)`", proposal))) >= count, proposal.partition("\n")[0]
