@@ -1,9 +1,4 @@
-"""Real workers, producers and beats around a database and a broker of the test's own.
-
-A `Stack` is one database (made and migrated once) and one queue. While it is active, this process's Django and Celery
-use them too, so that a test enqueues, sweeps and looks at rows as an application would. Every process is started in a
-process group of its own, waited for by a condition, and ended by its id.
-"""
+"""One database, one queue, and the processes that use them."""
 
 from __future__ import annotations
 
@@ -11,17 +6,13 @@ import contextlib
 import copy
 import datetime
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import textwrap
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from unittest import mock
 from urllib.parse import urlsplit, urlunsplit
 
@@ -29,142 +20,19 @@ import psycopg
 from django.core.management import call_command
 from django.db import connections
 from django.test import override_settings
-from kombu import Connection, Producer, Queue
 
-from reliable_jobs.dispatch import publisher as publisher_module
-from reliable_jobs.dispatch.publisher import Publisher, publisher
-from reliable_jobs.message.row_to_message import HEADER, outgoing
+from reliable_jobs.dispatch.publisher import Publisher
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.sweep import sweeper
-from tests.celery_app import app, use_broker
+from tests.celery_app import app
 from tests.support.databases import by_hand
+from tests.support.harness.process import Process, Worker
+from tests.support.harness.queues import Queues
+from tests.support.harness.waiting import PATIENCE, wait_until
 from tests.testapp.models import Effect
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-DATABASE_URL = "postgresql://postgres@127.0.0.1:5432/postgres"
-BROKER_URL = "amqp://guest:guest@127.0.0.1:5672//"
-#: Deadline of every wait: a loaded machine is slow, a test that passes never waits so long.
-PATIENCE = float(os.environ.get("PATIENCE", "45"))
 
-_T = TypeVar("_T")
-
-
-def wait_until(condition: Callable[[], _T], what: str, seconds: float = PATIENCE, every: float = 0.05) -> _T:
-    """Poll until the condition is true and return what it answered.
-
-    Raises:
-        AssertionError: it was not within ``seconds``; the message says what was waited for.
-    """
-    deadline = time.monotonic() + seconds
-    while True:
-        answer = condition()
-        if answer:
-            return answer
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds:g} s: {what}")
-        time.sleep(every)
-
-
-def server_urls() -> tuple[str, str]:
-    """Database and broker for tests that need servers: from the environment, else the usual local ones."""
-    database = os.environ.get("DATABASE_URL", DATABASE_URL)
-    broker = os.environ.get("BROKER_URL", BROKER_URL)
-    return database if database.startswith("postgres") else DATABASE_URL, broker
-
-
-def lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
-
-
-class Process:
-    """A child in a process group of its own, with its output in a file."""
-
-    def __init__(self, name: str, argv: list[str], env: dict[str, str], directory: Path) -> None:
-        self.name = name
-        self._argv, self._env = argv, env
-        self._path = directory / f"{name}-{uuid.uuid4().hex[:6]}.log"
-        self.start()
-
-    def start(self) -> None:
-        with self._path.open("ab") as output:
-            self.popen = subprocess.Popen(
-                self._argv, env=self._env, cwd=ROOT, start_new_session=True, **self.streams(output)
-            )
-
-    def streams(self, output: Any) -> dict[str, Any]:
-        """Where standard input, output and error go; ``output`` is the open log."""
-        return {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
-
-    @property
-    def log(self) -> str:
-        return self._path.read_text(errors="replace")
-
-    @property
-    def alive(self) -> bool:
-        return self.popen.poll() is None
-
-    def wait_for_line(self, text: str, count: int = 1) -> None:
-        def said() -> bool:
-            if self.log.count(text) >= count:
-                return True
-            assert self.alive, f"{self.name} ended ({self.popen.returncode}) before it said {text!r}:\n{self.log}"
-            return False
-
-        wait_until(said, f"{self.name} says {text!r}")
-
-    def wait(self, seconds: float = PATIENCE) -> int:
-        return self.popen.wait(seconds)
-
-    def _signal(self, number: int, *, group: bool) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            if group:
-                os.killpg(self.popen.pid, number)
-            elif self.alive:
-                self.popen.send_signal(number)
-
-    def kill9(self) -> None:
-        """The whole group at once, as a power cut or a container's end would."""
-        self._signal(signal.SIGKILL, group=True)
-        self.popen.wait(PATIENCE)
-
-    def kill9_parent(self) -> None:
-        """Only the parent; a prefork pool's children are left to find out."""
-        self._signal(signal.SIGKILL, group=False)
-        self.popen.wait(PATIENCE)
-
-    def term(self) -> None:
-        self._signal(signal.SIGTERM, group=False)
-
-    def quit(self) -> None:
-        self._signal(signal.SIGQUIT, group=False)
-
-    def stop(self) -> None:
-        """SIGSTOP to the whole group: it lives, and does nothing."""
-        self._signal(signal.SIGSTOP, group=True)
-
-    def cont(self) -> None:
-        self._signal(signal.SIGCONT, group=True)
-
-    def restart_if_dead(self) -> None:
-        """What systemd or Kubernetes would do."""
-        if not self.alive:
-            self.start()
-
-
-class Worker(Process):
-    """A real ``celery worker``."""
-
-    def wait_until_ready(self) -> Worker:
-        self.wait_for_line(" ready.")
-        return self
-
-    def kill9_child(self, pid: int | str) -> None:
-        """One child of the prefork pool; a test knows its pid from what the body logged outside."""
-        assert int(pid) != self.popen.pid
-        os.kill(int(pid), signal.SIGKILL)
-
-
-class Stack:
+class Stack(Queues):
     """One database, one queue, and the processes that use them."""
 
     def __init__(self, database_url: str, broker_url: str, **settings: Any) -> None:
@@ -231,13 +99,6 @@ class Stack:
             self._use_broker(broker, queue)
             connections.settings["default"] = before[1]
             connections["default"] = before[0]
-
-    @staticmethod
-    def _use_broker(url: str, queue: str) -> None:
-        publisher(app).close()
-        with publisher_module._publishers_lock:
-            publisher_module._publishers.clear()
-        use_broker(url, queue)
 
     def clean(self) -> None:
         """Empty every table of a test's making. What a test left running is disconnected, not waited for."""
@@ -339,93 +200,6 @@ class Stack:
             if process in self.processes:
                 self.processes.remove(process)
 
-    # --- the broker ---------------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def own_queue(self) -> Iterator[str]:
-        """Another queue as the default one for the time of the block: nobody consumes it, nothing has settled in it."""
-        before = self.queue
-        self.queue = f"rj_{os.getpid()}_{uuid.uuid4().hex[:6]}"
-        self._use_broker(self.broker_url, self.queue)
-        self.declare()
-        try:
-            yield self.queue
-        finally:
-            with contextlib.suppress(Exception), self._channel() as channel:
-                channel.queue_delete(self.queue)
-            self.queue = before
-            self._use_broker(self.broker_url, self.queue)
-
-    @contextlib.contextmanager
-    def through(self, broker_url: str) -> Iterator[None]:
-        """This process reaches the broker by another address: that of a proxy."""
-        self._use_broker(broker_url, self.queue)
-        try:
-            yield
-        finally:
-            self._use_broker(self.broker_url, self.queue)
-
-    @contextlib.contextmanager
-    def _channel(self) -> Iterator[Any]:
-        with Connection(self.broker_url, connect_timeout=5) as connection:
-            channel = connection.default_channel
-            yield channel
-
-    def declare(self) -> None:
-        self.queues.append(self.queue)
-        with self._channel() as channel:
-            app.amqp.queues[self.queue](channel).declare()
-
-    def depth(self) -> int:
-        """Messages that are ready in the queue; 0 where there is no queue."""
-        with self._channel() as channel:
-            try:
-                return int(channel.queue_declare(self.queue, passive=True).message_count)
-            except channel.connection.channel_errors:
-                return 0
-
-    def purge(self) -> int:
-        with self._channel() as channel:
-            return int(channel.queue_purge(self.queue))
-
-    def delete_queue(self, name: str | None = None) -> None:
-        with self._channel() as channel:
-            channel.queue_delete(name or self.queue)
-
-    def take_messages(self) -> list[Any]:
-        """Every ready message of the queue, taken off it."""
-        with self._channel() as channel:
-            queue = Queue(self.queue, channel=channel)
-            return list(iter(lambda: queue.get(no_ack=True), None))
-
-    def publish(self, job: Job, *, copies: int = 1, **pointer: Any) -> None:
-        """The job's message as it is now, so many times; ``pointer`` changes what it says of itself (rev, send)."""
-        message = outgoing(Job.objects.get(pk=job.pk), "default")
-        message.headers[HEADER].update(pointer)
-        with self._channel() as channel:
-            producer = Producer(channel, auto_declare=False)
-            for _ in range(copies):
-                producer.publish(
-                    message.body,
-                    exchange="",
-                    routing_key=self.queue,
-                    content_type=message.content_type,
-                    content_encoding=message.content_encoding,
-                    headers=message.headers,
-                    **message.properties,
-                )
-
-    def publish_raw(self, body: bytes, content_type: str, headers: dict[str, Any]) -> None:
-        with self._channel() as channel:
-            Producer(channel, auto_declare=False).publish(
-                body,
-                exchange="",
-                routing_key=self.queue,
-                content_type=content_type,
-                content_encoding="utf-8",
-                headers=headers,
-            )
-
     # --- jobs ---------------------------------------------------------------------------------------------------------
 
     def row_only(self, task: Any, *args: Any, **kwargs: Any) -> Job:
@@ -495,44 +269,3 @@ class Stack:
     @staticmethod
     def kinds(job: Job) -> list[str]:
         return list(JobEvent.objects.filter(job_id=job.pk).order_by("pk").values_list("kind", flat=True))
-
-
-class Transaction:
-    """A transaction of another session (a thread with connections of its own), held open until told."""
-
-    def __init__(self, work: Callable[[], Any]) -> None:
-        from django.db import transaction
-
-        self._go, self._did = threading.Event(), threading.Event()
-        self._commit = True
-        self.answer: Any = None
-        self.error: BaseException | None = None
-
-        def run() -> None:
-            try:
-                with transaction.atomic():
-                    self.answer = work()
-                    self._did.set()
-                    self._go.wait(PATIENCE)
-                    if not self._commit:
-                        transaction.set_rollback(True)
-            except BaseException as error:
-                self.error = error
-            finally:
-                self._did.set()
-                connections.close_all()
-
-        self._thread = threading.Thread(target=run, daemon=True)
-        self._thread.start()
-        if not self._did.wait(10):
-            self._go.set()
-            raise AssertionError("the other session waits for a lock")
-        if self.error is not None:
-            raise self.error
-
-    def end(self, *, commit: bool = True) -> None:
-        self._commit = commit
-        self._go.set()
-        self._thread.join(PATIENCE)
-        if self.error is not None:
-            raise self.error

@@ -1,0 +1,44 @@
+"""Waiting for a condition with a deadline, and where the servers of the tests are."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+ROOT = Path(__file__).resolve().parent.parent.parent.parent
+DATABASE_URL = "postgresql://postgres@127.0.0.1:5432/postgres"
+BROKER_URL = "amqp://guest:guest@127.0.0.1:5672//"
+#: Deadline of every wait: a loaded machine is slow, a test that passes never waits so long.
+PATIENCE = float(os.environ.get("PATIENCE", "45"))
+
+_T = TypeVar("_T")
+
+
+def wait_until(condition: Callable[[], _T], what: str, seconds: float = PATIENCE, every: float = 0.05) -> _T:
+    """Poll until the condition is true and return what it answered.
+
+    Raises:
+        AssertionError: it was not within ``seconds``; the message says what was waited for.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = condition()
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:g} s: {what}")
+        time.sleep(every)
+
+
+def server_urls() -> tuple[str, str]:
+    """Database and broker for tests that need servers: from the environment, else the usual local ones."""
+    database = os.environ.get("DATABASE_URL", DATABASE_URL)
+    broker = os.environ.get("BROKER_URL", BROKER_URL)
+    return database if database.startswith("postgres") else DATABASE_URL, broker
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
