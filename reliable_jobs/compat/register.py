@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import importlib.metadata
-import inspect
 import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -153,6 +153,7 @@ class Library:
             takes, since, rare: see :class:`Name`.
             tests: files that are red without the names.
         """
+        place = _caller()
         names = [
             Name(one, inside or at, bool(inside), tuple(takes), since, rare or self.optional) for one in (name, *more)
         ]
@@ -162,8 +163,7 @@ class Library:
             if before is not None:
                 self.uses.remove(before)
             why = " ".join((function.__doc__ or "").strip().partition("\n\n")[0].split())
-            first = inspect.getsourcelines(inspect.unwrap(function))[1] if before is None else 0
-            known = before or Use(self, function, (), (), why, (function.__module__, first))
+            known = before or Use(self, function, (), (), why, place)
             files = dict.fromkeys((*tests, *known.tests))
             self.uses.append(dataclasses.replace(known, names=(*names, *known.names), tests=tuple(files)))
             return function
@@ -179,10 +179,8 @@ class Library:
             name, at, inside, tests: as for :meth:`undocumented`.
         """
         declared = Name(name, inside or at, bool(inside))
-        caller = sys._getframe(1)
         reader = operator.attrgetter(declared.attribute)
-        place = (caller.f_globals["__name__"], caller.f_lineno)
-        self.uses.append(Use(self, reader, (declared,), tuple(tests), why, place))
+        self.uses.append(Use(self, reader, (declared,), tuple(tests), why, _caller()))
         return reader
 
     def method(self, name: str, why: str, *, at: str, takes: Sequence[str], tests: Sequence[str]) -> str:
@@ -192,10 +190,8 @@ class Library:
             why, name, at, takes, tests: as for :meth:`attribute`.
         """
         declared = Name(name, at, takes=tuple(takes))
-        caller = sys._getframe(1)
-        place = (caller.f_globals["__name__"], caller.f_lineno)
         attribute = declared.attribute
-        self.uses.append(Use(self, attribute, (declared,), tuple(tests), why, place))
+        self.uses.append(Use(self, attribute, (declared,), tuple(tests), why, _caller()))
         return attribute
 
     def installed(self) -> str:
@@ -238,7 +234,7 @@ def problems(*, load: bool) -> Iterator[IncompatibleLibrary]:
             for name in use.names:
                 if name.module not in sys.modules and (name.rare or not load):
                     continue
-                if name.since and _version(library.installed()) < _version(name.since):
+                if name.since and _installed(library.distribution) < _version(name.since):
                     continue
                 problem = name.problem()
                 if problem is not None:
@@ -253,6 +249,17 @@ def verify(*, load: bool = False) -> None:
     """
     for problem in problems(load=load):
         raise problem
+
+
+def _caller() -> tuple[str, int]:
+    """Module and line of a declaration."""
+    frame = sys._getframe(2)
+    return frame.f_globals["__name__"], frame.f_lineno
+
+
+@functools.cache
+def _installed(distribution: str) -> tuple[int, ...]:
+    return _version(importlib.metadata.version(distribution))
 
 
 def _version(text: str) -> tuple[int, ...]:

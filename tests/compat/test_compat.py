@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from reliable_jobs.compat import register
+from reliable_jobs.worker import bootstrap
 from tools import pins, undocumented
 
 ROOT = undocumented.ROOT
@@ -78,7 +81,8 @@ def test_an_import_that_fails_names_the_version() -> None:
 
 @pytest.mark.parametrize("wait", ["wait_selector", "wait_c"])
 def test_psycopg_tells_whether_it_waits_in_c(wait: str) -> None:
-    pytest.importorskip("psycopg_binary")
+    if importlib.util.find_spec("psycopg_binary") is None:
+        pytest.skip("psycopg has no C implementation here")
     code = "import psycopg.waiting; from reliable_jobs.compat.psycopg import waits_in_c; print(waits_in_c())"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -128,3 +132,19 @@ def test_the_proposals_name_what_they_would_remove_by_names_of_the_register() ->
     page = (ROOT / "docs" / "upstream.md").read_text()
     for proposal, count in zip(page.split("\n## ")[1:], (5, 3, 2), strict=True):
         assert len(functions & set(re.findall(r"`(\w+)`", proposal))) >= count, proposal.partition("\n")[0]
+
+
+def test_django_does_not_start_without_a_name_and_says_so() -> None:
+    code = "from celery.app.base import Celery; del Celery.thread_oid; import django; django.setup()"
+    env = {"DJANGO_SETTINGS_MODULE": "tests.settings", "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+    said = done.stderr.splitlines()[-1]
+    assert done.returncode == 1
+    assert "IncompatibleLibrary: reliable_jobs can't work with Celery" in said
+    assert "Celery.thread_oid" in said
+
+
+def test_a_worker_does_not_start_without_a_name_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("celery.worker.state.should_stop")
+    with pytest.raises(SystemExit, match=r"can't work with Celery .*state\.should_stop.*Install one of these"):
+        bootstrap._on_worker_init(SimpleNamespace(app=None))

@@ -14,6 +14,22 @@ MUTANTS = [
         (f"{I2}::test_a_child_killed_in_the_function_gives_the_message_back",),
     ),
     Mutant(
+        "django-starts-unverified",
+        "I2",
+        "apps.py",
+        "        register.verify()\n",
+        "",
+        ("tests/compat/test_compat.py::test_django_does_not_start_without_a_name_and_says_so",),
+    ),
+    Mutant(
+        "worker-starts-unverified",
+        "I2",
+        "worker/bootstrap.py",
+        "        register.verify(load=True)\n",
+        "        pass\n",
+        ("tests/compat/test_compat.py::test_a_worker_does_not_start_without_a_name_and_says_so",),
+    ),
+    Mutant(
         "parking",
         "I7",
         "worker/bootstrap.py",
