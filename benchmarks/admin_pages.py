@@ -30,9 +30,9 @@ MIXED = 20_000
 
 FILL = """
 INSERT INTO reliable_jobs_job (
-    id, task, queue, status, reason, due_at, check_at, sends, epoch, rev, attempt, crashes, interruptions, requeues,
-    key, key_forever, body, content_type, content_encoding, envelope, parent_id, result, error, traceback, worker,
-    created_at, started_at, finished_at
+    id, task, queue, status, reason, due_at, check_at, sends, epoch, content_version, failures, crashes, interruptions,
+    requeues, key, key_forever, payload, content_type, content_encoding, envelope, parent_id, result, error, traceback,
+    worker, created_at, started_at, finished_at
 )
 SELECT
     md5(n::text)::uuid,

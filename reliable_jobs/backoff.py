@@ -26,17 +26,17 @@ class Limits:
     max_retries: int | None
     window: float | None
 
-    def refuses(self, attempt: int, age: float, delay: float) -> str | None:
+    def refuses(self, failures: int, age: float, delay: float) -> str | None:
         """Why no further run is allowed, or None when one is.
 
         Args:
-            attempt: failures so far, not counting the one that asks.
+            failures: failures so far, not counting the one that asks.
             age: seconds since the first start.
             delay: seconds until the run that is asked for.
         """
         if self.window is not None and age + delay > self.window:
             return f"retry window of {self.window:g} s is over"
-        if self.max_retries is not None and attempt + 1 > self.max_retries:
+        if self.max_retries is not None and failures + 1 > self.max_retries:
             return f"max_retries={self.max_retries} reached"
         return None
 

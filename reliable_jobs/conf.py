@@ -41,7 +41,7 @@ class Settings:
     #: Longest time between two looks at a sent row.
     MAX_GRACE: float = 3600.0
     #: Largest serialised body (arguments, callbacks) of a call, in bytes.
-    MAX_BODY_BYTES: int = 64 * 1024
+    MAX_PAYLOAD_BYTES: int = 64 * 1024
     #: Largest result of a job that is stored or handed to what follows it, serialised, in bytes.
     MAX_RESULT_BYTES: int = 1024 * 1024
     #: How long a committed claim stays valid without a sign of life.

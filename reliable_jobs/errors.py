@@ -18,7 +18,7 @@ class UnserialisableArguments(EnqueueError, TypeError):
 
 
 class JobTooLarge(EnqueueError):
-    """The serialised arguments are larger than MAX_BODY_BYTES: store them and pass the key."""
+    """The serialised arguments are larger than MAX_PAYLOAD_BYTES: store them and pass the key."""
 
 
 class ResultTooLarge(ReliableJobsError, ValueError):
@@ -54,12 +54,12 @@ class RunTakenAway(ReliableJobsError, RuntimeError):
     """This run no longer owns its job: its lease ended, or it was cancelled. What it does now must not count."""
 
 
-class BodyExited(ReliableJobsError, RuntimeError):
+class FunctionExited(ReliableJobsError, RuntimeError):
     """The task function called sys.exit(), or raised another BaseException; the worker process was kept alive and the
     job counts as failed."""
 
 
-class BodyOutOfMemory(ReliableJobsError, RuntimeError):
+class FunctionOutOfMemory(ReliableJobsError, RuntimeError):
     """The body raised MemoryError; the worker process was kept alive and the job counts as failed."""
 
 

@@ -130,14 +130,14 @@ class Job(models.Model):
 
     #: Rises with every transition, never reset: what fences them.
     epoch = models.PositiveIntegerField(default=0)
-    #: Rises when the content changes; a message of another rev is stale.
-    rev = models.PositiveIntegerField(default=0)
+    #: Rises when the content changes; a message of another version is stale.
+    content_version = models.PositiveIntegerField(default=0)
     token = models.UUIDField(null=True, blank=True)
     lease_at = models.DateTimeField(null=True, blank=True)
     deadline_at = models.DateTimeField(null=True, blank=True)
 
-    #: Failures that were reported.
-    attempt = models.PositiveIntegerField(default=0)
+    #: Failures that were reported; see :attr:`attempt`.
+    failures = models.PositiveIntegerField(default=0)
     #: Starts that never reported.
     crashes = models.PositiveIntegerField(default=0)
     #: Database failures in mid-body.
@@ -150,8 +150,8 @@ class Job(models.Model):
     live_key = models.CharField(max_length=255, null=True, blank=True, editable=False)  # noqa: DJ001 - as above
     key_forever = models.BooleanField(default=False)
 
-    #: The serialised body exactly as it goes on the wire; nothing is re-encoded.
-    body = models.BinaryField()
+    #: The serialised arguments exactly as they go on the wire; nothing is re-encoded.
+    payload = models.BinaryField()
     content_type = models.CharField(max_length=127)
     content_encoding = models.CharField(max_length=63)
     #: The rest of the rendered message as JSON text: see message/row_to_message.py. Text: jsonb refuses a NUL.
@@ -207,6 +207,11 @@ class Job(models.Model):
 
     def __str__(self) -> str:
         return f"{self.task}[{self.id}]"
+
+    @property
+    def attempt(self) -> int:
+        """The number, from 1, of the attempt that runs or comes next."""
+        return self.failures + 1
 
     @property
     def is_final(self) -> bool:

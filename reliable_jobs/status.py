@@ -67,7 +67,7 @@ class Reason(models.TextChoices):
     TIME_LIMIT = "time limit", "hard time limit"
     #: The database failed in mid-body: bounded by MAX_INTERRUPTIONS; deadlocks and the like by MAX_CONFLICTS first.
     INTERRUPTED = "interrupted", "interrupted"
-    #: No code here could run it: unknown task, arguments that do not fit, undecodable body.
+    #: No code here could run it: unknown task, arguments that do not fit, undecodable payload.
     PARKED = "parked", "parked"
     #: The body raised ``Reject(requeue=False)``.
     REJECTED = "rejected", "rejected"

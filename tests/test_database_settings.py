@@ -34,7 +34,7 @@ def test_a1_databases_as_startproject_writes_it_runs_every_job(stack: Stack) -> 
     results = [tasks.effect.delay(f"a1 {number}") for number in range(6)]
     for result in results:
         job = stack.ends(result)
-        assert (job.crashes, job.attempt, job.interruptions) == (0, 0, 0)
+        assert (job.crashes, job.failures, job.interruptions) == (0, 0, 0)
     assert sum(stack.effects(f"a1 {number}") for number in range(6)) == 6
 
 
@@ -80,7 +80,7 @@ def test_a14_behind_pgbouncer_a_run_that_meets_another_session_runs_once(stack: 
             with occupied(pgbouncer, occupied_one):
                 for _ in range(4):
                     job = stack.ends(task.apply_async(args, queue=queue), sweeping=True)
-                    assert (job.interruptions, job.crashes, job.attempt) == (0, 0, 0), job.error
+                    assert (job.interruptions, job.crashes, job.failures) == (0, 0, 0), job.error
     assert stack.effects("a14") == 8
 
 
@@ -123,7 +123,7 @@ def test_a12_conflicts_under_serializable_fail_no_healthy_job(stack: Stack) -> N
     stack.worker(pool="threads", concurrency=8, WORKER_SWEEP_INTERVAL=0.1, TEST_MAX_INTERRUPTIONS=1, **serializable)
     jobs = [stack.ends(result) for result in results]
     assert sum(stack.kinds(job).count("interruption") for job in jobs) > 8, "there were no conflicts"
-    assert {(job.interruptions, job.attempt, job.crashes) for job in jobs} == {(0, 0, 0)}
+    assert {(job.interruptions, job.failures, job.crashes) for job in jobs} == {(0, 0, 0)}
     assert sorted(int(job.result) for job in jobs) == list(range(40))
 
 
@@ -140,11 +140,11 @@ def test_a13_psycopg2_runs_jobs_and_tells_errors_apart(stack: Stack, outside: Pa
     small = [tasks.small.delay(f"a13 small {number}", str(outside) + "5") for number in range(5)]
     for result in [*done, retried, deadlocked, read_only, lost, *small]:
         stack.ends(result)
-    assert (stack.job(read_only).interruptions, stack.job(read_only).attempt) == (1, 0)
-    assert (stack.job(deadlocked).interruptions, stack.job(deadlocked).attempt) == (0, 0)
-    assert (stack.job(lost).interruptions, stack.job(lost).attempt) == (1, 0)
+    assert (stack.job(read_only).interruptions, stack.job(read_only).failures) == (1, 0)
+    assert (stack.job(deadlocked).interruptions, stack.job(deadlocked).failures) == (0, 0)
+    assert (stack.job(lost).interruptions, stack.job(lost).failures) == (1, 0)
     failed = stack.ends(timed_out, "failed")
-    assert (failed.attempt, failed.interruptions) == (1, 0)
+    assert (failed.failures, failed.interruptions) == (1, 0)
     for name, count in (("a13", 4), ("a13 retried", 1), ("a13 deadlocked", 1), ("a13 read only", 1), ("a13 lost", 1)):
         assert stack.effects(name) == count
     assert "psycopg2" in failed.traceback

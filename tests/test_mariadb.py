@@ -74,7 +74,7 @@ def test_a9_bulk_rows_and_leases_too(jobs: InProcess, zone: str) -> None:
         tasks.effect.bulk_delay([("one",), ("two",)])
     assert all(near_now(job.created_at) and near_now(job.due_at) for job in Job.objects.all())
     job = Job.objects.first()
-    claim = lifecycle.claim_committed(job.pk, job.rev, "default", worker="test pid 1", lease=10.0)
+    claim = lifecycle.claim_committed(job.pk, job.content_version, "default", worker="test pid 1", lease=10.0)
     assert isinstance(claim, lifecycle.Claim)
     assert near_now(Job.objects.get(pk=job.pk).lease_at)
     assert not Job.objects.lost_runs().exists()
@@ -196,6 +196,6 @@ def test_a_deadlock_in_a_task_function_discards_its_whole_transaction(jobs: InPr
         if swallow:
             assert "a deadlock that the task function caught" in job.error
         else:
-            assert (job.status, job.attempt) == ("waiting", 0)
+            assert (job.status, job.failures) == ("waiting", 0)
     finally:
         app.tasks.pop(f"tests.deadlock_{swallow}", None)

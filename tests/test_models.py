@@ -28,7 +28,7 @@ def job(**values: Any) -> Job:
         "task": "some.task",
         "queue": "celery",
         "due_at": now,
-        "body": b"[[], {}, {}]",
+        "payload": b"[[], {}, {}]",
         "content_type": "application/json",
         "content_encoding": "utf-8",
         "envelope": "{}",
@@ -171,9 +171,9 @@ def test_the_scopes_find_what_they_name() -> None:
 @pytest.mark.django_db
 @pytest.mark.parametrize("body", [b"", b"\x00\xff\x80", "\u0000ä".encode()])
 def test_a_body_comes_back_byte_for_byte(body: bytes) -> None:
-    made = job(body=body)
+    made = job(payload=body)
     made.save(force_insert=True)
-    assert bytes(Job.objects.get(pk=made.pk).body) == body
+    assert bytes(Job.objects.get(pk=made.pk).payload) == body
 
 
 @pytest.mark.django_db

@@ -15,9 +15,9 @@ from reliable_jobs.sweep.sweeper import next_check
 TIMES = 200
 
 
-@pytest.mark.parametrize(("attempt", "allowed"), [(0, True), (1, True), (2, True), (3, False), (4, False)])
-def test_max_retries_counts_the_runs_after_the_first(attempt: int, allowed: bool) -> None:
-    assert (Limits(3, None).refuses(attempt, age=0, delay=0) is None) == allowed
+@pytest.mark.parametrize(("failures", "allowed"), [(0, True), (1, True), (2, True), (3, False), (4, False)])
+def test_max_retries_counts_the_runs_after_the_first(failures: int, allowed: bool) -> None:
+    assert (Limits(3, None).refuses(failures, age=0, delay=0) is None) == allowed
 
 
 def test_max_retries_of_none_never_refuses() -> None:

@@ -55,8 +55,8 @@ def _without_lock() -> None:
 
     claim_committed = lifecycle.claim_committed
 
-    def share(job_id: uuid.UUID, rev: int, using: str, **options: Any) -> Any:
-        claim = claim_committed(job_id, rev, using, **options)
+    def share(job_id: uuid.UUID, content_version: int, using: str, **options: Any) -> Any:
+        claim = claim_committed(job_id, content_version, using, **options)
         if claim is lifecycle.Refusal.LOCKED:
             job = lifecycle.find(job_id, using)
             if job is not None and job.token is not None:

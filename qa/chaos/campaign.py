@@ -210,7 +210,7 @@ class Campaign:
 
     def _evidence(self, world: World) -> Evidence:
         effects = world.query("SELECT id, name, value FROM testapp_effect ORDER BY id")
-        jobs = world.query("SELECT id, task, status, reason, attempt, error FROM reliable_jobs_job")
+        jobs = world.query("SELECT id, task, status, reason, failures, error FROM reliable_jobs_job")
         assert effects is not None, "the database does not answer"
         assert jobs is not None, "the database does not answer"
         return Evidence(

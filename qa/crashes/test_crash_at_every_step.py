@@ -99,7 +99,7 @@ def test_a_worker_killed_anywhere_leaves_an_effect_that_happens_once(
     all_of(cuts, lambda cut: int(cut.passed("COMMIT") > commits_before), lambda cut: stack.effects(cut.name))
     scenario.recover()
     all_of(cuts, lambda cut: (1, [("succeeded", "SUCCESS")]), lambda cut: (stack.effects(cut.name), ends(cut)))
-    assert not Job.objects.exclude(attempt=0, crashes__lte=commits_before).exists()
+    assert not Job.objects.exclude(failures=0, crashes__lte=commits_before).exists()
 
 
 #: The claim, the body's first statement, both commits. Children that die by the dozen keep billiard busy for a while,
@@ -122,7 +122,7 @@ def test_a_prefork_child_killed_anywhere_is_made_good_by_its_worker(
     all_of(cuts, lambda cut: 1, lambda cut: stack.effects(cut.name))
     told = dict(TaskResult.objects.values_list("task_id", "status"))
     assert {(job.status, told.get(str(job.pk))) for job in Job.objects.all()} == {("succeeded", "SUCCESS")}
-    assert not Job.objects.exclude(attempt=0, crashes=0).exists()
+    assert not Job.objects.exclude(failures=0, crashes=0).exists()
 
 
 @pytest.mark.promise("I3")
@@ -137,7 +137,7 @@ def test_a_failing_run_killed_anywhere_leaves_its_failure_once(stack: Stack, war
 
 def attempts_and_events(cut: Cut) -> tuple[int, list[str]]:
     job = Job.objects.get(queue=cut.name)
-    return job.attempt, Stack.kinds(job)
+    return job.failures, Stack.kinds(job)
 
 
 @pytest.mark.promise("I3")

@@ -197,7 +197,7 @@ def first_of(jobs: InProcess, result: Any) -> Any:
 def misfit(jobs: InProcess, name: str) -> Any:
     result = tasks.effect.delay(name)
     jobs.take()
-    Job.objects.filter(pk=result.id).update(body=json.dumps([[name, 1, 2, 3], {}, {}]).encode())
+    Job.objects.filter(pk=result.id).update(payload=json.dumps([[name, 1, 2, 3], {}, {}]).encode())
     return jobs.message(result)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: The world whose jobs these are.
 world: World | None = None
 
-SEEN = ("status", "requeues", "rev", "token", "due_at")
+SEEN = ("status", "requeues", "content_version", "token", "due_at")
 ATOMIC = ("plain", "changes", "fails", "flaky", "snoozes", "spawns")
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from qa.model.world import World
 
 FINAL = ("succeeded", "failed", "cancelled", "expired")
-_UNCHANGED = ("status", "reason", "epoch", "rev", "attempt", "finished_at", "error", "worker", "token")
+_UNCHANGED = ("status", "reason", "epoch", "content_version", "failures", "finished_at", "error", "worker", "token")
 #: As the sweeper has them; said again, for the promise is a number too.
 OVERTAKING_SLACK, FRONTIER_AGE = 5.0, 30.0
 
@@ -28,7 +28,10 @@ def seconds(value: float) -> datetime.timedelta:
 def body_begins(world: World, run: Run, row: dict[str, Any], content: int) -> None:
     """In the run's own thread and transaction."""
     job = run.message.job
-    world.claim(row["rev"] == content, f"I3: {job} is at content {row['rev']}, and the body of {content} runs")
+    world.claim(
+        row["content_version"] == content,
+        f"I3: {job} is at content {row['content_version']}, and the body of {content} runs",
+    )
     world.claim(row["status"] in ("waiting", "running"), f"I4: {job} has {row['status']}, and its body runs")
     world.claim(row["due_at"] <= world.now(), f"I2: {job} is due at {row['due_at']}, and its body runs")
     for other in world.runs:
@@ -161,7 +164,7 @@ class Sweep:
             and settled.status != "cancelled"
             and settled.finished_at > self.now - seconds(FRONTIER_AGE)
             and settled.sends == 1
-            and settled.attempt == 0
+            and settled.failures == 0
         ]
         return not frontier or row.due_at < max(frontier) - seconds(OVERTAKING_SLACK)
 

@@ -54,7 +54,7 @@ def a_copy_before_the_second_attempt_is_due(world: World) -> None:
     _two_copies(world, "flaky")
 
 
-@needs("rev-check")
+@needs("content-version-check")
 def a_copy_of_an_earlier_content(world: World) -> None:
     world.enqueue("changes")
     world.copy(world.broker.ever[0])

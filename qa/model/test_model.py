@@ -19,7 +19,7 @@ from qa.model.world import World
 pytestmark = pytest.mark.servers
 
 #: What a search of seconds finds; for the others there are their scenarios, and the soak.
-FOUND_SOON = ["careful-path", "fence-epoch", "final-check", "rev-check", "row-lock", "skip-locked"]
+FOUND_SOON = ["careful-path", "fence-epoch", "final-check", "content-version-check", "row-lock", "skip-locked"]
 #: What is broken without these shows in one exact place, to which the scenario looks and no promise after each step.
 NEEDS_ITS_SCENARIO = {
     "broken-commit-is-looked-into",

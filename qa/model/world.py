@@ -29,8 +29,8 @@ from tests.celery_app import app
 
 NODES = ("east@model", "west@model")
 _COLUMNS = (
-    "id, status, reason, due_at, check_at, sends, epoch, rev, token, lease_at, attempt, crashes, interruptions, "
-    "requeues, key, live_key, queue, finished_at, error, worker, expires_at"
+    "id, status, reason, due_at, check_at, sends, epoch, content_version, token, lease_at, failures, crashes, "
+    "interruptions, requeues, key, live_key, queue, finished_at, error, worker, expires_at"
 )
 
 
@@ -105,9 +105,9 @@ class World:
         return -1 if found is None else found[0]
 
     def _meet_follow_ups(self) -> None:
-        for row in self.sql.execute("SELECT id, body FROM reliable_jobs_job"):
+        for row in self.sql.execute("SELECT id, payload FROM reliable_jobs_job"):
             if row.id not in self.jobs:
-                of = json.loads(row.body)[1].get("of", "")
+                of = json.loads(row.payload)[1].get("of", "")
                 self.jobs[row.id] = Known(len(self.jobs), "plain", of=of)
 
     def children(self, of: str) -> int:
@@ -156,7 +156,7 @@ class World:
             options["countdown"] = countdown
         before = self.rows()
         holder = next((row for row in before.values() if key is not None and row.live_key == key), None)
-        other = holder is not None and (holder.rev > 0 or self.jobs[holder.id].kind != kind)
+        other = holder is not None and (holder.content_version > 0 or self.jobs[holder.id].kind != kind)
 
         def work() -> str:
             with transaction.atomic():

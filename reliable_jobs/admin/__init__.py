@@ -58,7 +58,10 @@ class JobAdmin(OperationViews):
         (None, {"fields": ("identity", "task", "shown_status", "queue", "priority", "key", "shown_worker")}),
         ("What it was given", {"fields": ("arguments",)}),
         ("What came of it", {"fields": ("shown_error", "shown_traceback", "shown_result")}),
-        ("Counters", {"fields": ("attempt", "shown_crashes", "interruptions", "requeues", "sends", "epoch", "rev")}),
+        (
+            "Counters",
+            {"fields": ("failures", "shown_crashes", "interruptions", "requeues", "sends", "epoch", "content_version")},
+        ),
         (
             "Times",
             {
@@ -121,8 +124,8 @@ class JobAdmin(OperationViews):
     def attempts(self, job: Job) -> str:
         crashes = _crashes(job)
         return (
-            f"{job.attempt} failed" * bool(job.attempt)
-            + ", " * bool(job.attempt and crashes)
+            f"{job.failures} failed" * bool(job.failures)
+            + ", " * bool(job.failures and crashes)
             + (f"{crashes} crashed" * bool(crashes))
             or "-"
         )

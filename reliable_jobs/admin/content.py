@@ -36,15 +36,15 @@ class Shown:
 
 
 def shown_arguments(job: Job) -> Shown:
-    """The decoded arguments; the message's own masked texts where the task is sensitive; what can be said of a body
-    that can't be decoded. Never raises for a body, however odd."""
+    """The decoded arguments; the message's own masked texts where the task is sensitive; what can be said of a payload
+    that can't be decoded. Never raises for a payload, however odd."""
     task = _task(job)
     if _flagged(job):
         headers = headers_of(job)
         text = f"{headers.get('argsrepr', HIDDEN)}\n{headers.get('kwargsrepr', HIDDEN)}"
         return Shown(_cut(text), "Sensitive arguments are hidden.")
-    body = bytes(job.body)
-    about = f"{len(body)} bytes of {job.content_type or 'unknown type'}"
+    payload = bytes(job.payload)
+    about = f"{len(payload)} bytes of {job.content_type or 'unknown type'}"
     masked = isinstance(task, ReliableTask) and bool(task.sensitive)
     try:
         args, kwargs = arguments(job)
@@ -53,11 +53,11 @@ def shown_arguments(job: Job) -> Shown:
             return Shown(_cut("\n".join(task._shown(args, kwargs))), "Sensitive arguments are hidden.")
         return Shown(_cut(_lines(task, args, kwargs)), "" if args or kwargs else "No arguments.")
     except TooLarge as error:
-        return Shown(HIDDEN if masked else repr(body[:500]), f"Too large to show ({error}): {about}.")
+        return Shown(HIDDEN if masked else repr(payload[:500]), f"Too large to show ({error}): {about}.")
     except NotDecoded as error:
-        return Shown(HIDDEN if masked else repr(body[:500]), f"Not shown ({error}): {about}.")
+        return Shown(HIDDEN if masked else repr(payload[:500]), f"Not shown ({error}): {about}.")
     except (ValueError, RecursionError) as error:
-        return Shown(HIDDEN if masked else repr(body[:500]), f"Can't be decoded ({error}): {about}.")
+        return Shown(HIDDEN if masked else repr(payload[:500]), f"Can't be decoded ({error}): {about}.")
 
 
 def shown_result(job: Job) -> Shown:

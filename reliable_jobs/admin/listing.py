@@ -37,7 +37,7 @@ else:
 #: Jobs that the list pages through and that one action takes.
 BOUND = 10_000
 #: Columns that a list of many jobs has no use for.
-HEAVY = ("body", "envelope", "result", "error", "traceback")
+HEAVY = ("payload", "envelope", "result", "error", "traceback")
 
 
 class BoundedPaginator(_Paginator):

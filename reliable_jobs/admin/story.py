@@ -90,7 +90,7 @@ def _held(holder: Holder, now: datetime.datetime) -> str:
 
 
 def _running(job: Job, now: datetime.datetime, holder: Holder | None) -> Story:
-    text = f"Running on {job.worker or 'an unknown worker'}, {ordinal(job.attempt + 1)} attempt"
+    text = f"Running on {job.worker or 'an unknown worker'}, {ordinal(job.attempt)} attempt"
     if job.started_at is not None:
         text += f", first started {moment(job.started_at)} ({span(now - job.started_at)} ago)"
     lease = job.lease_at
@@ -123,7 +123,7 @@ def _waiting(job: Job, now: datetime.datetime, last: JobEvent | None, depth: Dep
         )
         tone = "bad"
     elif job.reason == Reason.ERROR:
-        text = f"Waiting for its {ordinal(job.attempt + 1)} attempt, {_due(job, now)}; last error: {_error(job)}."
+        text = f"Waiting for its {ordinal(job.attempt)} attempt, {_due(job, now)}; last error: {_error(job)}."
         tone = "bad"
     elif job.reason == Reason.INTERRUPTED:
         # None: it conflicted with other transactions.
@@ -199,7 +199,7 @@ def _settled(job: Job, now: datetime.datetime) -> Story:
         if job.started_at is not None and job.finished_at is not None and job.finished_at >= job.started_at:
             took = f", {span(job.finished_at - job.started_at)} after its first start"
         how = "Ended by its own wish (Ignore), without a result," if job.reason == Reason.IGNORED else "Succeeded"
-        tries = f", {ordinal(job.attempt + 1)} attempt" if job.attempt else ""
+        tries = f", {ordinal(job.attempt)} attempt" if job.failures else ""
         return Story(f"{how}{at}{took}{tries}.{kept}", "good")
     if job.status == Status.CANCELLED:
         how = "Revoked" if job.reason == Reason.REVOKED else "Cancelled"
@@ -220,7 +220,7 @@ def _failed(job: Job) -> str:
         return f"Failed: too many runs were interrupted. {_error(job)}. Requeue it when the database is well."
     if job.reason == Reason.REJECTED:
         return f"Failed: the task rejected it ({_error(job)}). Requeue it when the cause is fixed."
-    tries = f"{job.attempt} attempt{'' if job.attempt == 1 else 's'}"
+    tries = f"{job.failures} attempt{'' if job.failures == 1 else 's'}"
     return f"Failed after {tries}: {_error(job)}. Nothing more happens by itself; requeue it when the cause is fixed."
 
 

@@ -102,8 +102,8 @@ def _name(name: str) -> bytes:
 
 
 @functools.lru_cache(maxsize=1024, typed=True)
-def _pointer(rev: int, using: str, send: int, requeues: int) -> bytes:
-    return _entry(HEADER, dict(zip(POINTER, (rev, using, send, requeues), strict=True)))
+def _pointer(content_version: int, using: str, send: int, requeues: int) -> bytes:
+    return _entry(HEADER, dict(zip(POINTER, (content_version, using, send, requeues), strict=True)))
 
 
 _length = struct.Struct(">I").pack

@@ -1,7 +1,7 @@
 """Many small jobs of one task in one message: packed where messages are published, run by run/bundle.py.
 
 Opt-in, by ``bundle = 100`` on the task. Only first sends are packed: a job that is sent again, for whatever reason,
-travels alone and is run with care. The message holds ids and revs; the worker reads the rest from the rows.
+travels alone and is run with care. The message holds ids and content versions; the worker reads the rest from the rows.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _is_plain(message: Outgoing, task: Any) -> bool:
 
 def _bundle(task: Any, using: str, jobs: Sequence[Outgoing]) -> Outgoing:
     first, bundle_id = jobs[0], uuid.uuid4()
-    pointers = [[job.id.hex, job.headers[HEADER]["rev"]] for job in jobs]
+    pointers = [[job.id.hex, job.headers[HEADER]["content_version"]] for job in jobs]
     headers = {
         **USUAL_HEADERS,
         "id": str(bundle_id),

@@ -48,10 +48,10 @@ def too_large(task: Any, body: Any, serializer: str | None, size: int, follows: 
         )
     args, kwargs = (body[0], body[1]) if isinstance(body, tuple) else ((), {})
     sizes = {name: len(dumps(value, serializer=serializer)[2]) for name, value in _named(args, kwargs)}
-    largest = max(sizes, key=lambda name: sizes[name], default="the body")
+    largest = max(sizes, key=lambda name: sizes[name], default="the payload")
     return JobTooLarge(
-        f"{task}: the serialised call has {size} bytes, the limit is {settings.MAX_BODY_BYTES} "
-        f"(RELIABLE_JOBS['MAX_BODY_BYTES']); the largest part is {largest}. "
+        f"{task}: the serialised call has {size} bytes, the limit is {settings.MAX_PAYLOAD_BYTES} "
+        f"(RELIABLE_JOBS['MAX_PAYLOAD_BYTES']); the largest part is {largest}. "
         "Store the data and pass its primary key or URL."
     )
 

@@ -36,7 +36,7 @@ class New(NamedTuple):
     key: str | None
     live_key: str | None
     key_forever: bool
-    body: bytes
+    payload: bytes
     content_type: str
     content_encoding: str
     envelope: str
@@ -56,7 +56,7 @@ class Each(NamedTuple):
     """What sets one of many jobs apart."""
 
     id: str
-    body: bytes
+    payload: bytes
     envelope: str
 
 
@@ -85,7 +85,7 @@ def random_ids() -> Iterator[str]:
 
 
 def insert_many(alias: str, common: New, blocks: Iterable[Iterable[Each]]) -> None:
-    """Insert many rows that differ in id, body and envelope only, in the caller's open transaction.
+    """Insert many rows that differ in id, payload and envelope only, in the caller's open transaction.
 
     Args:
         common: what they have in common. Without a ``root_id`` each is its own root.
@@ -112,7 +112,7 @@ def _insert_each(connection: Any, cursor: Any, common: New, each: Iterable[Each]
         for job in block:
             job_id = uuid.UUID(job.id)
             root_id = common.root_id or job_id
-            params += common._replace(id=job_id, root_id=root_id, body=job.body, envelope=job.envelope)
+            params += common._replace(id=job_id, root_id=root_id, payload=job.payload, envelope=job.envelope)
         cursor.execute(sql.in_words(connection, sql.INSERT, len(block)), sql.prepared(connection, params))
 
 
@@ -136,8 +136,8 @@ def _copy(connection: Any, cursor: Any, common: New, blocks: Iterable[Iterable[E
             while part := list(itertools.islice(jobs, _COPY_WRITE)):
                 copy.write(
                     "".join(
-                        f"{job_id}\t{common.root_id or job_id}\t\\\\x{body.hex()}\t{_escaped(envelope)}\t{rest}"
-                        for job_id, body, envelope in part
+                        f"{job_id}\t{common.root_id or job_id}\t\\\\x{payload.hex()}\t{_escaped(envelope)}\t{rest}"
+                        for job_id, payload, envelope in part
                     )
                 )
 

@@ -98,7 +98,7 @@ def enqueue_many(
             app,
             alias,
             [
-                (uuid.UUID(one.id), dataclasses.replace(request.rendered, body=one.body, envelope=one.envelope))
+                (uuid.UUID(one.id), dataclasses.replace(request.rendered, payload=one.payload, envelope=one.envelope))
                 for one in head
             ],
         )
@@ -137,7 +137,7 @@ def _new(request: Request, *, later: bool, sends: int) -> insert.New:
         key=request.key,
         live_key=request.key,
         key_forever=request.key_forever,
-        body=rendered.body,
+        payload=rendered.payload,
         content_type=rendered.content_type,
         content_encoding=rendered.content_encoding,
         envelope=rendered.envelope,

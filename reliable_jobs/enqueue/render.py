@@ -105,7 +105,7 @@ class Capture:
         payload = data.encode() if isinstance(data, str) else data
         if content_type == "application/json" and b'"__type__"' in payload:
             check_readable(headers.get("task"), payload)
-        if len(payload) > (MAX_FOLLOWING_BYTES if self.follows else settings.MAX_BODY_BYTES):
+        if len(payload) > (MAX_FOLLOWING_BYTES if self.follows else settings.MAX_PAYLOAD_BYTES):
             raise explain.too_large(headers.get("task"), body, serializer, len(payload), self.follows)
         if compression:
             payload, headers["compression"] = compress(payload, compression)
@@ -132,7 +132,7 @@ class Capture:
             task=headers["task"],
             queue=queue,
             priority=priority,
-            body=payload,
+            payload=payload,
             content_type=content_type,
             content_encoding=content_encoding,
             envelope=text,
@@ -205,15 +205,15 @@ def _name(task: Any, option: str, value: Any) -> str:
     return str.__str__(value)
 
 
-def check_readable(task: Any, body: bytes) -> None:
-    """A body of JSON that holds ``"__type__"``: kombu writes a date as a dict with that key, and a caller's own dict of
-    that form would be written and never read again.
+def check_readable(task: Any, payload: bytes) -> None:
+    """A payload of JSON that holds ``"__type__"``: kombu writes a date as a dict with that key, and a caller's own dict
+    of that form would be written and never read again.
 
     Raises:
-        UnserialisableArguments: no worker could decode the body.
+        UnserialisableArguments: no worker could decode the payload.
     """
     try:
-        kombu_json.loads(body)
+        kombu_json.loads(payload)
     except SoftTimeLimitExceeded:
         raise
     except Exception as error:  # each type is read by code of its own

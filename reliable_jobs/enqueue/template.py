@@ -94,24 +94,24 @@ class Template:
         if each is None:
             return None
         root = job_id if self.own_root else self.rendered.root_id
-        return dataclasses.replace(self.rendered, body=each[0], envelope=each[1], root_id=root)
+        return dataclasses.replace(self.rendered, payload=each[0], envelope=each[1], root_id=root)
 
     def fill_each(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[bytes, str] | None:
-        """Body and envelope of another call, or None as in :meth:`fill`."""
+        """Payload and envelope of another call, or None as in :meth:`fill`."""
         try:
-            body = f"[{_encode(args)}, {_encode(kwargs) if kwargs else '{}'}{self.tail}".encode()
+            payload = f"[{_encode(args)}, {_encode(kwargs) if kwargs else '{}'}{self.tail}".encode()
         except (TypeError, ValueError, RecursionError):
             return None
-        if len(body) > settings.MAX_BODY_BYTES:
+        if len(payload) > settings.MAX_PAYLOAD_BYTES:
             return None
-        if b'"__type__"' in body:
-            check_readable(self.rendered.task, body)
+        if b'"__type__"' in payload:
+            check_readable(self.rendered.task, payload)
         before, between, end = self.envelope
         reply_to = reply_address(self.app) if self.replies else ""
         shown = f'"argsrepr": {_encode(self._shown(args, self.amqp.argsrepr_maxsize))}'
         if kwargs:
             shown += f', "kwargsrepr": {_encode(self._shown(kwargs, self.amqp.kwargsrepr_maxsize))}'
-        return body, f"{before}{shown}{between}{reply_to}{end}"
+        return payload, f"{before}{shown}{between}{reply_to}{end}"
 
     def _shown(self, values: Any, limit: int) -> str:
         if type(values) in (tuple, list) and len(values) <= 3 and all(map(_is_plain, values)):

@@ -68,7 +68,7 @@ def once(key: str | int | uuid.UUID, work: Callable[[], T], *, scope: str, using
                 "due_at": Now(),
                 "started_at": Now(),
                 "finished_at": Now(),
-                "body": b"[[], {}, {}]",
+                "payload": b"[[], {}, {}]",
                 "content_type": "application/json",
                 "content_encoding": "utf-8",
                 "envelope": json.dumps(

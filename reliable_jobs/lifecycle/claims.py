@@ -21,14 +21,14 @@ from reliable_jobs.status import Status
 _one_claim_at_a_time = threading.Lock()
 
 
-def claim_atomic(job_id: uuid.UUID, rev: int, using: str) -> Claim | Refusal:
+def claim_atomic(job_id: uuid.UUID, content_version: int, using: str) -> Claim | Refusal:
     """Lock the row for a first run; shown to nobody until the body's transaction commits. Call it inside that one."""
-    claim = _lock_if_fit(job_id, rev, using)
+    claim = _lock_if_fit(job_id, content_version, using)
     return Refusal.SUSPECT if isinstance(claim, Claim) and claim.job.crashes else claim
 
 
-def _lock_if_fit(job_id: uuid.UUID, rev: int, using: str) -> Claim | Refusal:
-    """Lock the row and see whether a message of this rev may run it now."""
+def _lock_if_fit(job_id: uuid.UUID, content_version: int, using: str) -> Claim | Refusal:
+    """Lock the row and see whether a message of this content version may run it now."""
     locked = sql.lock_row(using, job_id)
     if locked is None:
         seen = find(job_id, using)
@@ -39,40 +39,40 @@ def _lock_if_fit(job_id: uuid.UUID, rev: int, using: str) -> Claim | Refusal:
     if job.status != Status.WAITING:
         # Neither final nor running is a status that somebody has written by hand.
         return Refusal.FINAL if job.is_final else Refusal.LOCKED
-    if job.rev != rev:
+    if job.content_version != content_version:
         return Refusal.STALE
     if job.due_at > now:
         return Refusal.NOT_DUE
     return Claim(job, using, now)
 
 
-def claim_to_report(job_id: uuid.UUID, rev: int, using: str, worker: str) -> Claim | Refusal:
+def claim_to_report(job_id: uuid.UUID, content_version: int, using: str, worker: str) -> Claim | Refusal:
     """Lock the row to report an error outside a run: a job that waits as its message says, or one that this worker's
     own thread had claimed and left. Call it in a transaction.
 
     Args:
         worker: of the calling thread; no other has its name.
     """
-    claim = _lock_if_fit(job_id, rev, using)
+    claim = _lock_if_fit(job_id, content_version, using)
     if claim is not Refusal.LOCKED:
         return claim
     mine = Job.objects.using(using).filter(pk=job_id, status=Status.RUNNING, worker=worker)
-    job = mine.annotate(now=Now()).defer("body").lock().first()
+    job = mine.annotate(now=Now()).defer("payload").lock().first()
     return claim if job is None else Claim(job, using, job.now, job.token)  # type: ignore[attr-defined]
 
 
-def claim_many(task: str, revs: Mapping[uuid.UUID, int], using: str) -> list[Claim]:
+def claim_many(task: str, content_versions: Mapping[uuid.UUID, int], using: str) -> list[Claim]:
     """Lock, in a transaction of the caller's, those of a bundle's jobs that are plainly fit for a first run, in order.
 
     What was started, interrupted or has failed before is left to a message of its own.
     """
-    found = sql.lock_bundle(using, task, list(revs))
-    claims = {job.pk: Claim(job, using, now) for job, now in found if job.rev == revs[job.pk]}
-    return [claims[job_id] for job_id in revs if job_id in claims]
+    found = sql.lock_bundle(using, task, list(content_versions))
+    claims = {job.pk: Claim(job, using, now) for job, now in found if job.content_version == content_versions[job.pk]}
+    return [claims[job_id] for job_id in content_versions if job_id in claims]
 
 
 def claim_committed(
-    job_id: uuid.UUID, rev: int, using: str, *, worker: str, lease: float, deadline: float | None = None
+    job_id: uuid.UUID, content_version: int, using: str, *, worker: str, lease: float, deadline: float | None = None
 ) -> Claim | Refusal:
     """Take the row with a token and a lease, in a transaction of its own, and count the start as a crash until the run
     reports: simultaneous copies can't each count, and a run that never reports has been counted.
@@ -82,7 +82,7 @@ def claim_committed(
         deadline: seconds after which the lease is not extended (non-atomic runs).
     """
     with _one_claim_at_a_time, transaction.atomic(using=using):
-        claim = _lock_if_fit(job_id, rev, using)
+        claim = _lock_if_fit(job_id, content_version, using)
         if isinstance(claim, Refusal):
             return claim
         job = claim.job

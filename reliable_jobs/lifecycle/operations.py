@@ -61,7 +61,7 @@ def requeue(ids: Iterable[uuid.UUID], using: str, *, actor: str, queue: str | No
 def _requeue_batch(ids: Sequence[uuid.UUID], using: str, actor: str, queue: str | None, report: Report) -> None:
     with transaction.atomic(using=using):
         rows = Job.objects.using(using)
-        locked = list(rows.filter(pk__in=ids).exclude(status=Status.RUNNING).defer("body").lock())
+        locked = list(rows.filter(pk__in=ids).exclude(status=Status.RUNNING).defer("payload").lock())
         _explain_skips(ids, {job.pk for job in locked}, using, report)
         keyed = {job.pk for job in locked if job.is_final and job.key is not None and job.live_key is None}
         plain = [job.pk for job in locked if job.pk not in keyed]
@@ -73,7 +73,7 @@ def _requeue_batch(ids: Sequence[uuid.UUID], using: str, actor: str, queue: str 
             "sends": 0,
             "due_at": Now(),
             "check_at": None,
-            "attempt": 0,
+            "failures": 0,
             "crashes": 0,
             "interruptions": 0,
             "started_at": None,
@@ -207,7 +207,7 @@ def rescue(using: str, limit: int, *, actor: str = "sweeper") -> int:
     if not _is_settled(using):
         return 0
     with transaction.atomic(using=using):
-        lost = list(Job.objects.using(using).lost_runs().defer("body", "envelope").lock()[:limit])
+        lost = list(Job.objects.using(using).lost_runs().defer("payload", "envelope").lock()[:limit])
         if not lost:
             return 0
         rescued = 0

@@ -51,8 +51,8 @@ def succeed_many(claims: Sequence[Claim], worker: str, results: Sequence[str | N
 def fail(claim: Claim, worker: str, reason: str, error: str, traceback: str, *, kind: str = EventKind.FAILURE) -> bool:
     """Given up. Counts the failure when it was the body's own."""
     error, traceback = clean(error, ERROR_LIMIT), clean(traceback, TRACEBACK_LIMIT)
-    attempt = claim.job.attempt + (1 if kind == EventKind.FAILURE else 0)
-    won = _leave(claim, Status.FAILED, worker, reason=reason, error=error, traceback=traceback, attempt=attempt)
+    failures = claim.job.failures + (1 if kind == EventKind.FAILURE else 0)
+    won = _leave(claim, Status.FAILED, worker, reason=reason, error=error, traceback=traceback, failures=failures)
     if won:
         record(claim.job.pk, claim.using, kind, worker, f"gave up: {error}", traceback)
     return won
@@ -77,7 +77,7 @@ def run_again(
     error: str = "",
     traceback: str = "",
     kind: str | None = None,
-    attempt: int = 0,
+    failure: int = 0,
     interruption: int = 0,
     content: Rendered | None = None,
     expires: datetime.datetime | None = None,
@@ -87,9 +87,9 @@ def run_again(
 
     Args:
         delay: seconds from now; ``at`` is an absolute time instead.
-        attempt, interruption: 1 where this run counts as one.
+        failure, interruption: 1 where this run counts as one.
         kind: the event to record, if any.
-        content: new content of the job (``retry(args=…)``, ``replace()``): the rev rises.
+        content: new content of the job (``retry(args=…)``, ``replace()``): the content version rises.
         park_at: set, or keep, the moment after which a job without code is parked.
     """
     error, traceback = clean(error, ERROR_LIMIT), clean(traceback, TRACEBACK_LIMIT)
@@ -101,7 +101,7 @@ def run_again(
         "reason": reason,
         "error": error,
         "traceback": traceback,
-        "attempt": job.attempt + attempt,
+        "failures": job.failures + failure,
         "interruptions": job.interruptions + interruption,
         "deadline_at": None if park_at is None else job.deadline_at or Now() + park_at,
     }
@@ -110,7 +110,7 @@ def run_again(
     if expires is not None:
         changes["expires_at"] = expires
     if content is not None:
-        changes.update(_content(content), rev=job.rev + 1)
+        changes.update(_content(content), content_version=job.content_version + 1)
     won = _leave(claim, Status.WAITING, worker, **changes)
     if won and kind is not None:
         record(job.pk, claim.using, kind, worker, error, traceback)
@@ -118,7 +118,7 @@ def run_again(
 
 
 def _content(rendered: Rendered) -> dict[str, Any]:
-    names = ("task", "queue", "priority", "body", "content_type", "content_encoding", "envelope")
+    names = ("task", "queue", "priority", "payload", "content_type", "content_encoding", "envelope")
     return {name: getattr(rendered, name) for name in names}
 
 

@@ -30,7 +30,7 @@ LOCK_BUNDLE = """
     SELECT {claimed_and_sent}, {now}
     FROM {job}
     WHERE task = %s AND status = 'waiting' AND due_at <= {now}
-        AND attempt = 0 AND crashes = 0 AND interruptions = 0 AND id IN ({ids})
+        AND failures = 0 AND crashes = 0 AND interruptions = 0 AND id IN ({ids})
     {for_update}
 """
 
@@ -72,9 +72,9 @@ SUCCEED_MANY = """
 """
 
 _INTO = """
-    INTO {job} (id, task, queue, priority, sends, "key", live_key, key_forever, body, content_type, content_encoding,
+    INTO {job} (id, task, queue, priority, sends, "key", live_key, key_forever, payload, content_type, content_encoding,
         envelope, root_id, parent_id, due_at, check_at, expires_at, created_at,
-        status, reason, error, traceback, worker, epoch, rev, attempt, crashes, interruptions, requeues)
+        status, reason, error, traceback, worker, epoch, content_version, failures, crashes, interruptions, requeues)
     VALUES {rows}
 """
 _ROW = """
@@ -94,9 +94,9 @@ INSERT_UNLESS_THERE = f"INSERT {{or_ignore}} {_INTO} {{on_conflict}}"
 #: New jobs by the thousand (PostgreSQL): COPY takes values only, so the times are asked for.
 NEW_TIMES = "SELECT {new_times}"
 COPY = """
-    COPY {job} (id, root_id, body, envelope, due_at, check_at, expires_at, task, queue, priority, sends, key, live_key,
-        key_forever, content_type, content_encoding, parent_id,
-        status, reason, error, traceback, worker, epoch, rev, attempt, crashes, interruptions, requeues)
+    COPY {job} (id, root_id, payload, envelope, due_at, check_at, expires_at, task, queue, priority, sends, key,
+        live_key, key_forever, content_type, content_encoding, parent_id,
+        status, reason, error, traceback, worker, epoch, content_version, failures, crashes, interruptions, requeues)
     FROM STDIN
 """
 #: The last columns of a COPY.
@@ -105,7 +105,7 @@ COPIED_TO_ALL = ("waiting", "", "", "", "", 0, 0, 0, 0, 0, 0)
 # --- Their words ------------------------------------------------------------------------------------------------------
 
 _WANTED = {
-    *("id", "task", "status", "due_at", "expires_at", "epoch", "rev", "deadline_at", "attempt", "crashes"),
+    *("id", "task", "status", "due_at", "expires_at", "epoch", "content_version", "deadline_at", "failures", "crashes"),
     *("interruptions", "live_key", "key_forever", "started_at"),
 }
 _COLUMNS = tuple(field.attname for field in Job._meta.concrete_fields)
@@ -179,7 +179,7 @@ def lock_row(alias: str, job_id: uuid.UUID) -> tuple[Job, datetime.datetime] | N
 
     Must be called in a transaction.
     """
-    found = _select(alias, LOCK_ROW, CLAIMED, [job_id])
+    found = _select(alias, LOCK_ROW, CLAIMED, [Job._meta.pk.to_python(job_id)])  # a task's request has it as text
     return found[0] if found else None
 
 

@@ -65,8 +65,8 @@ def clean(text: str, limit: int) -> str:
 
 
 def find(job_id: uuid.UUID, using: str) -> Job | None:
-    """The row as committed, without its body; None when there is none."""
-    return Job.objects.using(using).defer("body").filter(pk=job_id).first()
+    """The row as committed, without its payload; None when there is none."""
+    return Job.objects.using(using).defer("payload").filter(pk=job_id).first()
 
 
 def waiting_of(job_ids: Iterable[uuid.UUID], using: str) -> set[uuid.UUID]:

@@ -21,8 +21,8 @@ from reliable_jobs.models import Job
 #: project registers with kombu may be pickle in disguise.
 YAML = "application/x-yaml"
 PLAIN_DATA = ("application/json", YAML, "application/x-msgpack")
-#: Bytes that a process other than a worker makes of a body. The sender's own limit is no help: a message from elsewhere
-#: has none, and a few kilobytes can be compressed gigabytes.
+#: Bytes that a process other than a worker makes of a payload. The sender's own limit is no help: a message from
+#: elsewhere has none, and a few kilobytes can be compressed gigabytes.
 DECODED_BYTES = 256 * 1024
 _MERGE = "tag:yaml.org,2002:merge"
 _LZMA_MEMORY = 128 * 1024 * 1024
@@ -65,52 +65,52 @@ def content(
     Raises:
         TooLarge: more than ``limit``; a NotDecoded.
         NotDecoded: the content type is none of these, or can't be decompressed within a limit; a ValueError.
-        ValueError: the body can't be decoded, or is pickled (never loaded).
+        ValueError: the payload can't be decoded, or is pickled (never loaded).
     """
     kind = job.content_type
     if kind in PICKLE:
-        raise ValueError("pickled body, not loaded")
+        raise ValueError("pickled payload, not loaded")
     if kind not in PLAIN_DATA and kind not in settings.TRUSTED_CONTENT_TYPES and kind not in trusted:
         raise NotDecoded(
             f"{kind or 'unknown type'} is decoded by workers only; name it in RELIABLE_JOBS['TRUSTED_CONTENT_TYPES'] "
             "if decoding it can't run code"
         )
-    body = bytes(job.body)
+    payload = bytes(job.payload)
     compression = (headers_of(job) if headers is None else headers).get("compression")
     try:
         if compression:
-            body = decompress(body, compression) if limit is None else _decompressed(body, compression, limit)
-        if limit is not None and len(body) > limit:
+            payload = decompress(payload, compression) if limit is None else _decompressed(payload, compression, limit)
+        if limit is not None and len(payload) > limit:
             raise TooLarge(f"more than {limit} bytes")
-        if limit is not None and kind == YAML and _merges(body):
+        if limit is not None and kind == YAML and _merges(payload):
             raise NotDecoded("YAML's merge keys are read by workers only")
-        args, kwargs, *embed = loads(body, job.content_type, job.content_encoding, accept=[job.content_type])
+        args, kwargs, *embed = loads(payload, job.content_type, job.content_encoding, accept=[job.content_type])
         if limit is not None and job.content_type != "application/json" and _is_larger((args, kwargs), limit):
             raise TooLarge(f"more than {limit} bytes")
         return list(args), dict(kwargs), dict(embed[0] or {}) if embed else {}
     except (NotDecoded, SoftTimeLimitExceeded):
         raise
     except Exception as error:  # any registered codec may raise anything on hostile bytes
-        raise ValueError(f"undecodable body: {error}") from error
+        raise ValueError(f"undecodable payload: {error}") from error
 
 
-def _decompressed(body: bytes, compression: str, limit: int) -> bytes:
+def _decompressed(payload: bytes, compression: str, limit: int) -> bytes:
     """At most one byte more than ``limit``."""
     make = _STOPPABLE.get(get_decoder(compression))
     if make is None:
         raise NotDecoded(f"{compression} is decompressed by workers only")
-    data: bytes = make().decompress(body, limit + 1)
+    data: bytes = make().decompress(payload, limit + 1)
     return data
 
 
-def _merges(body: bytes) -> bool:
+def _merges(payload: bytes) -> bool:
     """Whether YAML merges mappings by their aliases: before 6.0.4 PyYAML copies them while it reads, so that each level
     of a few bytes can make it ten times as large. Nothing that dumps YAML writes merge keys."""
-    if b"*" not in body:
+    if b"*" not in payload:
         return False
     import yaml  # kombu has it where it knows the content type
 
-    events = yaml.parse(body, Loader=yaml.SafeLoader)
+    events = yaml.parse(payload, Loader=yaml.SafeLoader)
     return any(getattr(event, "value", "") == "<<" or getattr(event, "tag", "") == _MERGE for event in events)
 
 
@@ -145,10 +145,12 @@ def same_call(job: Job, rendered: Rendered) -> bool:
     """Whether a row asks for the same arguments as a freshly rendered call."""
     if job.task != rendered.task:
         return False
-    if bytes(job.body) == rendered.body:
+    if bytes(job.payload) == rendered.payload:
         return True
     try:
-        theirs = loads(rendered.body, rendered.content_type, rendered.content_encoding, accept=[rendered.content_type])
+        theirs = loads(
+            rendered.payload, rendered.content_type, rendered.content_encoding, accept=[rendered.content_type]
+        )
         # The caller has just written that type, with the codec that would read it here.
         return arguments(job, trusted=(rendered.content_type,), limit=None) == (list(theirs[0]), dict(theirs[1]))
     except SoftTimeLimitExceeded:

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 #: Name of the message header that marks a message as a pointer to a row.
 HEADER = "reliable_jobs"
-#: What the pointer holds: the row's rev, its database, the number of this send and of the requeues until then.
-POINTER = ("rev", "using", "send", "requeues")
+#: What the pointer holds: the row's content version, its database, the number of this send, and of the requeues so far.
+POINTER = ("content_version", "using", "send", "requeues")
 #: The columns that a message is made of, and how often it has been sent: all that is read of a row that is published.
 SENT = (
-    *("task", "queue", "priority", "rev", "sends", "requeues"),
-    *("body", "content_type", "content_encoding", "envelope"),
+    *("task", "queue", "priority", "content_version", "sends", "requeues"),
+    *("payload", "content_type", "content_encoding", "envelope"),
 )
 ENVELOPE_VERSION = 1
 #: What Celery's message has in its headers unless somebody asked for something else. A row does not repeat it: most of
@@ -56,7 +56,7 @@ class Rendered:
     task: str
     queue: str
     priority: int | None
-    body: bytes
+    payload: bytes
     content_type: str
     content_encoding: str
     envelope: str
@@ -100,11 +100,11 @@ def as_key(value: Any) -> str | None:
 
 
 def outgoing(job: Job, using: str) -> Outgoing:
-    """The broker message for a row: what Celery rendered, plus the pointer (rev, alias, number of the send).
+    """The broker message for a row: what Celery rendered, plus the pointer (version, alias, number of the send).
 
     The row's ``sends`` is the number of this send, so it has been raised.
     """
-    return _outgoing(job.id, job, (job.rev, using, job.sends, job.requeues))
+    return _outgoing(job.id, job, (job.content_version, using, job.sends, job.requeues))
 
 
 def first_outgoing(job_id: uuid.UUID, rendered: Rendered, using: str) -> Outgoing:
@@ -126,7 +126,7 @@ def _outgoing(job_id: uuid.UUID, columns: Job | Rendered, pointer: tuple[int, st
         queue=columns.queue,
         exchange=envelope["exchange"],
         routing_key=envelope["routing_key"],
-        body=bytes(columns.body),
+        body=bytes(columns.payload),
         content_type=columns.content_type,
         content_encoding=columns.content_encoding,
         headers=headers,

@@ -55,7 +55,7 @@ class Delivery:
 
     job_id: uuid.UUID
     using: str
-    rev: int
+    content_version: int
     commits_claim: bool
     redelivered: bool
     #: False for a message that no outbox wrote: another language, ``send_task``, a producer not adopted yet.
@@ -70,16 +70,16 @@ def read_delivery(task: RunnableTask) -> Delivery:
     redelivered = bool((request.delivery_info or {}).get("redelivered"))
     pointer = request.get(HEADER)
     if not isinstance(pointer, dict):
-        rev, commits_claim = 0, True
+        content_version, commits_claim = 0, True
     else:
         # What our own messages carry is an int; what a forged one carries must not raise here.
-        said, send = pointer.get("rev"), pointer.get("send")
-        rev = said if isinstance(said, int) else -1
+        said, send = pointer.get("content_version"), pointer.get("send")
+        content_version = said if isinstance(said, int) else -1
         commits_claim = not task.atomic or redelivered or (isinstance(send, int) and send > 1)
     return Delivery(
         job_id=foreign_id(request.id),
         using=pointer_alias(pointer),
-        rev=rev,
+        content_version=content_version,
         commits_claim=commits_claim,
         redelivered=redelivered,
         ours=isinstance(pointer, dict),
@@ -134,7 +134,7 @@ def write_receipt(task: RunnableTask, job_id: uuid.UUID, using: str, request: An
     embed = {name: request.get(name) for name in ("callbacks", "errbacks", "chain", "chord")}
     info = request.delivery_info or {}
     content = info.get(CONTENT) or dumps((request.args, request.kwargs, embed), "json")
-    content_type, content_encoding, body = content
+    content_type, content_encoding, payload = content
     headers = {name: request.get(name) for name in _HEADERS if request.get(name) is not None}
     headers.update(task=task.name, id=request.id)
     priority = info.get("priority")
@@ -153,7 +153,7 @@ def write_receipt(task: RunnableTask, job_id: uuid.UUID, using: str, request: An
         due_at=Now(),
         check_at=Now() + datetime.timedelta(seconds=settings.GRACE),
         sends=1,
-        body=body.encode() if isinstance(body, str) else bytes(body),
+        payload=payload.encode() if isinstance(payload, str) else bytes(payload),
         content_type=content_type,
         content_encoding=content_encoding,
         envelope=kombu_json.dumps(envelope),

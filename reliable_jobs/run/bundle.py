@@ -35,19 +35,19 @@ def run(carrier: Any, name: str, using: str, pointers: list[list[Any]]) -> str:
     Args:
         name: of their task.
         using: database alias.
-        pointers: id and rev of each.
+        pointers: id and content version of each.
 
     Raises:
         celery.exceptions.Reject: the database could not be reached; the message goes back to the broker.
     """
     alias = pointer_alias({"using": using})
-    revs = {uuid.UUID(job_id): int(rev) for job_id, rev in pointers}
+    content_versions = {uuid.UUID(job_id): int(content_version) for job_id, content_version in pointers}
     task = carrier.app.tasks.get(name)
     redelivered = bool(carrier.request.delivery_info.get("redelivered"))
     together = bundles.size(task) > 1 and kept_connections.active and not redelivered
     # MySQL commits what went before an ALTER TABLE or TRUNCATE of a body, its neighbours' effects among it.
     together = together and connections[alias].vendor in ("postgresql", "sqlite")
-    done, left = 0, revs if together else {}
+    done, left = 0, content_versions if together else {}
     while left:
         attempt = Attempt(carrier, task, alias, left)
         done += held(alias, f"A bundle of {name}", attempt.run)
@@ -55,19 +55,19 @@ def run(carrier: Any, name: str, using: str, pointers: list[list[Any]]) -> str:
             attempt = Attempt(carrier, task, alias, left, singly=True)
             done += held(alias, f"A bundle of {name}", attempt.run)
         left = attempt.not_begun
-    if done < len(revs):
-        _send_alone(carrier.app, alias, revs, delivery.REDELIVERY_PATIENCE if redelivered else 0.0)
-    return f"{done} of {len(revs)} jobs of {name}"
+    if done < len(content_versions):
+        _send_alone(carrier.app, alias, content_versions, delivery.REDELIVERY_PATIENCE if redelivered else 0.0)
+    return f"{done} of {len(content_versions)} jobs of {name}"
 
 
-def _send_alone(app: Any, alias: str, revs: Mapping[uuid.UUID, int], patience: float) -> None:
+def _send_alone(app: Any, alias: str, content_versions: Mapping[uuid.UUID, int], patience: float) -> None:
     """Send what is still waiting, each job in a message of its own.
 
     Args:
         patience: seconds to wait for rows that are locked, maybe by the session of a killed worker.
     """
     until = time.monotonic() + patience
-    left = set(revs)
+    left = set(content_versions)
     while left:
         left = held(alias, "Jobs of a bundle", functools.partial(_send_some, app, alias, left))
         if time.monotonic() >= until:

@@ -86,16 +86,22 @@ class Attempt:
     """
 
     def __init__(
-        self, carrier: Any, task: Any, using: str, revs: Mapping[uuid.UUID, int], *, singly: bool = False
+        self, carrier: Any, task: Any, using: str, content_versions: Mapping[uuid.UUID, int], *, singly: bool = False
     ) -> None:
-        self.carrier, self.task, self.using, self.revs, self.singly = carrier, task, using, revs, singly
+        self.carrier, self.task, self.using, self.content_versions, self.singly = (
+            carrier,
+            task,
+            using,
+            content_versions,
+            singly,
+        )
         self.connection: Any = connections[using]
         self.worker = worker_name(carrier)
         self._accepted = content_types(carrier.app.conf.accept_content)
         self.committed = False
         #: Whether another try, singly, can help.
         self.worth_singling = False
-        #: Ids and revs of those to which the stack did not reach; they want another attempt.
+        #: Ids and content versions of those to which the stack did not reach; they want another try.
         self.not_begun: dict[uuid.UUID, int] = {}
         self._broken = False
         self._left: list[Claim] = []
@@ -130,7 +136,7 @@ class Attempt:
     @contextmanager
     def _in_transaction(self) -> Iterator[None]:
         with transaction.atomic(using=self.using), FunctionSavepoint(self.using) as savepoint:
-            claims = savepoint.claim(lambda: lifecycle.claim_many(self.task.name, self.revs, self.using))
+            claims = savepoint.claim(lambda: lifecycle.claim_many(self.task.name, self.content_versions, self.using))
             self._left, self._claimed = claims[::-1], len(claims)
             try:
                 yield
@@ -162,7 +168,7 @@ class Attempt:
         """Run the next job in its tracer, inside the tracer of the one before it; after the last one, commit."""
         begun = self._claimed - len(self._left)
         if begun and begun % LOOK_EVERY == 0 and _stack_is_deep():
-            self.not_begun = {claim.job.pk: self.revs[claim.job.pk] for claim in self._left}
+            self.not_begun = {claim.job.pk: self.content_versions[claim.job.pk] for claim in self._left}
             self._left = []
         while self._left:
             claim = self._left.pop()

@@ -52,7 +52,7 @@ def run_first(task: RunnableTask, delivery: Delivery, args: Any, kwargs: Any) ->
     Raises:
         NotStarted: see there. Nothing was claimed.
     """
-    take = functools.partial(lifecycle.claim_atomic, delivery.job_id, delivery.rev, delivery.using)
+    take = functools.partial(lifecycle.claim_atomic, delivery.job_id, delivery.content_version, delivery.using)
     return _run_in_transaction(task, delivery.using, take, args, kwargs, worker=delivery.worker)
 
 
@@ -75,7 +75,7 @@ def claim_committed(task: RunnableTask, delivery: Delivery) -> Run | Refusal:
     try:
         claim = lifecycle.claim_committed(
             delivery.job_id,
-            delivery.rev,
+            delivery.content_version,
             delivery.using,
             worker=delivery.worker,
             lease=settings.LEASE,
@@ -235,7 +235,7 @@ def _function(task: RunnableTask, run: Run, args: Any, kwargs: Any, savepoint: F
         if savepoint is not None:
             savepoint.keep()
         return unfit
-    request.retries = job.attempt
+    request.retries = job.failures
     request.reliable_run = run
     value, text, reason = None, None, Reason.NONE
     signal: BaseException | None = None

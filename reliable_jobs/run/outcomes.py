@@ -20,9 +20,9 @@ from reliable_jobs import lifecycle
 from reliable_jobs.backoff import handback_delay
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import (
-    BodyExited,
-    BodyOutOfMemory,
     BrokenTransaction,
+    FunctionExited,
+    FunctionOutOfMemory,
     JobExpired,
     JobParked,
     ShownFailure,
@@ -85,14 +85,14 @@ def _as_failure(error: BaseException) -> Exception:
     worker."""
     failed: Exception
     if isinstance(error, MemoryError):
-        failed = BodyOutOfMemory("The body ran out of memory (MemoryError); the worker process lives on.")
+        failed = FunctionOutOfMemory("The body ran out of memory (MemoryError); the worker process lives on.")
     elif isinstance(error, SystemExit):
-        failed = BodyExited(f"The body called sys.exit({error.code!r}); raise an exception instead to fail a job.")
+        failed = FunctionExited(f"The body called sys.exit({error.code!r}); raise an exception instead to fail a job.")
     elif isinstance(error, asyncio.CancelledError):
-        failed = BodyExited("The body ended with asyncio.CancelledError; catch it where the await is cancelled.")
+        failed = FunctionExited("The body ended with asyncio.CancelledError; catch it where the await is cancelled.")
     else:
         text = f"The task function raised {db_errors.describe(error)} (a BaseException; use an Exception)."
-        failed = BodyExited(text)
+        failed = FunctionExited(text)
     failed.__cause__ = error
     return failed
 
@@ -181,7 +181,7 @@ def again(task: RunnableTask, run: Run, wish: Again, signal: BaseException) -> O
             error=text,
             traceback=trace,
             kind=EventKind.FAILURE if failed else None,
-            attempt=1 if wish.counts else 0,
+            failure=1 if wish.counts else 0,
             content=wish.content,
             expires=wish.expires,
         )

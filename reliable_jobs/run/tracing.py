@@ -16,7 +16,7 @@ from celery.states import FAILURE, IGNORED, REJECTED, RETRY
 
 from reliable_jobs.compat.billiard import described
 from reliable_jobs.compat.celery_run import answer_of_tracer, current_request
-from reliable_jobs.errors import BodyOutOfMemory, NotRecorded
+from reliable_jobs.errors import FunctionOutOfMemory, NotRecorded
 from reliable_jobs.lifecycle import db_errors
 from reliable_jobs.run import unreported_errors
 from reliable_jobs.run.trail import TRAIL, Trail
@@ -79,7 +79,7 @@ def that_answers(task: RunnableTask, tracer: Callable[..., Any], *, keep_frames:
 def answer_of(error: BaseException) -> Any:
     """What the tracer would have answered for an error; the worker's parent process reads it."""
     if isinstance(error, MemoryError):
-        error = BodyOutOfMemory("in a hook")  # it would end the whole worker
+        error = FunctionOutOfMemory("in a hook")  # it would end the whole worker
     return answer_of_tracer(error, _state(error))
 
 

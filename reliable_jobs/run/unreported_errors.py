@@ -167,7 +167,7 @@ def _written(
 
 def _claim_and_settle(task: RunnableTask, delivery: Delivery, ending: Callable[[Run], Outcome]) -> Outcome | Refusal:
     with transaction.atomic(using=delivery.using):
-        claim = lifecycle.claim_to_report(delivery.job_id, delivery.rev, delivery.using, delivery.worker)
+        claim = lifecycle.claim_to_report(delivery.job_id, delivery.content_version, delivery.using, delivery.worker)
         if isinstance(claim, Refusal):
             return claim
         ended = ending(Run(claim, delivery.worker))

@@ -258,11 +258,11 @@ def _frontier(alias: str, queue: str) -> dict[int | None, datetime.datetime]:
             finished_at__gt=Now() - datetime.timedelta(seconds=FRONTIER_AGE),
         )
         .order_by("-finished_at")
-        .values("priority", "due_at", "sends", "attempt", "requeues")[:FRONTIER_SAMPLE]
+        .values("priority", "due_at", "sends", "failures", "requeues")[:FRONTIER_SAMPLE]
     )
     newest: dict[int | None, datetime.datetime] = {}
     for row in recent:
-        if row["sends"] == 1 and row["attempt"] == 0:
+        if row["sends"] == 1 and row["failures"] == 0:
             known = newest.get(row["priority"])
             newest[row["priority"]] = row["due_at"] if known is None else max(known, row["due_at"])
     return newest

@@ -157,7 +157,7 @@ class RunControl(Task):
             countdown = self.default_retry_delay
         delay = (at - run.claim.now).total_seconds() if at is not None else self._seconds("countdown", countdown) or 0.0
         limits = Limits(self._max_retries(max_retries), self.retry_window)
-        refusal = limits.refuses(run.claim.job.attempt, run.claim.age, delay)
+        refusal = limits.refuses(run.claim.job.failures, run.claim.age, delay)
         if refusal is not None:
             if exc is not None:
                 raise exc

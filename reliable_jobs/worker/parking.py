@@ -1,9 +1,9 @@
 """Messages that nobody here can run are kept, not dropped (I7).
 
-Celery rejects an unknown task, acks an undecodable body, and either way the message is gone. A message that is shaped
-otherwise than it expects (a body of two parts, a header of another type) even ends the worker, and then the next one,
-to which it is redelivered. Here it becomes visible first: a job of ours is handed back to waiting until DEPLOY_GRACE is
-over, a message from elsewhere becomes a failed row that a person can requeue once the code is there.
+Celery rejects an unknown task, acks an undecodable payload, and either way the message is gone. A message that is
+shaped otherwise than it expects (a body of two parts, a header of another type) even ends the worker, and then the next
+one, to which it is redelivered. Here it becomes visible first: a job of ours is handed back to waiting until
+DEPLOY_GRACE is over, a message from elsewhere becomes a failed row that a person can requeue once the code is there.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def park_message(message: Any, why: str, worker: str, trace: str = "") -> None:
         task=_column(headers.get("task"), 255),
         queue=_column(info.get("routing_key"), 255),
         due_at=Now(),
-        body=body.encode() if isinstance(body, str) else bytes(body or b""),
+        payload=body.encode() if isinstance(body, str) else bytes(body or b""),
         content_type=_column(message.content_type, 127),
         content_encoding=_column(message.content_encoding, 63),
         envelope=kombu_json.dumps(

@@ -41,7 +41,7 @@ def make(**columns: Any) -> Job:
         "due_at": now,
         "check_at": now + datetime.timedelta(seconds=15),
         "sends": 1,
-        "body": json.dumps([[17, "Ada"], {"urgent": True}, {}]).encode(),
+        "payload": json.dumps([[17, "Ada"], {"urgent": True}, {}]).encode(),
         "content_type": "application/json",
         "content_encoding": "utf-8",
         "envelope": json.dumps(
@@ -99,7 +99,7 @@ def said(response: Any) -> str:
 
 
 def test_the_list_is_newest_first_with_age_attempts_next_look_and_reason(boss: Client) -> None:
-    old = make(status=Status.FAILED, reason=Reason.ERROR, error="ValueError: no\nmore lines", attempt=3, crashes=1)
+    old = make(status=Status.FAILED, reason=Reason.ERROR, error="ValueError: no\nmore lines", failures=3, crashes=1)
     Job.objects.filter(pk=old.pk).update(created_at=timezone.now() - datetime.timedelta(hours=3))
     new = make()
     assert listed(boss) == [new.pk, old.pk]
@@ -195,7 +195,7 @@ def test_no_statement_of_the_list_counts_sorts_or_searches_the_table(
             assert "LIKE" not in sql.upper(), sql
             ordered = re.findall(r"ORDER BY (.*?) LIMIT", sql)
             assert all(order == '"reliable_jobs_job"."created_at" DESC' for order in ordered), sql
-            for heavy in ("body", "envelope", "result", "traceback"):
+            for heavy in ("payload", "envelope", "result", "traceback"):
                 assert f'"reliable_jobs_job"."{heavy}"' not in sql, sql
 
 
@@ -218,7 +218,7 @@ def test_a_jobs_page_shows_arguments_error_result_lineage_and_history(boss: Clie
     job = make(
         status=Status.FAILED,
         reason=Reason.ERROR,
-        attempt=2,
+        failures=2,
         error="ValueError: no such order",
         traceback='  File "shop.py", line 3',
         result='{"lines": 4}',
@@ -255,12 +255,14 @@ def test_history_and_children_are_bounded(boss: Client) -> None:
     assert "and more" in text
 
 
-@pytest.mark.parametrize("place", ["error", "traceback", "result", "worker", "task", "key", "queue", "body", "event"])
+@pytest.mark.parametrize(
+    "place", ["error", "traceback", "result", "worker", "task", "key", "queue", "payload", "event"]
+)
 def test_markup_is_shown_and_not_run(boss: Client, place: str) -> None:
     evil = "<script>alert(1)</script>"
     columns: dict[str, Any] = {} if place == "event" else {place: evil}
-    if place == "body":
-        columns["body"] = json.dumps([[evil], {evil: evil}, {}]).encode()
+    if place == "payload":
+        columns["payload"] = json.dumps([[evil], {evil: evil}, {}]).encode()
     job = make(status=Status.FAILED, **columns)
     if place == "event":
         JobEvent.objects.create(job=job, kind="failure", actor=evil, detail=evil, traceback=evil)
@@ -276,15 +278,18 @@ def test_markup_is_shown_and_not_run(boss: Client, place: str) -> None:
 @pytest.mark.parametrize(
     ("columns", "note"),
     [
-        ({"body": b"\xff\x00 not json"}, "Can&#x27;t be decoded"),
-        ({"body": b"[]"}, "Can&#x27;t be decoded"),
-        ({"body": b"7"}, "Can&#x27;t be decoded"),
-        ({"content_type": "application/x-python-serialize", "body": b"cos\nsystem\n."}, "pickled body, not loaded"),
+        ({"payload": b"\xff\x00 not json"}, "Can&#x27;t be decoded"),
+        ({"payload": b"[]"}, "Can&#x27;t be decoded"),
+        ({"payload": b"7"}, "Can&#x27;t be decoded"),
+        (
+            {"content_type": "application/x-python-serialize", "payload": b"cos\nsystem\n."},
+            "pickled payload, not loaded",
+        ),
         ({"content_type": "application/x-unheard-of"}, "Not shown (application/x-unheard-of is decoded by"),
         ({"content_type": "", "content_encoding": "", "envelope": "no json"}, "Not shown (unknown type is"),
         ({"headers": {"compression": "gzip"}}, "Can&#x27;t be decoded"),
-        ({"body": b"[" * 100_000}, "Can&#x27;t be decoded"),
-        ({"body": b'[["' + b"x" * 300_000 + b'"], {}, {}]'}, "Too large to show (more than 262144 bytes)"),
+        ({"payload": b"[" * 100_000}, "Can&#x27;t be decoded"),
+        ({"payload": b'[["' + b"x" * 300_000 + b'"], {}, {}]'}, "Too large to show (more than 262144 bytes)"),
         ({"headers": {"compression": "x-own"}}, "x-own is decompressed by workers only"),
     ],
 )
@@ -302,7 +307,7 @@ _LAUGHS = (
 @pytest.mark.parametrize("how", ["zlib", "bzip2", "lzma"])
 def test_a_compressed_bomb_is_not_unpacked_for_a_page(boss: Client, how: str) -> None:
     body, kind = compression.compress(_BOMB, how)
-    job = make(body=body, headers={"compression": kind})
+    job = make(payload=body, headers={"compression": kind})
     assert len(body) < 60_000
     tracemalloc.start()
     text = page_of(boss, job)
@@ -314,12 +319,12 @@ def test_a_compressed_bomb_is_not_unpacked_for_a_page(boss: Client, how: str) ->
 
 def test_aliases_of_yaml_are_not_written_out_for_a_page(boss: Client) -> None:
     pytest.importorskip("yaml")
-    text = page_of(boss, make(body=_LAUGHS.encode(), content_type="application/x-yaml"))
+    text = page_of(boss, make(payload=_LAUGHS.encode(), content_type="application/x-yaml"))
     assert "Too large to show" in text
-    endless = page_of(boss, make(body=b"- [&a [*a]]\n- {}\n- {}", content_type="application/x-yaml"))
+    endless = page_of(boss, make(payload=b"- [&a [*a]]\n- {}\n- {}", content_type="application/x-yaml"))
     assert "Too large to show" in endless
     numbers = b"- [&a " + b"7" * 4000 + b", *a" * 200 + b"]\n- {}\n- {}"
-    assert "Too large to show" in page_of(boss, make(body=numbers, content_type="application/x-yaml"))
+    assert "Too large to show" in page_of(boss, make(payload=numbers, content_type="application/x-yaml"))
 
 
 @pytest.mark.parametrize("key", ["<<", "!!merge x", "!<tag:yaml.org,2002:%6derge> x"])
@@ -328,20 +333,20 @@ def test_merged_mappings_of_yaml_are_not_written_out_for_a_page(boss: Client, ke
     pytest.importorskip("yaml")
     levels = "".join(f"  a{n}: &a{n} {{{key}: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 4))
     body = f"- []\n- a0: &a0 {{k: v}}\n{levels}- {{}}"
-    text = page_of(boss, make(body=body.encode(), content_type="application/x-yaml"))
+    text = page_of(boss, make(payload=body.encode(), content_type="application/x-yaml"))
     assert "Not shown (YAML&#x27;s merge keys are read by workers only)" in text
 
 
 def test_lone_surrogates_in_names_and_values_do_not_break_the_page(boss: Client) -> None:
     body = rb'[["\ud800"], {"name\udfff": "\ud800"}, {}]'
-    assert "name\\udfff = " in page_of(boss, make(body=body))
+    assert "name\\udfff = " in page_of(boss, make(payload=body))
     assert "\\ud800" in page_of(boss, make(sensitive=True, headers={"argsrepr": "\ud800", "kwargsrepr": "{}"}))
 
 
 def test_a_pickled_body_is_never_loaded(boss: Client, tmp_path: Any) -> None:
     witness = tmp_path / "ran"
     body = f"cos\nsystem\n(S'touch {witness}'\ntR.".encode()
-    page_of(boss, make(content_type="application/x-python-serialize", content_encoding="binary", body=body))
+    page_of(boss, make(content_type="application/x-python-serialize", content_encoding="binary", payload=body))
     assert not witness.exists()
 
 
@@ -398,11 +403,11 @@ def test_a_sensitive_job_whose_code_is_gone_shows_no_result(boss: Client) -> Non
 def test_a_message_from_elsewhere_for_a_sensitive_task_is_masked(boss: Client) -> None:
     name = "tests.testapp.tasks.login"
     clear = {"task": name, "argsrepr": "('Ada', 'hunter2secret')", "kwargsrepr": "{}"}
-    job = make(task=name, headers=clear, body=json.dumps([["Ada", "hunter2secret"], {}, {}]).encode())
+    job = make(task=name, headers=clear, payload=json.dumps([["Ada", "hunter2secret"], {}, {}]).encode())
     text = page_of(boss, job)
     assert "hunter2secret" not in text
     assert "[hidden]" in text
-    assert "hunter2secret" not in page_of(boss, make(task=name, headers=clear, body=b"hunter2secret undecodable"))
+    assert "hunter2secret" not in page_of(boss, make(task=name, headers=clear, payload=b"hunter2secret undecodable"))
 
 
 # --- who may do what --------------------------------------------------------------------------------------------------
@@ -564,7 +569,7 @@ def test_select_all_requeues_10_000_jobs_without_loading_a_payload(boss: Client)
                 queue="letters",
                 status=Status.FAILED,
                 due_at=NOW,
-                body=b"[[], {}, {}]",
+                payload=b"[[], {}, {}]",
                 content_type="application/json",
                 content_encoding="utf-8",
                 envelope="{}",
@@ -582,7 +587,7 @@ def test_select_all_requeues_10_000_jobs_without_loading_a_payload(boss: Client)
     with CaptureQueriesContext(connection) as captured:
         response = boss.post(address, choose("requeue", [one], select_across="1", confirmed="yes"))
     assert response.status_code == 302
-    assert not [one["sql"][:200] for one in captured if re.search(r'SELECT[^;]*"body"[^;]*FROM', one["sql"][:3000])]
+    assert not [one["sql"][:200] for one in captured if re.search(r'SELECT[^;]*"payload"[^;]*FROM', one["sql"][:3000])]
     assert "10,000 jobs requeued." in said(boss.get(reverse(LIST)))
     assert Job.objects.filter(status=Status.WAITING, requeues=1).count() == 10_000
     assert LogEntry.objects.count() == JobEvent.objects.count() == 10_000
@@ -625,7 +630,7 @@ def _in(**delta: float) -> datetime.datetime:
     ("columns", "expected"),
     [
         (
-            {"reason": "error", "attempt": 2, "due_at": _in(minutes=4), "sends": 0, "error": "ValueError: no.\nmore"},
+            {"reason": "error", "failures": 2, "due_at": _in(minutes=4), "sends": 0, "error": "ValueError: no.\nmore"},
             "Waiting for its 3rd attempt, due in 4 min; last error: ValueError: no.",
         ),
         ({"due_at": _in(hours=3), "sends": 0}, "Scheduled: not before 2026-01-31 16:00:00, in 3 h."),
@@ -657,7 +662,7 @@ def _in(**delta: float) -> datetime.datetime:
         ({"status": "succeeded", "finished_at": NOW, "started_at": _in(seconds=-7)}, "7 s after its first start."),
         ({"status": "succeeded", "reason": "ignored"}, "Ended by its own wish"),
         (
-            {"status": "failed", "reason": "error", "attempt": 1, "error": "E"},
+            {"status": "failed", "reason": "error", "failures": 1, "error": "E"},
             "Failed after 1 attempt: E. Nothing more",
         ),
         (

@@ -114,7 +114,7 @@ def test_a_person_finds_a_failed_job_and_requeues_it_to_another_queue(page: Admi
     job = make(
         status=Status.FAILED,
         reason=Reason.ERROR,
-        attempt=3,
+        failures=3,
         error="ValueError: no such order",
         traceback='Traceback:\n  File "shop/tasks.py", line 17, in ship\nValueError: no such order',
         worker="celery@host pid 7",

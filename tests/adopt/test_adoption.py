@@ -379,7 +379,7 @@ def test_e1_a_retry_that_the_task_asks_for_is_made(jobs: InProcess) -> None:
         raise deadlock()
 
     job = deliver(jobs, adopted_task(function, autoretry_for=(OperationalError,), max_retries=1))
-    assert (job.status, job.attempt) == ("waiting", 1)
+    assert (job.status, job.failures) == ("waiting", 1)
 
 
 def test_e1_an_adopted_task_commits_as_it_goes(jobs: InProcess) -> None:

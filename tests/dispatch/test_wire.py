@@ -30,7 +30,11 @@ def outgoing(**changes: Any) -> Outgoing:
         "body": b"[[1], {}, {}]",
         "content_type": "application/json",
         "content_encoding": "utf-8",
-        "headers": {**USUAL_HEADERS, "id": str(JOB_ID), "reliable_jobs": {"rev": 0, "using": "default", "send": 1}},
+        "headers": {
+            **USUAL_HEADERS,
+            "id": str(JOB_ID),
+            "reliable_jobs": {"content_version": 0, "using": "default", "send": 1},
+        },
         "properties": {"message_id": str(JOB_ID), "correlation_id": str(JOB_ID), "delivery_mode": 2},
     }
     return Outgoing(**{**values, **changes})

@@ -260,7 +260,7 @@ FIELDS = {
     "task": st.sampled_from(["", "nobody.knows", "tests.testapp.tasks.add", "<b>", "x" * 255]),
     "queue": st.sampled_from(["", "<i>", "x" * 255]),
     "priority": st.sampled_from([None, -1, 0, 9, 255, 300]),
-    "body": st.one_of(
+    "payload": st.one_of(
         st.binary(max_size=20), st.sampled_from([b"", b"[", b"[1, 2]", b"null", b"[[],[],[]]", b"[1,2,3]"])
     ),
     "content_type": st.sampled_from(
@@ -284,7 +284,7 @@ FIELDS = {
     "error": st.sampled_from(["", "<script>alert(1)</script>"]),
     "worker": st.sampled_from(["", "x pid 1 #2", "<b>"]),
     "crashes": st.sampled_from([0, 1, 1000]),
-    "attempt": st.sampled_from([0, 1000]),
+    "failures": st.sampled_from([0, 1000]),
     "root_id": st.sampled_from([None, uuid.UUID(int=1)]),
     "parent_id": st.sampled_from([None, uuid.UUID(int=1)]),
 }

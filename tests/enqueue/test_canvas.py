@@ -155,10 +155,10 @@ def test_c8_a_large_result_is_handed_on(jobs: InProcess, start: Callable[[], Any
 
 @pytest.mark.promise("I7")
 def test_c8_a_functions_own_call_keeps_its_limit(jobs: InProcess) -> None:
-    with pytest.raises(JobTooLarge, match="MAX_BODY_BYTES"):
+    with pytest.raises(JobTooLarge, match="MAX_PAYLOAD_BYTES"):
         length.delay("x" * 100_000)
     job = jobs.run(enqueues_large, 100_000)
-    assert (job.status, "MAX_BODY_BYTES" in job.error) == ("failed", True)
+    assert (job.status, "MAX_PAYLOAD_BYTES" in job.error) == ("failed", True)
 
 
 def test_c8_what_no_broker_takes_is_refused_with_its_reason(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -483,7 +483,7 @@ def test_a_key_is_free_again_after_a_failure(jobs: InProcess) -> None:
 def test_a_key_is_kept_while_its_job_retries(jobs: InProcess) -> None:
     first = tasks.fails_first.apply_async(("one", 2), key="k")
     jobs.work()
-    assert jobs.row(first).attempt == 1
+    assert jobs.row(first).failures == 1
     assert tasks.fails_first.apply_async(("one", 2), key="k").id == first.id
     jobs.finish()
     assert Job.objects.count() == 1

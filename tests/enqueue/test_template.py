@@ -84,7 +84,12 @@ def test_a_filled_template_is_what_celery_renders(args: list[Any], kwargs: dict[
     mine = made.fill(job_id, tuple(args), kwargs)
     theirs = by_celery(echo, job_id, tuple(args), kwargs)
     assert mine is not None
-    assert (mine.body, mine.root_id, mine.queue, mine.task) == (theirs.body, theirs.root_id, theirs.queue, theirs.task)
+    assert (mine.payload, mine.root_id, mine.queue, mine.task) == (
+        theirs.payload,
+        theirs.root_id,
+        theirs.queue,
+        theirs.task,
+    )
     ours, wanted = json.loads(mine.envelope), json.loads(theirs.envelope)
     assert ours["headers"].pop("argsrepr") == wanted["headers"].pop("argsrepr", "()")
     assert ours["headers"].pop("kwargsrepr", "{}") == wanted["headers"].pop("kwargsrepr", "{}")
@@ -382,7 +387,7 @@ def test_many_calls_become_the_rows_that_single_calls_would(rows: InProcess) -> 
                 mine, theirs = json.loads(mine), json.loads(theirs)
                 mine["headers"].setdefault("kwargsrepr", "{}"), theirs["headers"].setdefault("kwargsrepr", "{}")
                 mine["headers"].setdefault("argsrepr", "()"), theirs["headers"].setdefault("argsrepr", "()")
-            if field.name == "body":
+            if field.name == "payload":
                 mine, theirs = bytes(mine), bytes(theirs)
             assert field.name in skipped or mine == theirs, field.name
 

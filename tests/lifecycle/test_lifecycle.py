@@ -39,7 +39,7 @@ def make(status: str = Status.WAITING, **values: Any) -> Job:
         "queue": "celery",
         "status": status,
         "due_at": past(),
-        "body": b"[[], {}, {}]",
+        "payload": b"[[], {}, {}]",
         "content_type": "application/json",
         "content_encoding": "utf-8",
         "envelope": '{"headers": {}, "properties": {}, "exchange": "", "routing_key": "celery"}',
@@ -71,13 +71,15 @@ ENDINGS: dict[str, Callable[[Claim], bool]] = {
 # --- claims ---------------------------------------------------------------------------------------------------------
 
 
-def claim_atomic(job_id: uuid.UUID, rev: int = 0) -> Claim | Refusal:
+def claim_atomic(job_id: uuid.UUID, content_version: int = 0) -> Claim | Refusal:
     with transaction.atomic():
-        return lifecycle.claim_atomic(job_id, rev, "default")
+        return lifecycle.claim_atomic(job_id, content_version, "default")
 
 
-def claim_committed(job_id: uuid.UUID, rev: int = 0, worker: str = "w@h pid 1 #a", **options: Any) -> Claim | Refusal:
-    return lifecycle.claim_committed(job_id, rev, "default", worker=worker, lease=10, **options)
+def claim_committed(
+    job_id: uuid.UUID, content_version: int = 0, worker: str = "w@h pid 1 #a", **options: Any
+) -> Claim | Refusal:
+    return lifecycle.claim_committed(job_id, content_version, "default", worker=worker, lease=10, **options)
 
 
 @pytest.mark.django_db
@@ -86,7 +88,7 @@ def claim_committed(job_id: uuid.UUID, rev: int = 0, worker: str = "w@h pid 1 #a
     ("job", "refusal"),
     [
         (lambda: make(due_at=future()), Refusal.NOT_DUE),
-        (lambda: make(rev=1), Refusal.STALE),
+        (lambda: make(content_version=1), Refusal.STALE),
         (lambda: make(Status.RUNNING), Refusal.LOCKED),
         (lambda: make(Status.RUNNING, lease_at=past()), Refusal.LOCKED),
         *((lambda status=status: make(status), Refusal.FINAL) for status in FINAL),
@@ -223,7 +225,7 @@ def test_a_run_that_was_cancelled_and_requeued_has_lost(ending: str) -> None:
     mine = claim(job)
     lifecycle.cancel([job.pk], "default", actor="ann")
     lifecycle.requeue([job.pk], "default", actor="ann")
-    assert (now(job).status, now(job).attempt) == (mine.job.status, mine.job.attempt)
+    assert (now(job).status, now(job).failures) == (mine.job.status, mine.job.failures)
     assert not ENDINGS[ending](mine)
 
 
@@ -268,10 +270,10 @@ def test_a_run_that_reports_gives_its_crash_back() -> None:
 
 @pytest.mark.django_db
 def test_a_failure_counts_and_is_told() -> None:
-    mine = claim(make(attempt=2))
+    mine = claim(make(failures=2))
     lifecycle.fail(mine, "w", Reason.ERROR, "a\u0000b", "t\u0000r")
     after, event = now(mine.job), JobEvent.objects.get()
-    assert (after.attempt, after.error, after.traceback) == (3, "a\\x00b", "t\\x00r")
+    assert (after.failures, after.error, after.traceback) == (3, "a\\x00b", "t\\x00r")
     assert (event.kind, event.actor, event.detail, event.traceback) == ("failure", "w", "gave up: a\\x00b", "t\\x00r")
 
 
@@ -363,11 +365,11 @@ def test_rescue_takes_no_more_than_it_may() -> None:
 def test_requeue_starts_anew_with_fresh_counters() -> None:
     job = make(
         "failed",
-        attempt=3,
+        failures=3,
         crashes=2,
         interruptions=1,
         epoch=7,
-        rev=2,
+        content_version=2,
         result='"old"',
         started_at=past(),
         expires_at=past(),
@@ -380,9 +382,9 @@ def test_requeue_starts_anew_with_fresh_counters() -> None:
     assert (report.done, report.skipped) == ([job.pk], {})
     after = now(job)
     assert (after.status, after.reason, after.sends, after.check_at) == (Status.WAITING, Reason.REQUEUED, 0, None)
-    assert (after.attempt, after.crashes, after.interruptions, after.requeues) == (0, 0, 0, 1)
+    assert (after.failures, after.crashes, after.interruptions, after.requeues) == (0, 0, 0, 1)
     assert (after.started_at, after.finished_at, after.expires_at, after.deadline_at) == (None, None, None, None)
-    assert (after.epoch, after.rev, after.result) == (8, 2, None)
+    assert (after.epoch, after.content_version, after.result) == (8, 2, None)
     event = JobEvent.objects.get()
     assert (event.kind, event.actor, event.detail) == ("requeue", "ann", "was failed")
 
@@ -398,7 +400,7 @@ def test_requeue_reports_what_it_skipped_and_why() -> None:
 
 @pytest.mark.django_db
 def test_requeue_of_a_waiting_job_makes_it_due_now() -> None:
-    job = make(due_at=future(), attempt=2)
+    job = make(due_at=future(), failures=2)
     lifecycle.requeue([job.pk], "default", actor="ann")
     assert now(job).due_at <= timezone.now()
 
@@ -453,7 +455,7 @@ def test_requeue_takes_thousands_in_batches() -> None:
             status="failed",
             finished_at=past(),
             due_at=past(),
-            body=b"",
+            payload=b"",
             content_type="",
             content_encoding="",
             envelope="{}",
@@ -565,13 +567,13 @@ def test_a_job_handed_back_waits_and_is_parked_after_the_grace() -> None:
     job = make()
     assert lifecycle.hand_back(job.pk, "default", worker="w", why="unknown task", delay=5) == Status.WAITING
     after = now(job)
-    assert (after.reason, after.sends, after.error, after.attempt) == (Reason.PARKED, 0, "unknown task", 0)
+    assert (after.reason, after.sends, after.error, after.failures) == (Reason.PARKED, 0, "unknown task", 0)
     first = after.deadline_at
     lifecycle.hand_back(job.pk, "default", worker="w", why="unknown task", delay=5)
     assert now(job).deadline_at == first, "the grace is not prolonged"
     Job.objects.update(deadline_at=past())
     assert lifecycle.hand_back(job.pk, "default", worker="w", why="unknown task", delay=5) == Status.FAILED
-    assert (now(job).status, now(job).reason, now(job).attempt) == ("failed", Reason.PARKED, 0)
+    assert (now(job).status, now(job).reason, now(job).failures) == ("failed", Reason.PARKED, 0)
     assert list(JobEvent.objects.values_list("kind", flat=True)) == ["parked", "parked"]
 
 
@@ -591,7 +593,7 @@ def test_a_message_from_elsewhere_is_parked_once() -> None:
         task="x",
         queue="q",
         due_at=past(),
-        body=b"",
+        payload=b"",
         content_type="",
         content_encoding="",
         envelope="{}",

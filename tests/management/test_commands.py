@@ -149,7 +149,7 @@ def drift(monkeypatch: pytest.MonkeyPatch) -> None:
         drifting.delay(old=number)
     drifting.delay(1, also=2)
     undecodable = add.delay(1, 2)
-    Job.objects.filter(pk=undecodable.id).update(body=b"{")
+    Job.objects.filter(pk=undecodable.id).update(payload=b"{")
     renamed, settled = effect.delay("a"), effect.delay("b")
     Job.objects.filter(pk__in=[renamed.id, settled.id]).update(task="shop.tasks.gone")
     Job.objects.filter(pk=settled.id).update(status="failed")
@@ -167,7 +167,7 @@ def test_parked_jobs_are_listed_by_task_and_reason_and_fail_the_deploy(drift: No
     assert error.returncode == 1
     assert "could not run 7 of 8 unfinished job(s)" in str(error)
     assert "shop.tasks.gone: 1 job(s): unknown task" in output
-    assert f"{add.name}: 1 job(s): undecodable body" in output
+    assert f"{add.name}: 1 job(s): undecodable payload" in output
     assert f"{drifting.name}: 4 job(s): new() got an unexpected keyword argument 'old'" in output
     assert "reliable_jobs.prune: 1 job(s): not a reliable task any more" in output
 

@@ -236,7 +236,7 @@ def test_another_registered_serialiser_is_kept_as_it_wrote(rows: InProcess, seri
 @pytest.mark.parametrize("compression", ["zlib", "bzip2", "lzma"])
 def test_a_compressed_body_is_compressed_once_and_read_again(rows: InProcess, compression: str) -> None:
     row = row_of(echo.apply_async(("x" * 10_000,), compression=compression))
-    assert len(bytes(row.body)) < 2000
+    assert len(bytes(row.payload)) < 2000
     assert headers_of(row)["compression"]
     assert arguments(row) == (["x" * 10_000], {})
 
@@ -256,7 +256,7 @@ def test_pickle_is_refused_naming_what_to_use(rows: InProcess, serializer: str) 
 
 
 def test_a_pickled_row_is_never_loaded() -> None:
-    row = Job(body=b"cos\nsystem\n(S'true'\ntR.", content_type="application/x-python-serialize", envelope="{}")
+    row = Job(payload=b"cos\nsystem\n(S'true'\ntR.", content_type="application/x-python-serialize", envelope="{}")
     with pytest.raises(ValueError, match="not loaded"):
         arguments(row)
 
@@ -318,7 +318,7 @@ def test_what_can_not_be_serialised_is_both_a_type_and_a_value_error(rows: InPro
             echo.delay(object())
 
 
-@override_settings(RELIABLE_JOBS={"MAX_BODY_BYTES": 1000})
+@override_settings(RELIABLE_JOBS={"MAX_PAYLOAD_BYTES": 1000})
 def test_a_call_that_is_too_large_names_its_largest_part(rows: InProcess) -> None:
     with pytest.raises(JobTooLarge) as caught:
         echo.delay("small", ["y" * 50], photo="x" * 2000)
@@ -328,13 +328,13 @@ def test_a_call_that_is_too_large_names_its_largest_part(rows: InProcess) -> Non
     assert not Job.objects.exists()
 
 
-@override_settings(RELIABLE_JOBS={"MAX_BODY_BYTES": 1000})
+@override_settings(RELIABLE_JOBS={"MAX_PAYLOAD_BYTES": 1000})
 def test_the_limit_counts_what_is_serialised_before_compression(rows: InProcess) -> None:
     with pytest.raises(JobTooLarge, match="argument 1"):
         echo.apply_async(("x" * 2000,), compression="zlib")
 
 
-@override_settings(RELIABLE_JOBS={"MAX_BODY_BYTES": 200})
+@override_settings(RELIABLE_JOBS={"MAX_PAYLOAD_BYTES": 200})
 def test_a_large_callback_is_no_argument_but_too_large_all_the_same(rows: InProcess) -> None:
     with pytest.raises(JobTooLarge, match="the largest part is"):
         echo.apply_async((), link=echo.s("x" * 500))
@@ -359,9 +359,9 @@ def test_headers_of_the_caller_travel(rows: InProcess) -> None:
 
 def test_the_pointer_is_added_to_the_message_and_not_to_the_row(rows: InProcess) -> None:
     row = row_of(echo.delay())
-    row.rev, row.sends, row.requeues = 3, 2, 1
+    row.content_version, row.sends, row.requeues = 3, 2, 1
     assert HEADER not in headers_of(row)
-    assert outgoing(row, "other").headers[HEADER] == {"rev": 3, "using": "other", "send": 2, "requeues": 1}
+    assert outgoing(row, "other").headers[HEADER] == {"content_version": 3, "using": "other", "send": 2, "requeues": 1}
 
 
 @pytest.mark.parametrize(
@@ -457,8 +457,8 @@ def test_an_envelope_that_can_not_be_read_has_no_headers(envelope: str) -> None:
 def test_a_body_that_can_not_be_decoded_is_a_value_error(
     body: bytes, content_type: str, encoding: str, envelope: str
 ) -> None:
-    row = Job(body=body, content_type=content_type, content_encoding=encoding, envelope=envelope)
-    with pytest.raises(ValueError, match="undecodable body"):
+    row = Job(payload=body, content_type=content_type, content_encoding=encoding, envelope=envelope)
+    with pytest.raises(ValueError, match="undecodable payload"):
         arguments(row, trusted=[content_type])
     if content_type not in PLAIN_DATA:
         with pytest.raises(NotDecoded):

@@ -102,7 +102,7 @@ def test_a_sensitive_argument_shows_nowhere_but_in_the_body(
     assert job.status == "failed"
     shown = {
         "headers": str(sent.headers) + str(sent.properties),
-        "row": "".join(str(getattr(job, f.name)) for f in Job._meta.fields if f.name not in ("body",)),
+        "row": "".join(str(getattr(job, f.name)) for f in Job._meta.fields if f.name not in ("payload",)),
         "events": "".join(f"{event.detail}{event.traceback}" for event in JobEvent.objects.all()),
         "backend": "".join(str(list(vars(kept).values())) for kept in TaskResult.objects.all()),
         "repr": f"{job!r} {result!r} {result.result!r} {result.traceback}",
@@ -115,7 +115,7 @@ def test_a_sensitive_argument_shows_nowhere_but_in_the_body(
         args = [] if page == "changelist" else [job.pk]
         shown[page] = client.get(reverse(f"admin:reliable_jobs_job_{page}", args=args)).content.decode()
     assert [place for place, text in shown.items() if SECRET in text] == []
-    assert SECRET in bytes(job.body).decode()
+    assert SECRET in bytes(job.payload).decode()
 
 
 @pytest.mark.servers
@@ -152,7 +152,7 @@ def test_a_forged_message_changes_a_waiting_jobs_arguments_and_no_more(jobs: InP
     """The broker is trusted with arguments; whether and how often is the row's."""
     job = jobs.row(tasks.effect.delay("meant"))
     jobs.take()
-    jobs.deliver(_forged(jobs, job, ["stale"], rev=1))
+    jobs.deliver(_forged(jobs, job, ["stale"], content_version=1))
     assert jobs.row(job).status == "waiting"
     forged = _forged(jobs, job, ["forged"])
     for _ in range(3):

@@ -271,7 +271,7 @@ def test_a_read_only_database_fails_no_job_and_drops_no_foreign_message(stack: S
     stack.ends(ours)
     wait_until(lambda: stack.effects("foreign") == 1, "the message from elsewhere has run")
     assert "raised unexpected" not in worker.log
-    assert stack.job(ours).attempt == 0
+    assert stack.job(ours).failures == 0
 
 
 @pytest.mark.promise("I5")
@@ -287,7 +287,7 @@ def test_a_soft_time_limit_while_the_database_is_away_fails_nothing(
     database_proxy.refuse(False)
     job = stack.ends(result)
     assert "raised unexpected" not in worker.log
-    assert (job.attempt, stack.effects("held")) == (0, 1)
+    assert (job.failures, stack.effects("held")) == (0, 1)
 
 
 @pytest.mark.promise("I5")
@@ -295,7 +295,7 @@ def test_a_deadlock_costs_no_attempt_though_the_task_retries_everything(
     stack: Stack, worker: Worker, outside: Path
 ) -> None:
     job = stack.ends(bad.deadlocks.delay("once", str(outside), 3), sweeping=True)
-    assert (job.attempt, job.interruptions, stack.effects("once")) == (0, 0, 1)
+    assert (job.failures, job.interruptions, stack.effects("once")) == (0, 0, 1)
     assert stack.kinds(job) == ["interruption"] * 3
 
 
@@ -303,7 +303,7 @@ def test_a_deadlock_costs_no_attempt_though_the_task_retries_everything(
 @pytest.mark.parametrize("state", ["53100", "25006"], ids=["its disk is full", "it only reads, after a failover"])
 def test_a_database_that_cannot_write_costs_no_attempt(stack: Stack, worker: Worker, outside: Path, state: str) -> None:
     job = stack.ends(bad.meets_an_outage.delay("once", str(outside), state), sweeping=True)
-    assert (job.attempt, job.interruptions, stack.effects("once")) == (0, 1, 1)
+    assert (job.failures, job.interruptions, stack.effects("once")) == (0, 1, 1)
 
 
 @pytest.mark.slow
@@ -334,7 +334,7 @@ def test_an_error_after_a_quiet_retry_is_recorded_with_its_traceback(
     stack: Stack, worker: Worker, outside: Path
 ) -> None:
     result = bad.asks_quietly_then_raises.delay(str(outside))
-    wait_until(lambda: stack.job(result).attempt == 1, "one attempt")
+    wait_until(lambda: stack.job(result).failures == 1, "one attempt")
     job = stack.job(result)
     assert "after a quiet retry" in job.error
     assert "asks_quietly_then_raises" in job.traceback
@@ -345,7 +345,7 @@ def test_an_error_after_a_quiet_retry_is_recorded_with_its_traceback(
 def test_replace_honours_eta_and_expires(stack: Stack, worker: Worker) -> None:
     eta = timezone.now() + datetime.timedelta(hours=1)
     later = bad.replaced_with_eta.delay("later", eta.isoformat())
-    wait_until(lambda: stack.job(later).rev == 1, "it is replaced")
+    wait_until(lambda: stack.job(later).content_version == 1, "it is replaced")
     assert stack.job(later).due_at == eta
     stack.ends(bad.replaced_with_expires.delay("too late"), "expired", sweeping=True)
 

@@ -116,7 +116,7 @@ def test_a_producer_killed_before_its_publish_leaves_a_job_to_the_sweeper(stack:
     assert stack.depth() == 0, "the test missed its instant: the message is out"
     stack.worker()
     job = stack.ends(Job.objects.get(), sweeping=True)
-    assert (job.attempt, job.crashes) == (0, 0)
+    assert (job.failures, job.crashes) == (0, 0)
     assert stack.effects("receipt") == 1
 
 

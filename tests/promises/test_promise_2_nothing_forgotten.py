@@ -29,7 +29,7 @@ def test_a_worker_killed_in_the_function_leaves_the_job_to_the_next(
     job = stack.ends(result)
     assert len(lines(outside)) == 2, "the kill did not hit the body"
     assert stack.effects("once") == 1
-    assert job.attempt == 0
+    assert job.failures == 0
 
 
 @pytest.mark.promise("I6")
@@ -43,7 +43,7 @@ def test_a_child_killed_in_the_function_gives_the_message_back(
     worker.kill9_child(line.split()[1])
     job = stack.ends(result)
     assert stack.effects("once") == 1
-    assert (job.attempt, job.crashes) == (0, 0)
+    assert (job.failures, job.crashes) == (0, 0)
     assert "crash" in stack.kinds(job), "the parent saw the death and says so in the job's history"
 
 
@@ -112,7 +112,7 @@ def test_a_sweeper_killed_before_its_publish_leaves_the_job_to_the_next(stack: S
     stack.worker()
     job = stack.ends(job, sweeping=True)
     assert stack.effects("once") == 1
-    assert job.attempt == 0
+    assert job.failures == 0
 
 
 def test_a_sweeper_killed_before_the_confirm_sends_a_harmless_copy(stack: Stack, idle_queue: str) -> None:
@@ -223,4 +223,4 @@ def test_a_cold_shutdown_in_a_body_hands_the_job_to_the_next_worker(
     stack.worker()
     job = stack.ends(result, sweeping=True)
     wait_until(lambda: stack.depth() == 0, "no message is left")
-    assert (job.attempt, job.crashes, stack.effects("once")) == (0, 0, 1)
+    assert (job.failures, job.crashes, stack.effects("once")) == (0, 0, 1)

@@ -51,7 +51,7 @@ def test_a_body_that_fails_leaves_nothing_but_its_failure(stack: Stack, worker: 
 def test_an_attempt_that_is_retried_leaves_nothing_behind(stack: Stack, worker: Worker) -> None:
     job = stack.ends(tasks.fails_first.delay("tried", 2), sweeping=True)
     assert (stack.effects("tried"), stack.effects("tried-undone")) == (1, 1)
-    assert job.attempt == 2
+    assert job.failures == 2
 
 
 def test_a_violated_deferred_constraint_fails_the_task_function(stack: Stack, worker: Worker) -> None:
@@ -110,4 +110,4 @@ def test_work_in_pieces_commits_each_piece_once_despite_kills(stack: Stack, idle
     stack.worker()
     job = stack.ends(result, sweeping=True)
     assert stack.effects("piece") == 4
-    assert job.attempt == 0
+    assert job.failures == 0

@@ -31,7 +31,7 @@ def test_of_five_copies_at_once_one_runs(
     wait_until(lambda: "succeeded in" in worker.log, "the one that runs ends")
     assert len(lines(outside)) == 1
     assert stack.effects("once") == 1
-    assert (job.attempt, job.crashes, job.epoch) == (0, 0, 1 if send == 1 else 2)
+    assert (job.failures, job.crashes, job.epoch) == (0, 0, 1 if send == 1 else 2)
 
 
 def test_of_five_copies_one_after_the_other_one_runs(stack: Stack, idle_queue: str) -> None:

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.promise("I5")]
 
 def unharmed(stack: Stack, *jobs: Any) -> None:
     for job in jobs:
-        assert (job.status, job.attempt, job.crashes) == ("succeeded", 0, 0)
+        assert (job.status, job.failures, job.crashes) == ("succeeded", 0, 0)
 
 
 @pytest.mark.promise("I2")
@@ -98,7 +98,7 @@ def test_a_returned_message_is_visible_and_goes_out_once_it_is_bound(stack: Stac
         channel.queue_bind(stack.queue, exchange.name, stack.queue)
         stack.worker()
         job = stack.ends(result, sweeping=True)
-    assert (job.attempt, stack.effects("routed in the end")) == (0, 1)
+    assert (job.failures, stack.effects("routed in the end")) == (0, 1)
 
 
 @pytest.mark.promise("I7")
@@ -113,7 +113,7 @@ def test_a_missing_exchange_is_visible_and_hurts_no_other_job(stack: Stack, idle
     stack.ends(first, sweeping=True)
     stack.ends(second, sweeping=True)
     assert stack.effects("neighbour") == 2
-    assert (stack.job(lost).status, stack.job(lost).attempt) == ("waiting", 0)
+    assert (stack.job(lost).status, stack.job(lost).failures) == ("waiting", 0)
 
 
 @pytest.mark.promise("I9")
@@ -162,7 +162,7 @@ def test_a_broker_wiped_and_restarted_under_a_worker_gets_its_jobs_again(
             unharmed(stack, *stack.all_end(sweeping=True, seconds=2 * PATIENCE))
             assert stack.effects("running") == 1
             assert [stack.effects(f"queued {i}") for i in range(len(queued))] == [1] * 5
-            assert stack.job(running).attempt == 0
+            assert stack.job(running).failures == 0
             assert worker.alive
     finally:
         stack.broker_url = shared
@@ -180,7 +180,7 @@ def test_a_broker_connection_cut_in_a_run_brings_a_harmless_copy(
     gate.touch()
     job = stack.ends(result)
     worker.wait_for_line(" ignored")
-    assert (len(lines(outside)), stack.effects("once"), job.attempt) == (1, 1, 0)
+    assert (len(lines(outside)), stack.effects("once"), job.failures) == (1, 1, 0)
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
@@ -196,7 +196,7 @@ def test_a_database_away_at_the_claim_means_held_not_failed(
     assert (stack.job(result).status, stack.depth()) == ("waiting", 0)
     database_proxy.refuse(False)
     job = stack.ends(result)
-    assert (job.attempt, job.crashes, job.interruptions) == (0, 0, 0)
+    assert (job.failures, job.crashes, job.interruptions) == (0, 0, 0)
     assert stack.effects("held") == 1
     assert job.sends == 1, "it was the held message that ran"
 
@@ -211,7 +211,7 @@ def test_a_database_away_longer_than_hold_gives_the_message_back(
     worker.wait_for_line("received", 2)
     database_proxy.refuse(False)
     job = stack.ends(result, sweeping=True)
-    assert (job.attempt, job.crashes, stack.effects("given back")) == (0, 0, 1)
+    assert (job.failures, job.crashes, stack.effects("given back")) == (0, 0, 1)
 
 
 @pytest.mark.promise("I3")
@@ -233,7 +233,7 @@ def test_postgresql_restarted_in_the_body_costs_no_attempt(
             gate.touch()
             for result, name in ((waiting, "idle in the body"), (in_statement, "in a statement")):
                 job = private.ends(result, sweeping=True)
-                assert (job.attempt, job.crashes) == (0, 0)
+                assert (job.failures, job.crashes) == (0, 0)
                 assert private.effects(name) == 1
             assert worker.alive
         finally:
@@ -245,7 +245,7 @@ def test_a_terminated_session_is_an_interruption_and_no_attempt(stack: Stack, id
     result = tasks.sleeps_in_database.delay("once", str(outside), 600)
     wait_until(lambda: stack.terminate_backends("query LIKE '%pg_sleep%' AND state = 'active'"), "it is in its query")
     job = stack.ends(result, sweeping=True)
-    assert (job.attempt, job.crashes, job.interruptions) == (0, 0, 1)
+    assert (job.failures, job.crashes, job.interruptions) == (0, 0, 1)
     assert stack.effects("once") == 1
     assert stack.kinds(job) == ["interruption"]
 

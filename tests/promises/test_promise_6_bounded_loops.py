@@ -45,7 +45,7 @@ def test_a_job_that_kills_its_process_fails_and_its_neighbours_finish(
     most = 1 if pool == "threads" else 0
     for i, result in enumerate(neighbours):
         neighbour = stack.job(result)
-        assert (neighbour.status, neighbour.attempt) == ("succeeded", 0)
+        assert (neighbour.status, neighbour.failures) == ("succeeded", 0)
         assert neighbour.crashes <= most
         assert stack.effects(f"neighbour {i}") == 1
 
@@ -63,7 +63,7 @@ def test_b1_a_hook_that_kills_its_process_before_the_run_ends_its_job(
         return Job.objects.filter(pk=poison.id, status="failed").first()
 
     job = wait_until(ended, "it is given up", 2 * PATIENCE, every=0.2)
-    assert (job.reason, job.attempt) == ("crash", 0)
+    assert (job.reason, job.failures) == ("crash", 0)
     assert 2 <= len(lines(outside)) <= 3, "the first start, which nobody counts, and two that are counted"
     if pool == "prefork":
         assert "SIGKILL" in job.error
@@ -91,7 +91,7 @@ def test_jobs_that_die_beside_a_poisonous_one_are_not_condemned_with_it(
     assert stack.job(poison).reason == "crash"
     for name, result in zip(names, neighbours, strict=True):
         job = stack.job(result)
-        assert (job.status, job.attempt, stack.effects(name)) == ("succeeded", 0, 1), (job.error, stack.kinds(job))
+        assert (job.status, job.failures, stack.effects(name)) == ("succeeded", 0, 1), (job.error, stack.kinds(job))
 
 
 def test_a_job_that_kills_its_process_only_at_first_succeeds(stack: Stack, idle_queue: str, outside: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_job_that_kills_its_process_only_at_first_succeeds(stack: Stack, idle_
     job = stack.ends(result, sweeping=True)
     assert len(lines(outside)) == 3
     assert stack.effects("forgiven") == 1
-    assert job.attempt == 0
+    assert job.failures == 0
     assert "rescue" in stack.kinds(job)
 
 
@@ -151,7 +151,7 @@ def test_retries_are_bounded(stack: Stack, idle_queue: str, outside: Path) -> No
     stack.worker()
     job = stack.ends(tasks.always_fails.delay(str(outside)), "failed", sweeping=True)
     assert len(lines(outside)) == 3
-    assert job.attempt == 3
+    assert job.failures == 3
     assert stack.kinds(job) == ["failure"] * 3
 
 
@@ -160,7 +160,7 @@ def test_a_job_that_takes_its_database_session_down_is_bounded(stack: Stack, idl
     job = stack.ends(tasks.ends_its_session.delay(str(outside)), "failed", sweeping=True)
     assert job.reason == "interrupted"
     assert "MAX_INTERRUPTIONS=2" in job.error
-    assert (len(lines(outside)), job.attempt) == (3, 0)
+    assert (len(lines(outside)), job.failures) == (3, 0)
     stack.ends(tasks.effect.delay("after it"))
     assert worker.alive
 
@@ -178,5 +178,5 @@ def test_suspects_are_started_one_at_a_time_on_a_worker(stack: Stack, idle_queue
     assert len(lines(outside)) == 1
     gate.touch()
     for job in jobs:
-        assert stack.ends(job, sweeping=True).attempt == 0
+        assert stack.ends(job, sweeping=True).failures == 0
     assert len(lines(outside)) == 3

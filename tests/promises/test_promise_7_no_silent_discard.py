@@ -54,7 +54,7 @@ def test_a_job_unknown_to_an_old_worker_waits_for_a_new_one(stack: Stack, idle_q
     stack.worker(TEST_NEW_CODE="1")
     Job.objects.update(due_at=timezone.now())  # the back-off would have it wait for some seconds
     job = stack.ends(job, sweeping=True)
-    assert (stack.effects("deployed"), job.attempt, job.crashes) == (1, 0, 0)
+    assert (stack.effects("deployed"), job.failures, job.crashes) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("misfit", ["unknown task", "arguments"])
@@ -71,7 +71,7 @@ def test_what_no_worker_can_run_is_parked_after_the_deploys_grace(stack: Stack, 
     Job.objects.update(due_at=timezone.now())  # the back-off would have it wait for some seconds
     job = stack.ends(job, "failed", sweeping=True)
     assert job.reason == "parked"
-    assert (job.attempt, job.crashes) == (0, 0)
+    assert (job.failures, job.crashes) == (0, 0)
     assert ("changed" if misfit == "arguments" else "unknown task") in job.error
     stack.end_processes([worker])
     stack.worker(**({} if misfit == "arguments" else {"TEST_NEW_CODE": "1"}))
@@ -91,7 +91,7 @@ def test_an_undecodable_body_is_parked_with_its_bytes(
     worker = stack.worker()
     stack.publish_raw(body, content_type, {"task": tasks.effect.name, "id": task_id, "lang": "py"})
     job = wait_until(lambda: Job.objects.filter(pk=task_id).first(), "the message has a row")
-    assert (job.status, job.reason, bytes(job.body)) == ("failed", "parked", body)
+    assert (job.status, job.reason, bytes(job.payload)) == ("failed", "parked", body)
     assert stack.kinds(job) == ["parked"]
     stack.ends(tasks.effect.delay("the worker lives on"))
     assert worker.alive
@@ -267,11 +267,11 @@ def test_a_message_of_an_earlier_content_is_dropped(stack: Stack, idle_queue: st
     worker = stack.worker()
     result = tasks.becomes_later.delay("in an hour", str(outside))
     before = stack.job(result)
-    wait_until(lambda: stack.job(result).rev == 1, "the job has become another")
-    stack.publish(before, rev=0)
+    wait_until(lambda: stack.job(result).content_version == 1, "the job has become another")
+    stack.publish(before, content_version=0)
     worker.wait_for_line(" ignored", 2)
     Job.objects.update(due_at=timezone.now())
-    stack.publish(before, rev=0)
+    stack.publish(before, content_version=0)
     worker.wait_for_line(" ignored", 3)
     assert (len(lines(outside)), stack.effects("in an hour")) == (1, 0)
     stack.ends(result, sweeping=True)

@@ -172,7 +172,7 @@ def test_a_bundle_of_successes_is_one_transaction_and_celery_hears_all(jobs: InP
     assert first.worker
     assert first.started_at
     assert first.finished_at
-    assert (first.epoch, first.sends, first.attempt, first.crashes) == (1, 1, 0, 0)
+    assert (first.epoch, first.sends, first.failures, first.crashes) == (1, 1, 0, 0)
     assert [name for name in done.signals if name != "task_prerun"] == ["task_success", "task_postrun"] * 4
     assert done.signals.count("task_prerun") == 4  # the carrier's too
     assert [what for what, _ in HEARD] == ["before_start"] * 3 + ["hook"] * 3 + ["on_success"] * 3
@@ -199,7 +199,7 @@ def test_one_that_does_not_succeed_plainly_leaves_its_neighbours_alone(jobs: InP
     assert statuses(ids) == ["succeeded", status, "succeeded"]
     kept_effect = status == "succeeded" and what != "roll back"
     assert effects() == ["small 0", *(["small 1"] if kept_effect else []), "small 2"]
-    assert Job.objects.get(pk=ids[1]).attempt == (1 if what in ("fail", "retry", "exit") else 0)
+    assert Job.objects.get(pk=ids[1]).failures == (1 if what in ("fail", "retry", "exit") else 0)
     for number in (0, 2):
         assert [told for told in HEARD if told == ("on_success", (number, False))] == [("on_success", (number, False))]
     assert ("on_failure", 0) not in HEARD
@@ -223,7 +223,7 @@ def test_a_stopped_process_keeps_nothing_and_the_jobs_run_alone(jobs: InProcess)
     assert statuses(ids) == ["waiting"] * 2
     assert not connection.in_atomic_block
     RUNS[:] = []
-    Job.objects.filter(pk=ids[1]).update(body=Job.objects.get(pk=ids[0]).body)
+    Job.objects.filter(pk=ids[1]).update(payload=Job.objects.get(pk=ids[0]).payload)
     jobs.deliver(message, redelivered=True)
     assert RUNS == []
     jobs.finish()
@@ -256,7 +256,7 @@ def test_a_copy_of_a_bundle_runs_nothing_again(jobs: InProcess) -> None:
 @pytest.mark.promise("I3")
 def test_a_message_of_an_earlier_content_and_a_cancelled_job_are_left_out(jobs: InProcess) -> None:
     ids = enqueue((0,), (1,), (2,))
-    Job.objects.filter(pk=ids[0]).update(rev=1)
+    Job.objects.filter(pk=ids[0]).update(content_version=1)
     lifecycle.cancel([ids[1]], "default", actor="test")
     (message,) = jobs.take()
     jobs.deliver(message)
@@ -272,7 +272,7 @@ def test_what_failed_before_has_follow_ups_or_expired_runs_alone(jobs: InProcess
         failed, plain = small.delay(2), small.delay(3)
     created = Job.objects.get(pk=expired.id).created_at
     Job.objects.filter(pk=expired.id).update(expires_at=created)
-    Job.objects.filter(pk=failed.id).update(attempt=1)
+    Job.objects.filter(pk=failed.id).update(failures=1)
     (message,) = jobs.take()
     jobs.deliver(message)
     assert [RUNS, Job.objects.get(pk=plain.id).status] == [[3], "succeeded"]
@@ -369,7 +369,7 @@ def test_an_error_between_two_bodies_fails_neither(jobs: InProcess, monkeypatch:
     assert effects() == []
     jobs.finish()
     assert statuses(ids) == ["succeeded"] * 3
-    assert not Job.objects.exclude(attempt=0).exists()
+    assert not Job.objects.exclude(failures=0).exists()
 
 
 def test_a_hook_that_rejects_ends_neither_the_bundle_nor_its_neighbours(jobs: InProcess) -> None:

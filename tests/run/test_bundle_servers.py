@@ -25,7 +25,7 @@ def check_neighbours(stack: Stack, results: list[AsyncResult[Any]], odd: int) ->
     for number, result in enumerate(results):
         if number != odd:
             job = stack.job(result)
-            assert (job.status, job.attempt, job.crashes) == ("succeeded", 0, 0), (job.error, stack.kinds(job))
+            assert (job.status, job.failures, job.crashes) == ("succeeded", 0, 0), (job.error, stack.kinds(job))
             assert stack.effects(f"small {number}") == 1
 
 

@@ -217,7 +217,7 @@ def test_b6_a_task_that_closes_its_connection_fails_at_once_and_says_so(
         return then()
 
     job = deliver(jobs, do, task, careful=careful)
-    assert (job.status, job.attempt, job.interruptions, RUNS) == ("failed", 1, 0, [RUNS[0]]), job.error
+    assert (job.status, job.failures, job.interruptions, RUNS) == ("failed", 1, 0, [RUNS[0]]), job.error
     assert "closed the database connection of its transaction" in job.error
     assert "atomic = False" in job.error
     assert Effect.objects.count() == 0
@@ -262,7 +262,7 @@ def test_b6_a_task_that_reconnects_does_not_succeed_without_its_effects(
         then()
 
     job = deliver(jobs, do, careful=careful)
-    assert (job.status, job.attempt, job.interruptions) == ("failed", 1, 0), job.error
+    assert (job.status, job.failures, job.interruptions) == ("failed", 1, 0), job.error
     assert "closed the database connection of its transaction" in job.error
     assert not Effect.objects.filter(name="lost").exists()
     assert jobs.kinds(job) == ["failure"]
@@ -297,7 +297,7 @@ def test_b7_a_transaction_that_was_idle_for_too_long_has_one_clear_end(
         then()
 
     job = deliver(jobs, do, careful=careful)
-    assert (job.status, job.attempt, job.interruptions, RUNS) == ("failed", 1, 0, ["atomic"]), job.error
+    assert (job.status, job.failures, job.interruptions, RUNS) == ("failed", 1, 0, ["atomic"]), job.error
     assert "idle-in-transaction timeout" in job.error + job.traceback
     assert Effect.objects.count() == 0
     assert "task_success" not in jobs.last[0].signals
@@ -311,7 +311,7 @@ def test_b7_an_error_of_the_tasks_own_is_kept(jobs: InProcess) -> None:
         raise ValueError("mine")
 
     job = deliver(jobs, do)
-    assert (job.status, job.attempt, job.interruptions) == ("failed", 1, 0)
+    assert (job.status, job.failures, job.interruptions) == ("failed", 1, 0)
     assert job.error == "ValueError: mine"
 
 
@@ -322,7 +322,7 @@ def test_b7_a_retry_of_the_tasks_own_is_kept(jobs: InProcess) -> None:
         raise ValueError("mine")
 
     job = deliver(jobs, do, retries)
-    assert (job.status, job.attempt, job.interruptions) == ("waiting", 1, 0)
+    assert (job.status, job.failures, job.interruptions) == ("waiting", 1, 0)
     assert job.error == "ValueError: mine"
 
 
@@ -334,7 +334,7 @@ def test_b7_an_error_raised_because_of_an_outage_costs_no_attempt(jobs: InProces
         _fails_because_of_it()
 
     job = deliver(jobs, do)
-    assert (job.status, job.attempt, job.interruptions) == ("waiting", 0, 1)
+    assert (job.status, job.failures, job.interruptions) == ("waiting", 0, 1)
 
 
 # --- B8: exceptions that are no Exception -----------------------------------------------------------------------------
@@ -352,7 +352,7 @@ def test_b8_a_base_exception_of_the_tasks_own_is_its_failure(jobs: InProcess, er
         raise error
 
     job = deliver(jobs, do, task)
-    assert (job.status, job.attempt, job.interruptions, len(RUNS)) == ("failed", 1, 0, 1)
+    assert (job.status, job.failures, job.interruptions, len(RUNS)) == ("failed", 1, 0, 1)
     assert type(error).__name__ in job.error
     assert "mine" in job.error
     assert Effect.objects.count() == 0
@@ -380,10 +380,10 @@ def _conflicts() -> None:
 @override_settings(RELIABLE_JOBS={"MAX_CONFLICTS": 3, "MAX_INTERRUPTIONS": 1})
 def test_a12_a_job_that_conflicts_at_every_run_ends_failed(jobs: InProcess, task: Any) -> None:
     job = deliver(jobs, _conflicts, task)
-    assert (job.status, job.reason, job.interruptions, job.attempt) == ("waiting", "interrupted", 0, 0)
+    assert (job.status, job.reason, job.interruptions, job.failures) == ("waiting", "interrupted", 0, 0)
     jobs.finish()
     job = jobs.row(job)
-    assert (job.status, job.reason, job.attempt, job.crashes, len(RUNS)) == ("failed", "interrupted", 0, 0, 5)
+    assert (job.status, job.reason, job.failures, job.crashes, len(RUNS)) == ("failed", "interrupted", 0, 0, 5)
     assert "MAX_INTERRUPTIONS=1" in job.error
 
 

@@ -119,7 +119,7 @@ def again(jobs: InProcess, result: Any, **pointer: Any) -> inprocess.Delivered:
 
 def test_a_success_fires_celerys_signals_and_hooks_once(jobs: InProcess) -> None:
     job = jobs.run(hooked)
-    assert (job.status, json.loads(job.result), job.attempt, job.crashes) == ("succeeded", "value", 0, 0)
+    assert (job.status, json.loads(job.result), job.failures, job.crashes) == ("succeeded", "value", 0, 0)
     assert jobs.last[0].signals == ["task_prerun", "task_success", "task_postrun"]
     assert HOOKS == [("on_success", "value"), ("after_return", "SUCCESS")]
     assert jobs.last[0].answer == "acked"
@@ -129,7 +129,7 @@ def test_a_success_fires_celerys_signals_and_hooks_once(jobs: InProcess) -> None
 
 def test_a_failure_fires_signals_and_hooks_once_and_is_undone(jobs: InProcess) -> None:
     job = jobs.run(hooked, "fail")
-    assert (job.status, job.reason, job.attempt) == ("failed", Reason.ERROR, 1)
+    assert (job.status, job.reason, job.failures) == ("failed", Reason.ERROR, 1)
     assert job.error == "ValueError: no"
     assert "raise ValueError" in job.traceback
     assert jobs.last[0].signals == ["task_prerun", "task_failure", "task_postrun"]
@@ -141,7 +141,7 @@ def test_a_failure_fires_signals_and_hooks_once_and_is_undone(jobs: InProcess) -
 
 def test_a_retry_fires_task_retry_and_the_next_run_task_success(jobs: InProcess) -> None:
     job = jobs.run(hooked, "retry")
-    assert (job.status, job.reason, job.attempt, job.sends) == ("waiting", Reason.ERROR, 1, 0)
+    assert (job.status, job.reason, job.failures, job.sends) == ("waiting", Reason.ERROR, 1, 0)
     assert jobs.last[0].signals == ["task_prerun", "task_retry", "task_postrun"]
     assert HOOKS == [("on_retry", "ValueError('again')")]
     assert jobs.effects("hooked") == 0
@@ -159,7 +159,7 @@ def test_what_ends_by_its_own_wish_keeps_its_effects_and_fires_no_hook(jobs: InP
     assert [name for name, _ in HOOKS if name != "after_return"] == []
     assert jobs.effects("hooked") == 1
     assert job.status == ("succeeded" if what == "ignore" else "waiting")
-    assert job.attempt == 0
+    assert job.failures == 0
 
 
 def test_a_body_that_exits_is_a_failure_and_the_worker_lives(jobs: InProcess) -> None:
@@ -290,7 +290,7 @@ def test_a_message_of_an_earlier_content_runs_nothing(jobs: InProcess, send: int
     result = hooked.apply_async((), countdown=0)
     jobs.take()
     old = jobs.message(result, send=send)
-    Job.objects.update(rev=1)
+    Job.objects.update(content_version=1)
     jobs.deliver(old)
     assert (jobs.row(result).status, jobs.effects("hooked")) == ("waiting", 0)
     assert again(jobs, result, send=send).answer == "acked"
@@ -417,7 +417,7 @@ def misfit(jobs: InProcess) -> Iterator[Any]:
     """A job that was enqueued by newer code, with an argument too many."""
     result = wants.delay(1, 2)
     jobs.take()
-    Job.objects.update(body=b'[[1, 2, 3], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]')
+    Job.objects.update(payload=b'[[1, 2, 3], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]')
     return result
 
 
@@ -425,7 +425,7 @@ def misfit(jobs: InProcess) -> Iterator[Any]:
 def test_arguments_that_do_not_fit_hand_the_job_back_and_then_park_it(jobs: InProcess, misfit: Any) -> None:
     delivered = again(jobs, misfit)
     row = jobs.row(misfit)
-    assert (row.status, row.reason, row.attempt, row.sends) == ("waiting", Reason.PARKED, 0, 0)
+    assert (row.status, row.reason, row.failures, row.sends) == ("waiting", Reason.PARKED, 0, 0)
     assert "can't take the job's arguments" in row.error
     assert row.due_at > timezone.now()
     assert row.started_at is None
@@ -448,7 +448,7 @@ def test_arguments_that_do_not_fit_hand_the_job_back_and_then_park_it(jobs: InPr
 def test_a_job_that_was_handed_back_runs_once_its_code_is_there(jobs: InProcess, misfit: Any) -> None:
     again(jobs, misfit)
     Job.objects.update(
-        body=b'[[1, 2], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]',
+        payload=b'[[1, 2], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]',
         due_at=timezone.now() - datetime.timedelta(seconds=1),
     )
     again(jobs, misfit)
@@ -491,7 +491,7 @@ def test_a_deferred_constraint_fails_the_body_and_not_the_settlement(stack: Stac
     result = tasks.breaks_deferred.delay("deferred")
     jobs.work()
     row = jobs.row(result)
-    assert (row.status, row.reason, row.attempt) == ("failed", Reason.ERROR, 1)
+    assert (row.status, row.reason, row.failures) == ("failed", Reason.ERROR, 1)
     assert "IntegrityError" in row.error
     assert stack.effects("deferred") == 0
 
@@ -537,7 +537,7 @@ def test_an_error_in_a_hook_after_the_commit_does_not_undo_the_settlement(jobs: 
     jobs.take()
     delivered = jobs.deliver(jobs.message(result, send=send))
     row = jobs.row(result)
-    assert (row.status, row.attempt, json.loads(row.result)) == ("succeeded", 0, "done")
+    assert (row.status, row.failures, json.loads(row.result)) == ("succeeded", 0, "done")
     assert jobs.effects("hook_raises") == 1
     assert delivered.signals == ["task_prerun", "task_success", "task_postrun"]
 
@@ -610,7 +610,7 @@ def test_a_foreign_message_that_fails_is_recorded_and_can_be_requeued(jobs: InPr
     # The requeued message goes to the queue that it came from.
     (sent,) = jobs.take(row.queue)
     jobs.deliver(sent)
-    assert jobs.row(row).attempt == 1
+    assert jobs.row(row).failures == 1
 
 
 FORGED: list[dict[str, Any]] = [
@@ -618,13 +618,13 @@ FORGED: list[dict[str, Any]] = [
     {HEADER: "1"},
     {HEADER: []},
     {HEADER: {}},
-    {HEADER: {"rev": "x", "using": "default", "send": 1}},
-    {HEADER: {"rev": None, "using": None, "send": None}},
-    {HEADER: {"rev": 0, "using": "nowhere", "send": 1}},
-    {HEADER: {"rev": 0, "using": {"a": 1}, "send": []}},
-    {HEADER: {"rev": 2**70, "using": "default", "send": -5}},
-    {HEADER: {"rev": 1.5, "using": "default", "send": 1.5}},
-    {HEADER: {"rev": True, "using": "default", "send": True}},
+    {HEADER: {"content_version": "x", "using": "default", "send": 1}},
+    {HEADER: {"content_version": None, "using": None, "send": None}},
+    {HEADER: {"content_version": 0, "using": "nowhere", "send": 1}},
+    {HEADER: {"content_version": 0, "using": {"a": 1}, "send": []}},
+    {HEADER: {"content_version": 2**70, "using": "default", "send": -5}},
+    {HEADER: {"content_version": 1.5, "using": "default", "send": 1.5}},
+    {HEADER: {"content_version": True, "using": "default", "send": True}},
     {"root_id": "x", "parent_id": 5},
     {"timelimit": [None, None], "argsrepr": 5, "kwargsrepr": ["x"]},
     {"retries": 100},
@@ -656,9 +656,9 @@ def test_a_message_from_elsewhere_with_an_odd_priority_is_not_lost(jobs: InProce
     assert jobs.effects("odd") == 1
 
 
-@pytest.mark.parametrize("rev", [-1, 1, 2**40, "0", None, 0.0])
-def test_a_pointer_with_another_rev_than_the_rows_runs_nothing(jobs: InProcess, rev: Any) -> None:
+@pytest.mark.parametrize("content_version", [-1, 1, 2**40, "0", None, 0.0])
+def test_a_pointer_with_another_rev_than_the_rows_runs_nothing(jobs: InProcess, content_version: Any) -> None:
     result = hooked.delay()
     jobs.take()
-    again(jobs, result, rev=rev)
+    again(jobs, result, content_version=content_version)
     assert (jobs.row(result).status, jobs.effects("hooked")) == ("waiting", 0)

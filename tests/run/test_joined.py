@@ -175,7 +175,7 @@ def test_a_claim_that_can_t_be_joined_is_made_by_plain_statements(
     statements(jobs)
     assert (settled(), Effect.objects.count()) == (["succeeded"], 1)
     assert caplog.text.count("From now on they are sent one by one") == 1
-    assert set(Job.objects.values_list("attempt", "crashes", "interruptions")) == {(0, 0, 0)}
+    assert set(Job.objects.values_list("failures", "crashes", "interruptions")) == {(0, 0, 0)}
     said = statements(jobs)
     assert not any("\n;" in text for text in said)
     assert settled() == ["succeeded"] * 2

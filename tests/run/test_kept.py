@@ -178,5 +178,5 @@ def test_a_kept_connection_that_has_died_costs_the_next_job_nothing(stack: Stack
             assert cursor.fetchone()[0] >= 1
         wait_until(lambda: not sessions(stack), "the worker's session is gone")
         job = stack.ends(tasks.effect.delay("after"), seconds=PATIENCE)
-        assert (job.status, job.attempt, job.interruptions, job.crashes) == ("succeeded", 0, 0, 0)
+        assert (job.status, job.failures, job.interruptions, job.crashes) == ("succeeded", 0, 0, 0)
         assert "Holding the message" not in running.log

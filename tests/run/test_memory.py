@@ -48,7 +48,7 @@ def retry(jobs: InProcess) -> Callable[[], None]:
     result = tasks.fails_first.delay("x", 10**6)
 
     def once() -> None:
-        Job.objects.update(attempt=0, sends=1, due_at="2020-01-01T00:00:00Z")
+        Job.objects.update(failures=0, sends=1, due_at="2020-01-01T00:00:00Z")
         assert_answered(jobs, jobs.message(result))
 
     return once

@@ -79,7 +79,7 @@ def test_a_deferred_constraint_fails_the_function_with_its_hooks_and_jobs(jobs: 
         return  # its deferred constraints fail at the COMMIT: see test_promise_3
     HOOKS.clear()
     job = jobs.run(does, "deferred")
-    assert (job.status, job.attempt) == ("failed", 1)
+    assert (job.status, job.failures) == ("failed", 1)
     assert "IntegrityError" in job.error
     assert (Effect.objects.count(), Job.objects.count(), HOOKS) == (0, 1, [])
     assert not connection.in_atomic_block

@@ -111,7 +111,7 @@ def test_b1_what_celery_fails_for_fails_the_job_at_once(
     message = jobs.take()[0]
     told = jobs.deliver(message, redelivered=redelivered)
     job = jobs.row(result)
-    assert (job.status, job.reason, job.crashes, job.attempt) == ("failed", "error", 0, 1)
+    assert (job.status, job.reason, job.crashes, job.failures) == ("failed", "error", 0, 1)
     assert job.error.startswith("ValueError: no ")
     assert history(job) == [("failure", True)]
     assert (told.answer, heard, told.signals.count("task_failure")) == ("acked", ["ValueError"], 1)
@@ -211,7 +211,7 @@ def test_b1_a_set_in_yaml_from_a_producer_that_was_not_adopted_runs(jobs: InProc
     finally:
         app.conf.accept_content = accept
     job = Job.objects.get()
-    assert (job.status, job.content_type, bytes(job.body)) == ("succeeded", "application/x-yaml", body)
+    assert (job.status, job.content_type, bytes(job.payload)) == ("succeeded", "application/x-yaml", body)
 
 
 def test_b1_no_hook_runs_for_a_redelivered_copy_of_a_settled_job(jobs: InProcess, heard: list[str]) -> None:
@@ -280,7 +280,7 @@ def test_b1_an_error_of_the_worker_is_tried_again_and_ends_the_job(
         assert (job.interruptions, job.status) == ((tries, "waiting") if tries < 3 else (2, "failed"))
         assert "a bug" in job.error
         assert told.answer == "acked"
-    assert (job.crashes, job.attempt, job.reason) == (0, 0, "interrupted")
+    assert (job.crashes, job.failures, job.reason) == (0, 0, "interrupted")
     assert history(job) == [("interruption", True)] * 3
     assert heard == ["WorkerFailed"]
 

@@ -32,7 +32,7 @@ def make(status: str, days: float, **values: Any) -> Job:
         status=status,
         due_at=finished,
         finished_at=finished if status in FINAL else None,
-        body=b"",
+        payload=b"",
         content_type="",
         content_encoding="",
         envelope="{}",

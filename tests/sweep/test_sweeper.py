@@ -121,10 +121,10 @@ def test_due_rows_go_out_in_the_order_of_their_time(rows: InProcess) -> None:
 
 
 def test_the_message_says_which_send_it_is(rows: InProcess) -> None:
-    relayed(rev=3, requeues=1)
+    relayed(content_version=3, requeues=1)
     rows.sweep()
     (message,) = rows.take()
-    assert message.headers[HEADER] == {"rev": 3, "using": "default", "send": 1, "requeues": 1}
+    assert message.headers[HEADER] == {"content_version": 3, "using": "default", "send": 1, "requeues": 1}
 
 
 @override_settings(RELIABLE_JOBS={"SWEEP_LIMIT": 5, "PUBLISH_WINDOW": 2, "DISPATCH": "relay"})
@@ -256,7 +256,7 @@ def test_being_overtaken_by_a_little_is_not_being_lost(rows: InProcess) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"sends": 2}, {"attempt": 1}, {"priority": 5}, {"queue": "another"}, {"finished_at": past(3600)}],
+    [{"sends": 2}, {"failures": 1}, {"priority": 5}, {"queue": "another"}, {"finished_at": past(3600)}],
     ids=lambda values: next(iter(values)),
 )
 def test_who_does_not_speak_for_the_queue_overtakes_nobody(rows: InProcess, values: dict[str, Any]) -> None:

@@ -66,7 +66,7 @@ def do_raise(error: BaseException) -> Any:
 
 def test_retry_waits_for_the_default_delay_and_counts(jobs: InProcess) -> None:
     row = run(jobs, lambda self: self.retry())
-    assert (row.status, row.attempt, row.sends, row.rev) == ("waiting", 1, 0, 0)
+    assert (row.status, row.failures, row.sends, row.content_version) == ("waiting", 1, 0, 0)
     assert 40 < wait(row) <= 50
     assert jobs.effects("acts") == 0, "what the body wrote is undone"
 
@@ -85,7 +85,7 @@ def test_retry_takes_an_eta(jobs: InProcess) -> None:
 def test_retry_with_other_arguments_changes_the_job_and_not_its_id(jobs: InProcess) -> None:
     row = run(jobs, lambda self: self.retry(args=(2,), kwargs={"b": 3}, countdown=0), 1, queue=jobs.queue)
     assert arguments(row) == ([2], {"b": 3})
-    assert (row.rev, Job.objects.count(), row.queue) == (1, 1, jobs.queue)
+    assert (row.content_version, Job.objects.count(), row.queue) == (1, 1, jobs.queue)
     ACT["do"] = lambda self: [self.request.args, self.request.kwargs, self.request.retries]
     jobs.finish()
     assert json.loads(jobs.row(row).result) == [[2], {"b": 3}, 1]
@@ -146,7 +146,7 @@ def test_retry_without_throw_goes_on_and_still_runs_again(jobs: InProcess) -> No
     went_on: list[Retry] = []
     row = run(jobs, lambda self: went_on.append(self.retry(countdown=5, throw=False)))
     assert isinstance(went_on[0], Retry)
-    assert (row.status, row.attempt) == ("waiting", 1)
+    assert (row.status, row.failures) == ("waiting", 1)
     assert jobs.last[0].signals == ["task_prerun", "task_retry", "task_postrun"]
     ACT["do"] = lambda self: "done"
     jobs.finish()
@@ -159,7 +159,7 @@ def test_an_error_after_retry_without_throw_is_the_retry_still(jobs: InProcess) 
         raise ValueError("later")
 
     row = run(jobs, do)
-    assert (row.status, row.attempt) == ("waiting", 1)
+    assert (row.status, row.failures) == ("waiting", 1)
     assert jobs.effects("acts") == 0
 
 
@@ -184,7 +184,7 @@ def test_without_a_retry_left_the_job_fails_with_the_given_error(jobs: InProcess
     row = run(jobs, lambda self: self.retry(countdown=0, **given))
     deliveries = jobs.finish()
     row = jobs.row(row)
-    assert (row.status, row.attempt) == ("failed", 4)
+    assert (row.status, row.failures) == ("failed", 4)
     assert len(deliveries) == 3, "max_retries=3 means four runs"
     assert deliveries[-1].signals == ["task_prerun", "task_failure", "task_postrun"]
     assert ("ValueError: the last" if given else "MaxRetriesExceededError") in row.error
@@ -206,7 +206,7 @@ def test_without_a_retry_left_the_traceback_has_the_error_at_hand(jobs: InProces
 def test_max_retries_of_the_call_goes_before_the_tasks(jobs: InProcess) -> None:
     row = run(jobs, lambda self: self.retry(countdown=0, max_retries=1))
     jobs.finish()
-    assert jobs.row(row).attempt == 2
+    assert jobs.row(row).failures == 2
 
 
 @shared_task(base=ReliableTask, name="test_control.unlimited", bind=True, max_retries=None)
@@ -220,7 +220,7 @@ def test_max_retries_of_none_means_unlimited(jobs: InProcess) -> None:
         jobs.work()
         Job.objects.update(due_at=timezone.now() - datetime.timedelta(seconds=1))
         jobs.sweep()
-    assert jobs.row(result).attempt == 6
+    assert jobs.row(result).failures == 6
 
 
 @pytest.mark.parametrize("countdown", ["5", float("nan"), []])
@@ -244,13 +244,13 @@ def test_a_retry_of_a_direct_call_is_celerys_own(db: None) -> None:
 
 def test_celerys_own_retry_exception_is_a_retry(jobs: InProcess) -> None:
     row = run(jobs, do_raise(Retry(exc=ValueError("why"), when=20)))
-    assert (row.status, row.attempt) == ("waiting", 1)
+    assert (row.status, row.failures) == ("waiting", 1)
     assert 10 < wait(row) <= 20
 
 
 def test_a_non_atomic_body_retries_too(jobs: InProcess) -> None:
     row = run(jobs, lambda self: self.retry(countdown=5, args=(2,)), 1, task=acts_outside)
-    assert (row.status, row.attempt, row.crashes, row.token) == ("waiting", 1, 0, None)
+    assert (row.status, row.failures, row.crashes, row.token) == ("waiting", 1, 0, None)
     assert arguments(row) == ([2], {})
 
 
@@ -273,7 +273,7 @@ def test_a_window_replaces_celerys_default_of_three_retries(jobs: InProcess) -> 
         jobs.work()
         Job.objects.update(due_at=timezone.now() - datetime.timedelta(seconds=1))
         jobs.sweep()
-    assert (jobs.row(result).status, jobs.row(result).attempt) == ("waiting", 5)
+    assert (jobs.row(result).status, jobs.row(result).failures) == ("waiting", 5)
     Job.objects.update(started_at=timezone.now() - datetime.timedelta(seconds=61))
     jobs.work()
     row = jobs.row(result)
@@ -283,7 +283,7 @@ def test_a_window_replaces_celerys_default_of_three_retries(jobs: InProcess) -> 
 def test_a_count_that_was_set_holds_inside_the_window(jobs: InProcess) -> None:
     result = windowed_and_counted.delay()
     jobs.finish()
-    assert jobs.row(result).attempt == 2
+    assert jobs.row(result).failures == 2
 
 
 def test_a_delay_past_the_window_is_no_retry(jobs: InProcess) -> None:
@@ -307,7 +307,7 @@ def test_a_ready_made_class_keeps_trying_for_its_hours(jobs: InProcess, base: An
         jobs.work()
         Job.objects.update(due_at=timezone.now() - datetime.timedelta(seconds=1))
         jobs.sweep()
-    assert (jobs.row(result).status, jobs.row(result).attempt) == ("waiting", 5)
+    assert (jobs.row(result).status, jobs.row(result).failures) == ("waiting", 5)
     Job.objects.update(started_at=timezone.now() - datetime.timedelta(hours=hours, seconds=1))
     jobs.work()
     assert (jobs.row(result).status, jobs.row(result).error) == ("failed", "ValueError: no")
@@ -327,7 +327,7 @@ def test_the_retried_class_backs_off_and_gives_up_after_celerys_three(jobs: InPr
         jobs.sweep()
     assert delays == [1, 2, 4]
     jobs.work()
-    assert (jobs.row(result).status, jobs.row(result).attempt) == ("failed", 4)
+    assert (jobs.row(result).status, jobs.row(result).failures) == ("failed", 4)
 
 
 # --- autoretry ------------------------------------------------------------------------------------------------------
@@ -363,7 +363,7 @@ def test_retry_kwargs_are_followed(jobs: InProcess) -> None:
     row = jobs.run(task)
     assert 10 < wait(row) <= 20
     jobs.finish()
-    assert (jobs.row(row).status, jobs.row(row).attempt) == ("failed", 2)
+    assert (jobs.row(row).status, jobs.row(row).failures) == ("failed", 2)
 
 
 def test_retry_backoff_doubles_up_to_its_limit(jobs: InProcess) -> None:
@@ -439,7 +439,7 @@ def test_snooze_outside_a_run_is_refused(db: None) -> None:
 
 def test_snooze_keeps_what_was_written_and_costs_no_attempt(jobs: InProcess) -> None:
     row = run(jobs, lambda self: (_ for _ in ()).throw(self.snooze(30)))
-    assert (row.status, row.reason, row.attempt) == ("waiting", Reason.ASKED, 0)
+    assert (row.status, row.reason, row.failures) == ("waiting", Reason.ASKED, 0)
     assert 20 < wait(row) <= 30
     assert jobs.effects("acts") == 1
     assert jobs.kinds(row) == []
@@ -449,7 +449,7 @@ def test_snooze_does_not_count_against_max_retries(jobs: InProcess) -> None:
     result = tasks.snoozes.delay("piece", 6)
     jobs.finish()
     row = jobs.row(result)
-    assert (row.status, row.attempt, jobs.effects("piece")) == ("succeeded", 0, 6)
+    assert (row.status, row.failures, jobs.effects("piece")) == ("succeeded", 0, 6)
 
 
 def test_a_snoozed_job_is_not_aged_by_snoozing(jobs: InProcess) -> None:
@@ -464,7 +464,7 @@ def test_replace_keeps_the_job_and_what_was_written(jobs: InProcess) -> None:
     result = tasks.becomes.delay("replaced")
     jobs.finish()
     row = jobs.row(result)
-    assert (row.task, row.status, row.rev, Job.objects.count()) == (tasks.effect.name, "succeeded", 1, 1)
+    assert (row.task, row.status, row.content_version, Job.objects.count()) == (tasks.effect.name, "succeeded", 1, 1)
     assert (jobs.effects("replaced-before"), jobs.effects("replaced")) == (1, 1)
 
 
@@ -511,7 +511,7 @@ def test_reject_fails_the_job_and_undoes_its_effects(jobs: InProcess) -> None:
 
 def test_reject_with_requeue_runs_again_at_no_cost(jobs: InProcess) -> None:
     row = run(jobs, do_raise(Reject("busy", requeue=True)))
-    assert (row.status, row.reason, row.attempt) == ("waiting", Reason.ASKED, 0)
+    assert (row.status, row.reason, row.failures) == ("waiting", Reason.ASKED, 0)
     assert jobs.effects("acts") == 0
     ACT["do"] = lambda self: "done"
     jobs.finish()
@@ -523,7 +523,7 @@ def test_reject_with_requeue_runs_again_at_no_cost(jobs: InProcess) -> None:
 )
 def test_what_would_end_the_process_is_a_failure(jobs: InProcess, error: BaseException) -> None:
     row = run(jobs, do_raise(error))
-    assert (row.status, row.reason, row.attempt) == ("failed", Reason.ERROR, 1)
+    assert (row.status, row.reason, row.failures) == ("failed", Reason.ERROR, 1)
     assert ("MemoryError" if isinstance(error, MemoryError) else "sys.exit") in row.error
 
 

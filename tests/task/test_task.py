@@ -15,7 +15,7 @@ from django.db import connection, transaction
 
 import reliable_jobs
 from reliable_jobs import ReliableTask, RetriedTask, reliable_task
-from reliable_jobs.errors import BodyOutOfMemory, EnqueueError, InvalidOption
+from reliable_jobs.errors import EnqueueError, FunctionOutOfMemory, InvalidOption
 from reliable_jobs.message.decode import arguments
 from reliable_jobs.models import Job
 from reliable_jobs.run import tracing
@@ -412,7 +412,7 @@ def test_a_misfit_is_told_and_a_fit_is_not() -> None:
     ("raised", "answered", "logged"),
     [
         (OSError("the backend is away"), OSError, True),
-        (MemoryError(), BodyOutOfMemory, True),
+        (MemoryError(), FunctionOutOfMemory, True),
         (Reject("by a hook", requeue=True), Reject, False),
     ],
 )

@@ -102,8 +102,8 @@ odd = st.one_of(
 task_names = st.one_of(st.just(tasks.effect.name), st.just(tasks.effect.name), st.just("nobody.knows"), odd)
 pointers = st.one_of(
     odd,
-    st.fixed_dictionaries({}, optional=dict.fromkeys(("rev", "using", "send", "requeues", "more"), odd)),
-    st.fixed_dictionaries({"rev": st.integers(-1, 2), "using": odd, "send": odd}),
+    st.fixed_dictionaries({}, optional=dict.fromkeys(("content_version", "using", "send", "requeues", "more"), odd)),
+    st.fixed_dictionaries({"content_version": st.integers(-1, 2), "using": odd, "send": odd}),
 )
 HEADERS = (
     *("lang", "argsrepr", "kwargsrepr", "origin", "eta", "expires", "retries", "timelimit", "group", "group_index"),
@@ -304,7 +304,7 @@ def test_a_pickle_or_yaml_is_never_loaded(
     survives(stack, worker, [Sent(body, content_type, encoding, said, {}), Sent(body, content_type, encoding, {}, {})])
     wait_until(lambda: Job.objects.filter(reason="parked").count() == 2, "both are parked")
     assert not (tmp_path / "loaded").exists()
-    assert bytes(Job.objects.get(pk=said["id"]).body) == body
+    assert bytes(Job.objects.get(pk=said["id"]).payload) == body
 
 
 @pytest.mark.parametrize("content_type", ["application/x-python-serialize", "application/x-yaml"])
@@ -314,7 +314,7 @@ def test_a_row_that_holds_a_pickle_is_sent_but_never_loaded(
     """Written by hand, or by somebody who may write the table but not run code on the workers."""
     job = stack.row_only(tasks.effect, "x")
     body = pickle.dumps(([_Touch(tmp_path / "loaded")], {}, {}))
-    Job.objects.filter(pk=job.pk).update(body=body, content_type=content_type, content_encoding="binary")
+    Job.objects.filter(pk=job.pk).update(payload=body, content_type=content_type, content_encoding="binary")
     stack.sweep()
     wait_until(lambda: stack.kinds(job) == ["parked"], "the worker hands it back")
     job = stack.job(job.pk)

@@ -307,7 +307,7 @@ def not_due(jobs: InProcess) -> Any:
 
 
 def stale(jobs: InProcess) -> Any:
-    return jobs.message(tasks.effect.delay("x"), rev=7)
+    return jobs.message(tasks.effect.delay("x"), content_version=7)
 
 
 def missing(jobs: InProcess) -> Any:

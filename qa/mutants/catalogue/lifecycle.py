@@ -30,10 +30,10 @@ MUTANTS = [
         (f"{I4}::test_a_claim_waits_for_a_copy_that_only_looks_at_its_row",),
     ),
     Mutant(
-        "rev-check",
+        "content-version-check",
         "I3",
         "lifecycle/claims.py",
-        "if job.rev != rev:",
+        "if job.content_version != content_version:",
         "if False:",
         (f"{I7}::test_a_message_of_an_earlier_content_is_dropped",),
     ),

@@ -30,9 +30,9 @@ class Group:
 class Command(JobCommand):
     help = (
         "List the unfinished jobs that the code at hand could not run: unknown task, arguments that no longer fit, "
-        "undecodable body. Run it with the new code before a deploy. Exit status 1 when there are any. With --adopt: "
-        "read the project's tasks, and list what in them must not run in one transaction. Exit status 1 when there is "
-        "such a thing in a task that is atomic."
+        "undecodable payload. Run it with the new code before a deploy. Exit status 1 when there are any. With "
+        "--adopt: read the project's tasks, and list what in them must not run in one transaction. Exit status 1 when "
+        "there is such a thing in a task that is atomic."
     )
     requires_system_checks = ()  # it reports, and must do so also where a check fails
 

@@ -89,7 +89,7 @@ class Queues:
             return list(iter(lambda: queue.get(no_ack=True), None))
 
     def publish(self, job: Job, *, copies: int = 1, **pointer: Any) -> None:
-        """The job's message as it is now, so many times; ``pointer`` changes what it says of itself (rev, send)."""
+        """The job's message as it is now, so many times; ``pointer`` changes what it says of itself (its send …)."""
         message = outgoing(Job.objects.get(pk=job.pk), "default")
         message.headers[HEADER].update(pointer)
         with self._channel() as channel:
