@@ -17,85 +17,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import importlib
 import importlib.metadata
 import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from types import CodeType
 from typing import Any, TypeVar
 
 from django.core.exceptions import ImproperlyConfigured
+
+from reliable_jobs.compat.name import Name
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class IncompatibleLibrary(ImproperlyConfigured):
     """An installed library lacks a name that reliable_jobs needs, or has it in another shape."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Name:
-    """One undocumented name.
-
-    Attributes:
-        name: as a reader of the library knows it; its last part is the attribute.
-        place: ``module:qualified.name`` of the object itself; or, if ``inside``, of the function whose code sets or
-            reads the attribute. (Most attributes of an object are set by its ``__init__``, so its class lacks them.)
-        inside: see ``place``.
-        takes: parameters that it must have, in this order, after ``self``.
-        since: the version from which on it exists, where that is not the oldest one that is supported; in older ones
-            it is not verified.
-        rare: its module serves some sites only, and is not imported to look.
-    """
-
-    name: str
-    place: str
-    inside: bool = False
-    takes: tuple[str, ...] = ()
-    since: str = ""
-    rare: bool = False
-
-    @property
-    def module(self) -> str:
-        return self.place.partition(":")[0]
-
-    @property
-    def attribute(self) -> str:
-        return self.name.rpartition(".")[2]
-
-    def problem(self) -> str | None:
-        """What is wrong with it in the installed version; None if it is as expected. Imports its module."""
-        try:
-            found = self._find()
-        except (ImportError, AttributeError) as error:
-            return f"{self.place} is not there ({error})"
-        code = getattr(found, "__code__", None)
-        if self.inside and (code is None or not _mentions(code, self.attribute)):
-            return f"{self.place} does not know {self.attribute!r} any more"
-        if self.takes:
-            parameters = [] if code is None else list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
-            if parameters[:1] == ["self"]:
-                del parameters[0]
-            if parameters[: len(self.takes)] != list(self.takes):
-                return f"{self.place} takes {', '.join(parameters) or 'nothing known'}, not {', '.join(self.takes)}"
-        return None
-
-    def _find(self) -> Any:
-        module, _, path = self.place.partition(":")
-        found: Any = importlib.import_module(module)
-        for part in path.split("."):
-            # Not getattr(): a property or a class that builds things on access is to be found, not asked.
-            owners = found.__mro__ if isinstance(found, type) else (found,)
-            found = next((vars(owner)[part] for owner in owners if part in vars(owner)), _MISSING)
-            if found is _MISSING:
-                raise AttributeError(f"no {part}")
-            found = getattr(found, "fget", None) or getattr(found, "__func__", None) or found
-            found = getattr(found, "__wrapped__", found)
-        return found
-
-
-_MISSING = object()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +174,9 @@ def problems(*, load: bool) -> Iterator[IncompatibleLibrary]:
                     continue
                 problem = name.problem()
                 if problem is not None:
-                    yield library.error(f"{name.name}: {problem}. It is needed for this: {use.why.rstrip(chr(46))}")
+                    # Under python -OO there are no docstrings to say why.
+                    why = f". It is needed for this: {use.why.rstrip('.')}" if use.why else ""
+                    yield library.error(f"{name.name}: {problem}{why}")
 
 
 def verify(*, load: bool = False) -> None:
@@ -259,22 +197,12 @@ def _caller() -> tuple[str, int]:
 
 @functools.cache
 def _installed(distribution: str) -> tuple[int, ...]:
-    return _version(importlib.metadata.version(distribution))
+    """Empty, and so older than any, where a deployment has left the packages' metadata out."""
+    try:
+        return _version(importlib.metadata.version(distribution))
+    except importlib.metadata.PackageNotFoundError:
+        return ()
 
 
 def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
-
-
-def _mentions(code: CodeType, attribute: str) -> bool:
-    if attribute in code.co_names or attribute in code.co_varnames:
-        return True
-    return any(_is_in(constant, attribute) for constant in code.co_consts)
-
-
-def _is_in(constant: Any, attribute: str) -> bool:
-    if isinstance(constant, CodeType):
-        return _mentions(constant, attribute)
-    if isinstance(constant, (tuple, frozenset)):
-        return any(_is_in(one, attribute) for one in constant)
-    return bool(constant == attribute)

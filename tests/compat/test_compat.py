@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,8 +112,9 @@ def gone(name: register.Name, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def replace(name: register.Name, monkeypatch: pytest.MonkeyPatch, by: Any) -> None:
+    """As if another version of the library had this function: its globals are those of the library's module."""
     owner, attribute = owner_of(name)
-    monkeypatch.setattr(owner, attribute, by)
+    monkeypatch.setattr(owner, attribute, FunctionType(by.__code__, vars(importlib.import_module(name.module))))
 
 
 def owner_of(name: register.Name) -> tuple[Any, str]:
