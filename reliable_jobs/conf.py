@@ -40,7 +40,7 @@ class Settings:
     GRACE: float = 15.0
     #: Longest time between two looks at a sent row.
     MAX_GRACE: float = 3600.0
-    #: Largest serialised body (arguments, callbacks) of a call, in bytes.
+    #: Largest payload (serialised arguments, callbacks) of a call, in bytes.
     MAX_PAYLOAD_BYTES: int = 64 * 1024
     #: Largest result of a job that is stored or handed to what follows it, serialised, in bytes.
     MAX_RESULT_BYTES: int = 1024 * 1024
@@ -48,7 +48,7 @@ class Settings:
     LEASE: float = 10.0
     #: Starts that never reported, after which a job is failed instead of run again.
     MAX_CRASHES: int = 3
-    #: Database failures in mid-body after which a job is failed instead of run again.
+    #: Database failures during the function after which a job is failed instead of run again.
     MAX_INTERRUPTIONS: int = 10
     #: Conflicts with other transactions (deadlock, serialisation failure) within an hour; further ones count as
     #: interruptions.

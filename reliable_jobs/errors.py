@@ -60,7 +60,7 @@ class FunctionExited(ReliableJobsError, RuntimeError):
 
 
 class FunctionOutOfMemory(ReliableJobsError, RuntimeError):
-    """The body raised MemoryError; the worker process was kept alive and the job counts as failed."""
+    """The task function raised MemoryError; the worker process was kept alive and the job counts as failed."""
 
 
 class BrokenTransaction(ReliableJobsError, RuntimeError):
@@ -81,7 +81,7 @@ class CrashLimitExceeded(ReliableJobsError, RuntimeError):
 
 
 class InterruptionLimitExceeded(ReliableJobsError, RuntimeError):
-    """The database failed during the job's body more often than MAX_INTERRUPTIONS allows."""
+    """The database failed during the job's function more often than MAX_INTERRUPTIONS allows."""
 
 
 class WorkerFailed(ReliableJobsError, RuntimeError):

@@ -140,7 +140,7 @@ class Job(models.Model):
     failures = models.PositiveIntegerField(default=0)
     #: Starts that never reported.
     crashes = models.PositiveIntegerField(default=0)
-    #: Database failures in mid-body.
+    #: Database failures during the function.
     interruptions = models.PositiveIntegerField(default=0)
     #: How often a person said "again".
     requeues = models.PositiveIntegerField(default=0)

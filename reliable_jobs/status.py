@@ -15,7 +15,7 @@ class Status(models.TextChoices):
     #: A committed claim with token and lease: non-atomic tasks, and every run after a redelivery or a second send.
     #: Left by the run itself, or by the sweeper's rescue once the lease is over and nobody holds the row.
     RUNNING = "running", "running"
-    #: The body returned; its writes, its follow-up jobs and this status were committed together. Final.
+    #: The task function returned; its writes, its follow-up jobs and this status were committed together. Final.
     SUCCEEDED = "succeeded", "succeeded"
     #: Given up; ``reason``, ``error`` and the events say why. Final until a person requeues it.
     FAILED = "failed", "failed"
@@ -57,7 +57,7 @@ class Reason(models.TextChoices):
     """Why a row is where it is, where the status alone does not say."""
 
     NONE = "", "-"
-    #: The body raised; waiting for another attempt, or failed because none is left.
+    #: The task function raised; waiting for another attempt, or failed because none is left.
     ERROR = "error", "error"
     #: ``retry()`` without an exception, a Reject(requeue=True), or a snooze: the task itself asked to run later.
     ASKED = "asked", "asked to run later"
@@ -65,13 +65,13 @@ class Reason(models.TextChoices):
     CRASH = "crash", "crashed"
     #: As crash, and the killer was Celery's hard time limit.
     TIME_LIMIT = "time limit", "hard time limit"
-    #: The database failed in mid-body: bounded by MAX_INTERRUPTIONS; deadlocks and the like by MAX_CONFLICTS first.
+    #: The database failed during the function: bounded by MAX_INTERRUPTIONS, after MAX_CONFLICTS for deadlocks.
     INTERRUPTED = "interrupted", "interrupted"
     #: No code here could run it: unknown task, arguments that do not fit, undecodable payload.
     PARKED = "parked", "parked"
-    #: The body raised ``Reject(requeue=False)``.
+    #: The task function raised ``Reject(requeue=False)``.
     REJECTED = "rejected", "rejected"
-    #: The body raised ``Ignore``: it ended by its own wish, without a result.
+    #: The task function raised ``Ignore``: it ended by its own wish, without a result.
     IGNORED = "ignored", "ignored"
     #: Cancelled through Celery's revoke or terminate.
     REVOKED = "revoked", "revoked"

@@ -200,7 +200,7 @@ def _bundles_as_configured(tasks: list[Any]) -> Iterator[CheckMessage]:
     unfit = [task.name for task in tasks if bundles.size(task) == 1]
     if unfit:
         yield Warning(
-            "bundle is set, but the jobs travel alone: non-atomic bodies have no transaction to share, nor those of "
+            "bundle is set, but the jobs travel alone: non-atomic functions have no transaction to share, nor those of "
             f"workers that keep no connections, and a rate limit counts messages: {_list(unfit)}.",
             hint="Remove bundle; or atomic = False, rate_limit, WORKER_CONN_MAX_AGE = 0.",
             id="reliable_jobs.W037",

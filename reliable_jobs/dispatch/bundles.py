@@ -26,8 +26,8 @@ def size(task: Any) -> int:
     wanted = getattr(task, "bundle", 1)
     if not isinstance(wanted, int) or wanted < 2:
         return 1
-    # A rate limit counts messages; non-atomic bodies have no transaction to share, nor do those whose worker closes its
-    # connections around each of them.
+    # A rate limit counts messages; non-atomic functions have no transaction to share, nor do those whose worker
+    # closes its connections around each of them.
     fit = task.atomic and not task.rate_limit and settings.WORKER_CONN_MAX_AGE
     return min(wanted, LIMIT) if fit else 1
 

@@ -1,4 +1,4 @@
-"""Any body, once per natural key."""
+"""Any function, once per natural key."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _KEY_ROUNDS = 3
 class IdempotentTask(ReliableTask[P, R_co]):
     """Runs its task function once per natural key, whichever message asks and under whatever task id.
 
-    The database effects of the body happen once; every further message with the key settles as succeeded with the same
-    stored result. One that comes while the first still runs or waits is looked at again some seconds later. A key whose
-    job failed, was cancelled or expired is free again. ``delay()`` and ``apply_async()`` enqueue under the key, so they
-    return the job that has it.
+    The database effects of the function happen once; every further message with the key settles as succeeded with the
+    same stored result. One that comes while the first still runs or waits is looked at again some seconds later. A
+    key whose job failed, was cancelled or expired is free again. ``delay()`` and ``apply_async()`` enqueue under
+    the key, so they return the job that has it.
 
     The task must be atomic: the key is taken in the transaction of its effects.
 
@@ -135,7 +135,7 @@ def _guarded(run: Any) -> Any:
 
 
 def _take_key(job: Job, key: str, using: str) -> Job | None:
-    """Put the key on a running job's row, in the transaction of its body; a body that fails gives it back with that.
+    """Put the key on a running job's row, in the transaction of its function: a failure gives it back.
 
     Returns the job that has the key, or None when this one has it now.
 

@@ -22,7 +22,7 @@ _one_claim_at_a_time = threading.Lock()
 
 
 def claim_atomic(job_id: uuid.UUID, content_version: int, using: str) -> Claim | Refusal:
-    """Lock the row for a first run; shown to nobody until the body's transaction commits. Call it inside that one."""
+    """Lock the row for a first run; nobody sees that until the function's transaction commits. Call it inside."""
     claim = _lock_if_fit(job_id, content_version, using)
     return Refusal.SUSPECT if isinstance(claim, Claim) and claim.job.crashes else claim
 
@@ -109,7 +109,7 @@ def _another_suspect_runs(job: Job, using: str, worker: str) -> bool:
     )
     if suspects.filter(lease_at__gt=Now()).exists():
         return True
-    # An atomic body outlives its lease: while it lives, its row is locked.
+    # An atomic function outlives its lease: while it lives, its row is locked.
     ended = suspects.lock().values_list("pk", flat=True)
     return bool(set(suspects.values_list("pk", flat=True)) - set(ended))
 
@@ -124,7 +124,7 @@ def step_back(job_id: uuid.UUID, using: str, delay: float) -> bool:
 
 
 def hold_by_token(claim: Claim) -> bool:
-    """Lock the row of a committed claim inside the body's transaction; from there the lock is the lease.
+    """Lock the row of a committed claim inside the function's transaction; from there the lock is the lease.
 
     Waits for the row: with our token on it nobody can hold it but for a moment (a copy of the message that looks at
     it, the heartbeat). Skipping it then would leave the claim to its lease, and a crash counted that never happened.

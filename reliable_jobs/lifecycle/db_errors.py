@@ -41,7 +41,7 @@ def sqlstate(error: BaseException | None) -> str | None:
 
 
 def is_transient(error: BaseException, using: str) -> bool:
-    """Whether the database, and not the body, is to blame, so that running again may help.
+    """Whether the database, and not the function, is to blame, so that running again may help.
 
     ``statement_timeout`` and ``lock_timeout`` arrive as OperationalError like a lost server; the SQLSTATE tells.
     """
@@ -80,7 +80,7 @@ def stems_from_outage(error: BaseException, using: str) -> bool:
 
 def prevents_start(error: BaseException) -> bool:
     """Whether a claim that failed so says something of the database (away, full, read-only after a failover,
-    not migrated yet) and nothing of the job. Then the message is held: no body has begun."""
+    not migrated yet) and nothing of the job. Then the message is held: no function has begun."""
     return isinstance(error, Error) and not isinstance(error, (DataError, IntegrityError))
 
 
@@ -103,7 +103,7 @@ def is_conflict(error: BaseException, using: str) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """``Type: message``, with advice where the error is a known trap of atomic bodies."""
+    """``Type: message``, with advice where the error is a known trap of atomic functions."""
     try:
         said = str(error)
     except SoftTimeLimitExceeded:
@@ -125,13 +125,14 @@ def _advice(error: BaseException) -> str:
         )
     if state == "25P02" or isinstance(error, TransactionManagementError):
         return (
-            "The body caught a database error and went on in the broken transaction, or ended it itself. Put the "
-            "statement that may fail in a savepoint (with transaction.atomic(): …), or set atomic = False on the task."
+            "The task function caught a database error and went on in the broken transaction, or ended it itself. Put "
+            "the statement that may fail in a savepoint (with transaction.atomic(): …), or set atomic = False on the "
+            "task."
         )
     if state in ("3B001", "25P01"):
         return (
-            "The body ended the transaction it was given (a raw COMMIT or ROLLBACK?). Set atomic = False and use "
-            "self.fenced() for its own transactions."
+            "The task function ended the transaction it was given (a raw COMMIT or ROLLBACK?). Set atomic = False and "
+            "use self.fenced() for its own transactions."
         )
     if is_idle_timeout(error):
         return (
@@ -140,7 +141,7 @@ def _advice(error: BaseException) -> str:
             "task."
         )
     if isinstance(error, RuntimeError) and "durable" in str(error):
-        return "An atomic body already runs in a transaction. Set atomic = False and use self.fenced()."
+        return "An atomic function already runs in a transaction. Set atomic = False and use self.fenced()."
     return ""
 
 

@@ -1,4 +1,4 @@
-"""What people, the sweeper and workers without the code do to jobs from outside a run. Nothing waits for a body."""
+"""What people, the sweeper and workers without the code do to jobs from outside a run. Nothing waits for a function."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ KEY_WAIT_MS = 200
 
 def requeue(ids: Iterable[uuid.UUID], using: str, *, actor: str, queue: str | None = None) -> Report:
     """A person's "again": settled jobs start anew with fresh counters, waiting ones become due now. Running ones are
-    skipped. Nothing waits for a running body.
+    skipped. Nothing waits for a running function.
 
     Args:
         actor: who asks, for the history.
@@ -142,7 +142,7 @@ def _take_keys(rows: Any, ids: Sequence[uuid.UUID], changes: dict[str, Any], wai
 
 
 def cancel(ids: Iterable[uuid.UUID], using: str, *, actor: str, reason: str = Reason.NONE) -> Report:
-    """Settle waiting jobs as cancelled. Running ones are skipped, and nothing waits for their bodies."""
+    """Settle waiting jobs as cancelled. Running ones are skipped, and nothing waits for their functions."""
     report = Report()
     wanted = list(ids)
     for start in range(0, len(wanted), _BATCH):

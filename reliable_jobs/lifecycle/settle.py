@@ -25,7 +25,7 @@ from reliable_jobs.status import EventKind, Reason, Status
 
 
 def succeed(claim: Claim, worker: str, result: str | None, reason: str = Reason.NONE) -> bool:
-    """The body returned. ``result`` is JSON text, or None to store nothing."""
+    """The task function returned. ``result`` is JSON text, or None to store nothing."""
     job = claim.job
     check_allowed(job, Status.SUCCEEDED)
     values = (str(reason), result, worker, claim.now, job.pk)
@@ -35,7 +35,7 @@ def succeed(claim: Claim, worker: str, result: str | None, reason: str = Reason.
 
 
 def succeed_many(claims: Sequence[Claim], worker: str, results: Sequence[str | None]) -> bool:
-    """The bodies of a bundle returned; all of them are settled, or the caller must roll back.
+    """The functions of a bundle returned; all of them are settled, or the caller must roll back.
 
     Args:
         claims: first runs, locked in this transaction; at least one.
@@ -49,7 +49,7 @@ def succeed_many(claims: Sequence[Claim], worker: str, results: Sequence[str | N
 
 
 def fail(claim: Claim, worker: str, reason: str, error: str, traceback: str, *, kind: str = EventKind.FAILURE) -> bool:
-    """Given up. Counts the failure when it was the body's own."""
+    """Given up. Counts the failure when it was the function's own."""
     error, traceback = clean(error, ERROR_LIMIT), clean(traceback, TRACEBACK_LIMIT)
     failures = claim.job.failures + (1 if kind == EventKind.FAILURE else 0)
     won = _leave(claim, Status.FAILED, worker, reason=reason, error=error, traceback=traceback, failures=failures)

@@ -1,8 +1,8 @@
 """A bundle's jobs, run in one transaction and settled by one statement.
 
-    BEGIN → lock the rows → SAVEPOINT → body, body, body … → deferred constraints → RELEASE → settle all → COMMIT
+    BEGIN → lock the rows → SAVEPOINT → function, function … → deferred constraints → RELEASE → settle all → COMMIT
 
-Only plain successes are settled here. At first the bodies share one savepoint. When one of them fails, all is rolled
+Only plain successes are settled here. At first the functions share one savepoint. When one of them fails, all is rolled
 back and run again with a savepoint for each; what fails then, or wishes to be run again, is rolled back alone and sent
 in a message of its own, and run with a committed claim. So is every job of a bundle that was redelivered (its worker
 was killed, perhaps by one of them), that ran out of time, or whose transaction broke.
@@ -45,7 +45,7 @@ def run(carrier: Any, name: str, using: str, pointers: list[list[Any]]) -> str:
     task = carrier.app.tasks.get(name)
     redelivered = bool(carrier.request.delivery_info.get("redelivered"))
     together = bundles.size(task) > 1 and kept_connections.active and not redelivered
-    # MySQL commits what went before an ALTER TABLE or TRUNCATE of a body, its neighbours' effects among it.
+    # MySQL commits what went before an ALTER TABLE or TRUNCATE of a function, its neighbours' effects among it.
     together = together and connections[alias].vendor in ("postgresql", "sqlite")
     done, left = 0, content_versions if together else {}
     while left:

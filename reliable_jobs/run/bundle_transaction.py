@@ -1,8 +1,8 @@
 """One try at a bundle: its jobs in one transaction, settled by one statement.
 
-Each job runs in Celery's own tracer, and each tracer inside the one before it: so ``task_prerun`` comes before a body,
-and ``task_success``, ``on_success`` and the stored result come after the commit, which the innermost makes. Celery's
-receivers see a stack, last in and first out, as tasks that call each other make it.
+Each job runs in Celery's own tracer, and each tracer inside the one before it: so ``task_prerun`` comes before a
+function, and ``task_success``, ``on_success`` and the stored result come after the commit, which the innermost
+makes. Celery's receivers see a stack, last in and first out, as tasks that call each other make it.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ LOOK_EVERY = 8
 
 
 def _keep_transaction(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-    """An ``execute_wrapper``: a body that ended the transaction would commit its neighbours' effects unsettled. What
-    only looks like that makes its job run alone, and no harm is done."""
+    """An ``execute_wrapper``: a function that ended the transaction would commit its neighbours' effects unsettled.
+    What only looks like that makes its job run alone, and no harm is done."""
     if isinstance(sql, bytes):
         text = sql.decode(errors="replace")
     else:
         text = sql if isinstance(sql, str) else sql.as_string(driver_of(context["connection"]))  # psycopg's Composable
     if ends_transaction(text, context["connection"].vendor):
-        raise TransactionManagementError("A body may not end the transaction that it shares with its bundle.")
+        raise TransactionManagementError("A function may not end the transaction that it shares with its bundle.")
     return execute(sql, params, many, context)
 
 
@@ -70,8 +70,8 @@ def _logged(hook: Callable[[], Any]) -> None:
 
 
 def _stack_is_deep() -> bool:
-    """Whether the bodies to come might want the rest of Python's stack: tracers are nested, and tools that watch them
-    put frames of their own between."""
+    """Whether the functions to come might want the rest of Python's stack: tracers are nested, and tools that watch
+    them put frames of their own between."""
     depth, frame = 0, inspect.currentframe()
     while frame is not None:
         depth, frame = depth + 1, frame.f_back
@@ -82,7 +82,7 @@ class Attempt:
     """One try at a bundle, in one transaction.
 
     Args:
-        singly: with a savepoint for each body.
+        singly: with a savepoint for each function.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Attempt:
         """Returns how many jobs were settled.
 
         Raises:
-            NotStarted: the database failed before any body began.
+            NotStarted: the database failed before any function began.
         """
         depth = len(open_blocks(self.connection))
         transaction_of_all = self._in_transaction()
@@ -160,7 +160,7 @@ class Attempt:
         tracer would take it for that one's failure."""
         try:
             self._next()
-        except Exception as error:  # a body's, a hook's or Celery's: each of them undoes the bundle
+        except Exception as error:  # a function's, a hook's or Celery's: each of them undoes the bundle
             self._broken = True
             logger.warning("A bundle of %s was broken off: %s", self.task.name, type(error).__name__)
 
@@ -204,7 +204,7 @@ class Attempt:
         return args, kwargs, request
 
     def body(self, task: Any, args: Any, kwargs: Any) -> Any:
-        """Called by the task in place of a delivery of its own: its body, then all the others, then the commit.
+        """Called by the task in place of a delivery of its own: its function, then all the others, then the commit.
 
         Raises:
             celery.exceptions.Ignore: the job did not succeed here.

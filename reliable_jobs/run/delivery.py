@@ -1,6 +1,6 @@
 """deliver: from a message that Celery's tracer hands over to a run, or to nothing.
 
-What the tracer is told: the value, the body's own exception, or Celery's Retry, Ignore and Reject. The row is the
+What the tracer is told: the value, the function's own exception, or Celery's Retry, Ignore and Reject. The row is the
 result of record and is written before the tracer hears of anything.
 """
 
@@ -44,7 +44,7 @@ def deliver(task: RunnableTask, args: Any, kwargs: Any) -> Any:
 
     Raises:
         celery.exceptions.Retry, Ignore, Reject: for the tracer.
-        Exception: the body's own, after the failure was written.
+        Exception: the function's own, after the failure was written.
     """
     task.request.reliable_began = time.monotonic()
     info = task.request.delivery_info  # without a call, as in ReliableTask.__call__

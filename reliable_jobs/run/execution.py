@@ -2,7 +2,7 @@
 
 First run of an atomic task, one transaction:
 
-    BEGIN → lock the row → SAVEPOINT → body → deferred constraints → RELEASE → follow-ups, result, status → COMMIT
+    BEGIN → lock the row → SAVEPOINT → function → deferred constraints → RELEASE → follow-ups, result, status → COMMIT
 
 (run/round_trips.py says which of them travel together).
 
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("reliable_jobs.execution")
 
 LEFT_OPEN = (
-    "The body returned with a transaction still open (an atomic block entered and not left, a raw BEGIN?); what it "
-    "wrote there is undone. Use `with transaction.atomic():`."
+    "The task function returned with a transaction still open (an atomic block entered and not left, a raw BEGIN?); "
+    "what it wrote there is undone. Use `with transaction.atomic():`."
 )
 
 

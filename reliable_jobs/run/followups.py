@@ -1,6 +1,6 @@
 """What a successful job starts next, written in the same transaction as its settlement.
 
-Celery's tracer dispatches callbacks and the chain after the body and before the ack, outside any transaction. For
+Celery's tracer dispatches callbacks and the chain after the function and before the ack, outside any transaction. For
 targets that are reliable tasks they are taken off the request here (setting them to None stops the tracer) and become
 rows; the rest is left to the tracer.
 """

@@ -71,7 +71,7 @@ def _set_ages() -> None:
     for configured in database_settings().values():
         if configured.get("CONN_MAX_AGE") == 0:
             configured["CONN_MAX_AGE"] = settings.WORKER_CONN_MAX_AGE
-        # A body may use any of them; the one that its claim has tried is not tried again: see run/delivery.py.
+        # A function may use any of them; the one that its claim has tried is not tried again: see run/delivery.py.
         configured["CONN_HEALTH_CHECKS"] = True
 
 
@@ -98,8 +98,8 @@ class _Around:
 
 
 def reset_if_open(using: str, depth: int) -> bool:
-    """Start with a new connection where a body left its transaction open: nothing would be committed on this one, and
-    the next job of this process would be lost in it. Says whether there was such a transaction.
+    """Start with a new connection where a function left its transaction open: nothing would be committed on this one,
+    and the next job of this process would be lost in it. Says whether there was such a transaction.
 
     Args:
         depth: atomic blocks that were open before the run; a test's own are not touched.

@@ -73,7 +73,7 @@ def _from_exception(task: RunnableTask, run: Run, error: BaseException) -> Outco
     if task.reruns and isinstance(error, DatabaseError) and db_errors.is_transient(error, run.claim.using):
         raise Interrupted(str(error)) from error
     if run.again is not None and run.again.counts:
-        # retry(throw=False), and then this: what is recorded is why the body ended.
+        # retry(throw=False), and then this: what is recorded is why the function ended.
         wish = dataclasses.replace(run.again, cause=error)
         return again(task, run, wish, asked(wish, error))
     # A snooze or replace() costs no attempt; one that is followed by an error would go round for ever.
@@ -85,11 +85,15 @@ def _as_failure(error: BaseException) -> Exception:
     worker."""
     failed: Exception
     if isinstance(error, MemoryError):
-        failed = FunctionOutOfMemory("The body ran out of memory (MemoryError); the worker process lives on.")
+        failed = FunctionOutOfMemory("The task function ran out of memory (MemoryError); the worker process lives on.")
     elif isinstance(error, SystemExit):
-        failed = FunctionExited(f"The body called sys.exit({error.code!r}); raise an exception instead to fail a job.")
+        failed = FunctionExited(
+            f"The task function called sys.exit({error.code!r}); raise an exception instead to fail a job."
+        )
     elif isinstance(error, asyncio.CancelledError):
-        failed = FunctionExited("The body ended with asyncio.CancelledError; catch it where the await is cancelled.")
+        failed = FunctionExited(
+            "The task function ended with asyncio.CancelledError; catch it where the await is cancelled."
+        )
     else:
         text = f"The task function raised {db_errors.describe(error)} (a BaseException; use an Exception)."
         failed = FunctionExited(text)
@@ -190,7 +194,7 @@ def again(task: RunnableTask, run: Run, wish: Again, signal: BaseException) -> O
 
 
 def asked(wish: Again, error: Exception | None = None) -> Retry:
-    """What the tracer hears of a ``retry(throw=False)`` whose body has ended."""
+    """What the tracer hears of a ``retry(throw=False)`` whose function has ended."""
     return Retry("retry requested", error or wish.cause, wish.delay)
 
 

@@ -4,7 +4,7 @@ take turns.
 | pool              | time_limit (hard)           | soft_time_limit |
 |-------------------|-----------------------------|-----------------|
 | prefork           | yes, by SIGKILL             | yes             |
-| gevent            | yes, where the body yields  | no              |
+| gevent            | yes, where it yields        | no              |
 | threads, solo     | no                          | no              |
 | eventlet          | no                          | no              |
 | a pool of others  | unknown, counts as no       | unknown         |

@@ -188,7 +188,7 @@ def condemn(task: RunnableTask, run: Run) -> Outcome | Refusal:
 
 
 def give_back(run: Run, error: BaseException) -> NoReturn:
-    """A committed claim whose body never began: kept, its lease would count it as a crash."""
+    """A committed claim whose function never began: kept, its lease would count it as a crash."""
     claim = run.claim
     until_written(claim, lambda: lifecycle.run_again(claim, run.worker, Reason.INTERRUPTED, error=str(error)))
     raise Ignore(f"job {claim.job.pk} given back: {error}") from error

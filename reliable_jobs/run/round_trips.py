@@ -302,7 +302,7 @@ def is_cut_off(run: Run) -> bool:
 
 
 def check_deferred_constraints(connection: Any) -> None:
-    """Deferred constraints fail at the outer COMMIT, behind every savepoint; here they still are the body's failure."""
+    """Deferred constraints fail at the outer COMMIT, behind every savepoint; here it is the function's failure."""
     if connection.vendor == "postgresql" and not will_roll_back(connection):
         with connection.cursor() as cursor:
             cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")

@@ -40,7 +40,7 @@ DEPTHS_TIMEOUT = 5.0
 #: How long ago a settlement still says something about its queue, in seconds.
 FRONTIER_AGE = 30.0
 #: How much earlier than a settled job a row must have been due to count as overtaken, in seconds: prefetched messages
-#: and long bodies finish out of order.
+#: and long functions finish out of order.
 OVERTAKING_SLACK = 5.0
 
 

@@ -84,10 +84,10 @@ def crash_at_every_statement(
     """Kill the task's process (SIGKILL) before each of its database statements and after the last one, have the job run
     again as a redelivered message would, and assert that its effects are each time those of an undisturbed run.
 
-    The statements are those of the whole run: claim, body, settlement, result. Each run is a forked process that works
-    on a copy of the test's databases as they are now, so the test's own database keeps what it holds. Making the copies
-    takes most of the time, half a second for a small database on a slow disk. Jobs that the body enqueues, and retries,
-    are run too; they are not killed.
+    The statements are those of the whole run: claim, function, settlement, result. Each run is a forked process that
+    works on a copy of the test's databases as they are now, so the test's own database keeps what it holds. Making
+    the copies takes most of the time, half a second for a small database on a slow disk. Jobs that the function
+    enqueues, and retries, are run too; they are not killed.
 
     PostgreSQL only, on a system that can fork; in a ``TransactionTestCase`` (with pytest-django: ``transactional_db``).
 
@@ -201,18 +201,18 @@ class _Trial:
         }
         if not self.task.atomic:
             return (
-                "Likely because of atomic = False: what such a body has committed stays when its process dies, and the "
-                "next run does it again. Make the task atomic, or have the body find out what is done already."
+                "Likely because of atomic = False: what such a function has committed stays when its process dies, and "
+                "the next run does it again. Make the task atomic, or have the function find out what is done already."
             )
         if death.status in FINAL:
             return (
                 "Killed after the job's transaction had been committed: what on_commit hooks, on_success and signals "
-                "do then is lost with the process. Write it in the body, or enqueue a job there that does it."
+                "do then is lost with the process. Write it in the function, or enqueue a job there that does it."
             )
         if others:
             return (
-                f"Likely because the body also writes to {', '.join(map(repr, sorted(others)))}, which commits apart "
-                f"from the job's own database {self.alias!r}."
+                f"Likely because the function also writes to {', '.join(map(repr, sorted(others)))}, which commits "
+                f"apart from the job's own database {self.alias!r}."
             )
         if death.left != before:
             return (

@@ -49,7 +49,7 @@ class JobRun:
     #: The row's status afterwards: "waiting" when it is to run again.
     status: str
     value: Any = None
-    #: The body's exception, or Celery's Retry, Ignore or Reject.
+    #: The task function's exception, or Celery's Retry, Ignore or Reject.
     error: BaseException | None = None
 
 
@@ -87,10 +87,10 @@ def run_jobs(
 ) -> RunReport:
     """Run what is enqueued and due, here and now, in the order of its due times.
 
-    Every job goes the way of a worker: Celery's tracer around it, claim, body and settlement in one transaction (a
+    Every job goes the way of a worker: Celery's tracer around it, claim, function and settlement in one transaction (a
     savepoint inside Django's ``TestCase``), retries in the row, results, signals, ``on_failure`` and the like.
-    ``transaction.on_commit`` hooks of a body run after its job, also where the test's own transaction never commits.
-    Time limits are not enforced, and a body that kills its process kills the tests.
+    ``transaction.on_commit`` hooks of a function run after its job, also where the test's own transaction never
+    commits. Time limits are not enforced, and a function that kills its process kills the tests.
 
     Args:
         until_empty: also run what the jobs enqueue, and retries that are due. False runs each job that is due now once.
@@ -144,7 +144,7 @@ def run_jobs(
 
 def as_worker() -> Any:
     """The settings of a run in a test."""
-    # The lease of a body in a TestCase can't be extended (its row is not committed), and a lost database ends the test.
+    # The lease of a function in a TestCase can't be extended (its row is not committed), and a lost database ends it.
     return override_dispatch(LEASE=86400.0, HOLD=0.001)
 
 
@@ -235,7 +235,7 @@ def _local_backend(task: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _as_if_committed() -> Iterator[None]:
-    """In a test's open transaction, do what the commit of a job would: run its body's on_commit hooks, once."""
+    """In a test's open transaction, do what the commit of a job would: run its function's on_commit hooks, once."""
     open_ones = [connection for connection in made_connections() if in_transaction(connection)]
     before = [(connection, hooks_count(connection)) for connection in open_ones]
     yield
