@@ -128,7 +128,7 @@ def owner_of(name: register.Name) -> tuple[Any, str]:
     return owner, attribute
 
 
-def test_the_proposals_name_what_they_would_remove_by_names_of_the_register() -> None:
+def test_the_proposals_name_what_they_would_remove() -> None:
     functions = {undocumented.name_of(use) for library in LIBRARIES for use in library.uses}
     page = (ROOT / "docs" / "upstream.md").read_text()
     for proposal, count in zip(page.split("\n## ")[1:], (5, 3, 2), strict=True):
