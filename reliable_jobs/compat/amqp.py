@@ -27,7 +27,7 @@ largest_frame = AMQP.attribute(
     "Connection.frame_max",
     "Bytes in one frame, as negotiated with the broker: the frames of a publish are made here.",
     inside="amqp.connection:Connection.__init__",
-    tests=["test_wire"],
+    tests=["test_promise_5_outages_cost_time"],
 )
 
 

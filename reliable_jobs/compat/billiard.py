@@ -21,7 +21,7 @@ _SIGNAL_EXITS = range(-256, -190)
     "ExceptionInfo",
     at="billiard.einfo:ExceptionInfo.__init__",
     takes=("exc_info", "internal"),
-    tests=["test_execution", "test_adversary"],
+    tests=["test_unreported", "test_adversary"],
 )
 def described(*, internal: bool = False) -> Any:
     """The exception that is being handled, in the form that Celery's tracer returns it and the parent process reads it.

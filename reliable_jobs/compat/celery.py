@@ -168,12 +168,12 @@ def shown(value: Any, longest: int, depth: int | None) -> str:
     return str(saferepr(value, longest) if depth is None else saferepr(value, longest, maxlevels=depth))
 
 
-@CELERY.undocumented("time.maybe_iso8601", at="celery.utils.time:maybe_iso8601", takes=("dt",), tests=["test_task"])
+@CELERY.undocumented("time.maybe_iso8601", at="celery.utils.time:maybe_iso8601", takes=("dt",), tests=["test_message"])
 @CELERY.undocumented(
     "time.maybe_make_aware",
     at="celery.utils.time:maybe_make_aware",
     takes=("dt", "tz"),
-    tests=["test_task"],
+    tests=["test_message"],
 )
 def read_time(value: Any, app: Any) -> Any:
     """``eta`` or ``expires`` of a call as Celery reads it: a datetime or its ISO text, where naive in UTC."""

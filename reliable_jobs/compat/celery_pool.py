@@ -39,7 +39,7 @@ def pool_named(name: str) -> type:
 @CELERY.undocumented(
     "WorkController.pool_cls",
     inside="celery.worker.worker:WorkController.setup_instance",
-    tests=["test_pools"],
+    tests=["test_kept"],
 )
 def pool_of(worker: Any) -> type:
     """The class of the pool that a worker is about to start."""

@@ -104,7 +104,7 @@ def stored_result(backend: Any, task_id: str) -> dict[str, Any]:
     "Backend.store_result",
     at="celery.backends.base:Backend.store_result",
     takes=("task_id", "result", "state", "traceback", "request"),
-    tests=["test_promise_3_exactly_once_effects"],
+    tests=["test_execution", "test_promise_3_exactly_once_effects"],
 )
 def store_result(task: Any, value: Any, state: str) -> None:
     """Bring the result backend in line with a settled row: a worker may have died between its commit and the store."""

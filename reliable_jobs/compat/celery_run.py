@@ -106,7 +106,7 @@ def in_other_thread() -> Callable[[], contextlib.AbstractContextManager[None]]:
     "Context.callbacks",
     "Context.chain",
     inside="celery.app.trace:build_tracer",
-    tests=["test_promise_3_exactly_once_effects"],
+    tests=["test_canvas", "test_promise_3_exactly_once_effects"],
 )
 def leave_to_tracer(request: Any, *, callbacks: list[Any], chain: list[Any] | None) -> None:
     """Leave the tracer no more than this to dispatch after a success: it reads both off the request then. The rest is

@@ -47,7 +47,7 @@ def stop_worker(status: int) -> None:
 @CELERY.undocumented(
     "LimitedSet.as_dict",
     at="celery.utils.collections:LimitedSet.as_dict",
-    tests=["test_on_rollback"],
+    tests=["test_parent_endings"],
 )
 def revoked_at() -> dict[Any, float]:
     """The revoked task ids that the worker remembers, and when each was revoked, by the monotonic clock."""
@@ -222,7 +222,7 @@ def was_revoked(request: Any) -> bool:
     "time.timezone.to_system",
     at="celery.utils.time:_Zone.to_system",
     takes=("dt",),
-    tests=["test_bad_messages"],
+    tests=["test_names", "test_bad_messages"],
 )
 def check_eta(request: Any) -> None:
     """Compute the moment at which a worker would start a message with an ETA, as Celery does.

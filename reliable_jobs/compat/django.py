@@ -41,7 +41,7 @@ def close_connections() -> None:
 @DJANGO.undocumented(
     "ConnectionHandler.__delitem__",
     at="django.utils.connection:BaseConnectionHandler.__delitem__",
-    tests=["test_failures"],
+    tests=["test_names"],
 )
 def start_anew(alias: str) -> None:
     """Close a connection, and have the next use make a new one: a task function has left a transaction open on it, and
@@ -65,7 +65,7 @@ settings_of = DJANGO.attribute(
     "connection.settings_dict",
     "The settings of one connection: tests and some libraries give it others than ``DATABASES`` has.",
     inside=INIT,
-    tests=["test_database_settings"],
+    tests=["test_names", "test_database_settings"],
 )
 
 
@@ -88,11 +88,11 @@ driver_of = DJANGO.attribute(
     "The driver's own connection, None while there is none. Where it is another one than before the task function, the "
     "transaction is gone.",
     inside=INIT,
-    tests=["test_failures", "test_relay"],
+    tests=["test_ends_of_runs", "test_relay"],
 )
 
 
-@DJANGO.undocumented("connection.health_check_done", inside=INIT, tests=["test_kept"])
+@DJANGO.undocumented("connection.health_check_done", inside=INIT, tests=["test_execution"])
 def skip_health_check(connection: Any) -> None:
     """Leave out the check that CONN_HEALTH_CHECKS makes before the next statement: the claim is the check."""
     connection.health_check_done = True

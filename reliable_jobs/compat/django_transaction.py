@@ -11,7 +11,7 @@ in_transaction = DJANGO.attribute(
     "connection.in_atomic_block",
     "Whether an ``atomic`` block is open, a test's included.",
     inside=INIT,
-    tests=["test_outbox", "test_failures"],
+    tests=["test_outbox"],
 )
 
 
@@ -52,7 +52,7 @@ was_closed = DJANGO.attribute(
     "connection.closed_in_transaction",
     "Whether a connection was closed in the midst of its transaction.",
     inside=INIT,
-    tests=["test_savepoint", "test_failures"],
+    tests=["test_ends_of_runs"],
 )
 
 
