@@ -222,7 +222,7 @@ def was_revoked(request: Any) -> bool:
     "time.timezone.to_system",
     at="celery.utils.time:_Zone.to_system",
     takes=("dt",),
-    tests=["test_names", "test_bad_messages"],
+    tests=["test_compat_names", "test_bad_messages"],
 )
 def check_eta(request: Any) -> None:
     """Compute the moment at which a worker would start a message with an ETA, as Celery does.

@@ -41,7 +41,7 @@ def close_connections() -> None:
 @DJANGO.undocumented(
     "ConnectionHandler.__delitem__",
     at="django.utils.connection:BaseConnectionHandler.__delitem__",
-    tests=["test_names"],
+    tests=["test_compat_names"],
 )
 def start_anew(alias: str) -> None:
     """Close a connection, and have the next use make a new one: a task function has left a transaction open on it, and
@@ -65,7 +65,7 @@ settings_of = DJANGO.attribute(
     "connection.settings_dict",
     "The settings of one connection: tests and some libraries give it others than ``DATABASES`` has.",
     inside=INIT,
-    tests=["test_names", "test_database_settings"],
+    tests=["test_compat_names", "test_database_settings"],
 )
 
 

@@ -25,7 +25,6 @@ def handler(monkeypatch: pytest.MonkeyPatch) -> ConnectionHandler:
 
 def test_a_connection_is_closed_and_the_next_use_makes_another(handler: ConnectionHandler) -> None:
     before = handler["default"]
-    before.ensure_connection()
     start_anew("default")
     assert handler["default"] is not before
 
