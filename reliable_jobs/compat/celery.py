@@ -22,6 +22,8 @@ with CELERY.importing():
     from celery import _state
     from celery.app import routes as app_routes
     from celery.app.routes import MapRoute
+    from celery.backends.asynchronous import AsyncBackendMixin
+    from celery.backends.base import Backend
     from celery.utils.functional import head_from_fun
     from celery.utils.saferepr import saferepr
     from celery.utils.time import maybe_iso8601, maybe_make_aware
@@ -44,6 +46,14 @@ def configured_app() -> Any:
     """
     app = _state._tls.current_app or _state.default_app
     return None if app is None or (app.main == "default" and not app.fixups) else app
+
+
+@CELERY.undocumented("Celery.backend_cls", at="celery.app.base:Celery.backend_cls", tests=["test_template"])
+def parts_of_calls(app: Any) -> tuple[Any, ...]:
+    """What Celery has read once from its configuration, and makes each call's message with. The last is what an app
+    makes its result backends of; to ask for the backend makes one, in each new thread."""
+    amqp = app.amqp
+    return amqp, amqp.send_task_message, amqp.router, amqp.default_queue, app.backend_cls
 
 
 reply_address = CELERY.attribute(
@@ -84,9 +94,10 @@ def check_arguments_by(cls: Any, check: Callable[..., Any]) -> None:
     inside="celery.app.task:Task.apply_async",
     tests=["test_promise_7_no_silent_discard"],
 )
-def argument_check_of(task: Any) -> Callable[..., Any] | None:
-    """The check of its arguments that a task's ``apply_async`` makes, for a worker and a bulk of calls to make too."""
-    check: Callable[..., Any] | None = getattr(task, "__header__", None)
+def argument_check_of(cls: Any) -> Callable[..., Any] | None:
+    """The check of its arguments that the ``apply_async`` of a task class makes, for a worker and a bulk of calls to
+    make too."""
+    check: Callable[..., Any] | None = getattr(cls, "__header__", None)
     return check
 
 
@@ -118,12 +129,25 @@ def checked_class(cls: type) -> type:
     inside="celery.utils.dispatch.signal:Signal.__init__",
     tests=["test_template"],
 )
-def renders_alike(task: Any, apply_async: Any) -> bool:
+@CELERY.undocumented(
+    "asynchronous.AsyncBackendMixin",
+    at="celery.backends.asynchronous:AsyncBackendMixin",
+    tests=["test_results"],
+)
+@CELERY.undocumented(
+    "Backend.on_task_call",
+    at="celery.backends.base:Backend.on_task_call",
+    takes=("producer", "task_id"),
+    tests=["test_results", "test_template"],
+)
+def renders_alike(task: Any, apply_async: Any, backend_class: Any) -> bool:
     """Whether Celery makes the same message of each call of a task but for id, arguments and thread: no receiver, no
-    pydantic arguments, no route that looks at arguments, and every step of the way is Celery's own.
+    pydantic arguments, no route that looks at arguments, every step of the way is Celery's own, and the result backend
+    asks nothing over the network.
 
     Args:
         apply_async: what the call would be handed on to.
+        backend_class: of the app's result backend.
     """
     amqp = task.app.amqp
     return (
@@ -136,6 +160,7 @@ def renders_alike(task: Any, apply_async: Any) -> bool:
             (app_amqp, (amqp.create_task_message, amqp.send_task_message)),
             (app_routes, (amqp.router.route, amqp.router.lookup_route)),
         )
+        and (issubclass(backend_class, AsyncBackendMixin) or backend_class.on_task_call is Backend.on_task_call)
         and all(type(route) is MapRoute for route in amqp.router.routes)
     )
 

@@ -14,31 +14,7 @@ from reliable_jobs.compat.celery import CELERY
 with CELERY.importing():
     from celery import _state
     from celery.backends.asynchronous import AsyncBackendMixin
-    from celery.backends.base import Backend, DisabledBackend
-
-
-backend_setting = CELERY.attribute(
-    "Celery.backend_cls",
-    "What an app makes its result backends of; to ask for the backend makes one, in each new thread.",
-    at="celery.app.base:Celery.backend_cls",
-    tests=["test_template"],
-)
-
-
-@CELERY.undocumented(
-    "asynchronous.AsyncBackendMixin",
-    at="celery.backends.asynchronous:AsyncBackendMixin",
-    tests=["test_results"],
-)
-@CELERY.undocumented(
-    "Backend.on_task_call",
-    at="celery.backends.base:Backend.on_task_call",
-    takes=("producer", "task_id"),
-    tests=["test_results", "test_template"],
-)
-def is_quiet_at_calls(backend_class: Any) -> bool:
-    """Whether backends of a class ask nothing over the network when a job is called, as made quiet or as they are."""
-    return issubclass(backend_class, AsyncBackendMixin) or backend_class.on_task_call is Backend.on_task_call
+    from celery.backends.base import DisabledBackend
 
 
 @CELERY.undocumented(

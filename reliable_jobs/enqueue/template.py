@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 from kombu.serialization import dumps
 from kombu.utils import json as kombu_json
 
-from reliable_jobs.compat.celery import renders_alike, reply_address, shown
-from reliable_jobs.compat.celery_results import backend_setting, is_quiet_at_calls
+from reliable_jobs.compat.celery import parts_of_calls, renders_alike, reply_address, shown
 from reliable_jobs.conf import settings
 from reliable_jobs.enqueue.render import Capture, check_readable
 from reliable_jobs.message.row_to_message import Rendered
@@ -62,7 +61,8 @@ class Template:
         between, replies, end = after.partition(_REPLY_TO)
         self.envelope, self.replies = (before, between, end), bool(replies)
         self.tail = f", {_encode(capture.body[2])}]"
-        self.made_from = _made_from(task)
+        #: Compared by identity, mostly.
+        self.made_from = (os.getpid(), task.ignore_result, *parts_of_calls(task.app))
         self.backend_class = type(task.app.backend)
 
     @classmethod
@@ -107,10 +107,10 @@ class Template:
         if b'"__type__"' in payload:
             check_readable(self.rendered.task, payload)
         before, between, end = self.envelope
-        reply_to = reply_address(self.app) if self.replies else ""
         shown = f'"argsrepr": {_encode(self._shown(args, self.amqp.argsrepr_maxsize))}'
         if kwargs:
             shown += f', "kwargsrepr": {_encode(self._shown(kwargs, self.amqp.kwargsrepr_maxsize))}'
+        reply_to = reply_address(self.app) if self.replies else ""
         return payload, f"{before}{shown}{between}{reply_to}{end}"
 
     def _shown(self, values: Any, limit: int) -> str:
@@ -151,23 +151,17 @@ def template_of(task: RunnableTask, apply_async: Any, args: Any, kwargs: Any) ->
     Raises:
         TypeError, reliable_jobs.errors.EnqueueError: as :meth:`Template.make`.
     """
-    if task.app.current_worker_task is not None:
-        return None
     found = task.template
-    if found is not None and found.made_from != _made_from(task):
-        found = None
-    if not is_safe(task, apply_async, found.backend_class if found else None):
+    if task.app.current_worker_task is not None or not is_safe(task, apply_async, found and found.backend_class):
         return None
+    made_from = (os.getpid(), task.ignore_result, *parts_of_calls(task.app))
+    if found is not None and found.made_from != made_from:
+        found = None
+        if not is_safe(task, apply_async):  # with another backend, perhaps
+            return None
     if found is None:
         found = task.template = Template.make(task, args, kwargs)
     return found
-
-
-def _made_from(task: RunnableTask) -> tuple[Any, ...]:
-    """What Celery itself has read once from its configuration, and keeps; compared by identity, mostly."""
-    app, amqp = task.app, task.app.amqp
-    made = (amqp, amqp.send_task_message, amqp.router, amqp.default_queue, backend_setting(app))
-    return os.getpid(), *made, task.ignore_result
 
 
 def is_safe(task: RunnableTask, apply_async: Any, backend_class: Any = None) -> bool:
@@ -177,8 +171,4 @@ def is_safe(task: RunnableTask, apply_async: Any, backend_class: Any = None) -> 
         apply_async: what the call would be handed on to: Celery's, unless a class or an instrument stands between.
         backend_class: of the app's result backend where it is known. To ask makes one, in each new thread.
     """
-    return (
-        not task.sensitive
-        and renders_alike(task, apply_async)
-        and is_quiet_at_calls(backend_class or type(task.app.backend))
-    )
+    return not task.sensitive and renders_alike(task, apply_async, backend_class or type(task.app.backend))

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from django.core.exceptions import ImproperlyConfigured
 from django.db import models
 
-from reliable_jobs.compat.celery import argument_check, check_arguments_by
 from reliable_jobs.protocols import P
+from reliable_jobs.task.function import check_arguments
 from reliable_jobs.task.reliable_task import ReliableTask
 
 
@@ -45,7 +45,7 @@ class GetOrCreateTask(ReliableTask[P, dict[str, Any]]):
         super().__init_subclass__(**kwargs)
         if cls.lookup is not GetOrCreateTask.lookup and cls.run is GetOrCreateTask.run:
             # The task's signature is that of lookup(): run() takes anything and could not tell a wrong call.
-            check_arguments_by(cls, argument_check(cls.lookup, bound=True))
+            check_arguments(cls, cls.lookup, bound=True)
 
     def lookup(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """What identifies the row: field names and values.

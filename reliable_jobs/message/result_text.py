@@ -45,13 +45,12 @@ def returned(task: RunnableTask, value: Any) -> str | None:
     request = task.request
     if value is None or request.ignore_result or (task.ignore_result and "ignore_result" not in vars(request)):
         return None
-    wanted = bool(request.callbacks or request.chain or request.chord) or not is_disabled(task.backend)
     try:
         text = encode(as_celery_stores(value), task.app.conf.result_serializer)
     except SoftTimeLimitExceeded:
         raise
     except Exception as error:
-        if not wanted:
+        if not _is_wanted(task):
             return None
         raise TypeError(
             f"{task.name} returned a {type(value).__name__} that can't be stored as "
@@ -60,13 +59,19 @@ def returned(task: RunnableTask, value: Any) -> str | None:
         ) from error
     if (size := len(text.encode())) <= settings.MAX_RESULT_BYTES:
         return text
-    if not wanted:
+    if not _is_wanted(task):
         return None
     raise ResultTooLarge(
         f"{task.name} returned a {type(value).__name__} of {size} bytes, serialised; the limit is "
         f"{settings.MAX_RESULT_BYTES} (RELIABLE_JOBS['MAX_RESULT_BYTES']). Store it, and return its key. Its database "
         "effects were rolled back."
     )
+
+
+def _is_wanted(task: RunnableTask) -> bool:
+    """Whether somebody asks for the result."""
+    request = task.request
+    return bool(request.callbacks or request.chain or request.chord) or not is_disabled(task.backend)
 
 
 def encode(value: Any, serializer: str) -> str:

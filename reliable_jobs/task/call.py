@@ -5,13 +5,12 @@ from __future__ import annotations
 import datetime
 import itertools
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery import Task
 from django.db import transaction
 
-from reliable_jobs.compat.celery import argument_check_of
 from reliable_jobs.compat.celery_results import OfTask, leave_unsubscribed
 from reliable_jobs.enqueue.render import Capture
 from reliable_jobs.enqueue.template import Template, is_safe, template_of
@@ -37,6 +36,8 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
     template: Template | None = None
     #: Whether the task function has a ``yield``: calling one runs nothing of it.
     is_generator = False
+    #: Raises TypeError where arguments don't fit the task function. Set with each class: see task/function.py.
+    argument_check: Callable[..., Any] | None = None
 
     def apply_async(
         self,
@@ -291,9 +292,8 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
 
     def _check_arguments(self, args: Any, kwargs: Any) -> None:
         """As Celery does at the call, unless the task has ``typing = False``. Raises TypeError."""
-        check = argument_check_of(self)
-        if check is not None and self.typing:
-            check(*args, **kwargs)
+        if self.argument_check is not None and self.typing:
+            self.argument_check(*args, **kwargs)
 
     def misfit(self, args: Any, kwargs: Any) -> str | None:
         """Why these arguments don't fit the code at hand; None when they do, or the task has ``typing = False``."""

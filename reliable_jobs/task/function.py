@@ -14,7 +14,7 @@ from asgiref.sync import async_to_sync
 from celery import Task
 from kombu.utils.compat import detect_environment
 
-from reliable_jobs.compat.celery import argument_check, check_arguments_by, checked_class
+from reliable_jobs.compat.celery import argument_check, argument_check_of, check_arguments_by, checked_class
 from reliable_jobs.compat.celery_run import in_other_thread
 
 
@@ -25,15 +25,24 @@ def adopt(cls: Any) -> None:
     run = vars(owner)["run"]
     function, bound = (run.__func__, False) if isinstance(run, staticmethod) else (run, True)
     cls.is_generator = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+    if (check := argument_check_of(cls)) is not None:
+        cls.argument_check = staticmethod(check)
     if owner is Task or not inspect.isfunction(function) or not function.__name__.isidentifier():
         return
     order = cls.__mro__
     if order.index(owner) < order.index(checked_class(cls)):
         # Celery makes the check for decorated functions only.
-        check_arguments_by(cls, argument_check(function, bound=bound))
+        check_arguments(cls, function, bound=bound)
     if _is_async(function):
         waits = _that_waits(function)
         cls.run = waits if bound else staticmethod(waits)
+
+
+def check_arguments(cls: Any, function: Callable[..., Any], *, bound: bool) -> None:
+    """Have calls and runs of a task class check their arguments against a function."""
+    check = argument_check(function, bound=bound)
+    check_arguments_by(cls, check)
+    cls.argument_check = staticmethod(check)
 
 
 def _owner(cls: type, name: str) -> type:
