@@ -94,6 +94,10 @@ class JobQuerySet(models.QuerySet["Job"]):
     def unfinished(self) -> JobQuerySet:
         return self.filter(status__in=[Status.WAITING, Status.RUNNING])
 
+    def find(self, job_id: uuid.UUID) -> Job | None:
+        """The row as committed, without its payload; None when there is none."""
+        return self.defer("payload").filter(pk=job_id).first()
+
     def lock(self, *, wait: bool = False) -> JobQuerySet:
         """Lock what can be locked at once, skipping rows that a run holds; ``wait`` only for a row that none can hold.
 

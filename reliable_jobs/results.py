@@ -154,7 +154,7 @@ class JobResult(AnsweredResult, Generic[R_co]):
         # Not the alias of an open transaction: that one may be on another database than the job.
         for alias in databases.in_order():
             with contextlib.suppress(DatabaseError):  # the backend may still know
-                job = lifecycle.find(foreign_id(self.id), alias)
+                job = Job.objects.using(alias).find(foreign_id(self.id))
                 if job is not None:
                     return job
         return None

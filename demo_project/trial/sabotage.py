@@ -51,14 +51,14 @@ def _without_fence() -> None:
 def _without_lock() -> None:
     """A claim doesn't keep others out: rows are read without a lock, and a second run shares the first one's claim."""
     from reliable_jobs import lifecycle
-    from reliable_jobs.models import JobQuerySet
+    from reliable_jobs.models import Job, JobQuerySet
 
     claim_committed = lifecycle.claim_committed
 
     def share(job_id: uuid.UUID, content_version: int, using: str, **options: Any) -> Any:
         claim = claim_committed(job_id, content_version, using, **options)
         if claim is lifecycle.Refusal.LOCKED:
-            job = lifecycle.find(job_id, using)
+            job = Job.objects.using(using).find(job_id)
             if job is not None and job.token is not None:
                 return lifecycle.Claim(job, using, timezone.now(), job.token)
         return claim

@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import datetime
 import json
 import queue as queues
 import subprocess
@@ -23,7 +24,6 @@ from django.test import override_settings
 
 from qa.crashes.warm import LAST, RECEIVED
 from reliable_jobs.clock import Now
-from reliable_jobs.lifecycle import seconds
 from reliable_jobs.models import Job
 from reliable_jobs.testing.steps import read
 from tests.support.harness import Process, Stack, wait_until
@@ -180,7 +180,7 @@ class Scenario:
         assert reached == cut.reached, f"{cut}: another way than the undisturbed run: {reached}"
 
     def _set_clock(self, cut: Cut, hours: int) -> None:
-        later = seconds(3600 * hours)
+        later = datetime.timedelta(seconds=3600 * hours)
         rows = Job.objects.unfinished().filter(queue=cut.name)
         rows.update(due_at=F("due_at") + later, check_at=F("check_at") + later, lease_at=F("lease_at") + later)
 

@@ -3,6 +3,7 @@ commits and of their calls to the broker, and what is left recovers to effects t
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from qa.crashes.producers import JOBS
 from reliable_jobs import lifecycle
 from reliable_jobs.clock import Now
 from reliable_jobs.dispatch.publisher import publisher
-from reliable_jobs.lifecycle import Claim, seconds
+from reliable_jobs.lifecycle import Claim
 from reliable_jobs.message.row_to_message import outgoing
 from reliable_jobs.models import Job
 from tests.celery_app import app
@@ -191,7 +192,7 @@ def test_a_sweeper_killed_anywhere_leaves_its_jobs_to_the_next(stack: Stack, war
         task = tasks.effect.s().set(queue=name)
         job = stack.row_only(task, name)
         if kind == "overdue":
-            Job.objects.filter(pk=job.pk).update(sends=1, check_at=Now() - seconds(1))
+            Job.objects.filter(pk=job.pk).update(sends=1, check_at=Now() - datetime.timedelta(seconds=1))
         abandoned = stack.row_only(task, name)
         assert isinstance(lifecycle.claim_committed(abandoned.pk, 0, "default", worker="dead", lease=-1.0), Claim)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Callable
 from typing import TypeVar
@@ -10,10 +9,8 @@ from typing import TypeVar
 from celery.exceptions import SoftTimeLimitExceeded
 from django.db import transaction
 
-from reliable_jobs.clock import Now
 from reliable_jobs.message import result_text
-from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, as_key
-from reliable_jobs.status import Status
+from reliable_jobs.message.row_to_message import as_key
 from reliable_jobs.task import stages
 
 T = TypeVar("T")
@@ -54,34 +51,9 @@ def once(key: str | int | uuid.UUID, work: Callable[[], T], *, scope: str, using
             f"characters, not {key!r}, {scope!r}."
         )
     alias = using or stages.databases.write_alias()
-    rows = stages.models.Job.objects.using(alias)
     name = f"once:{scope}"
     with transaction.atomic(using=alias):
-        receipt, created = rows.get_or_create(
-            task=name,
-            live_key=text,
-            defaults={
-                "key": text,
-                "key_forever": True,
-                "status": Status.SUCCEEDED,
-                "queue": "",
-                "due_at": Now(),
-                "started_at": Now(),
-                "finished_at": Now(),
-                "payload": b"[[], {}, {}]",
-                "content_type": "application/json",
-                "content_encoding": "utf-8",
-                "envelope": json.dumps(
-                    {
-                        "v": ENVELOPE_VERSION,
-                        "exchange": "",
-                        "routing_key": "",
-                        "headers": {"task": name},
-                        "properties": {},
-                    }
-                ),
-            },
-        )
+        receipt, created = stages.lifecycle.take_receipt(name, text, alias)
         if not created:
             done: T = stages.delivery.result_of(receipt)
             return done
@@ -95,6 +67,6 @@ def once(key: str | int | uuid.UUID, work: Callable[[], T], *, scope: str, using
                 f"once({key!r}): the result ({type(value).__name__}) can't be stored as JSON ({error}). Return plain "
                 "data or an id. What the work did in the database was undone."
             ) from error
-        rows.filter(pk=receipt.pk).update(result=data)
+        stages.models.Job.objects.using(alias).filter(pk=receipt.pk).update(result=data)
         stored: T = result_text.decode(data)
         return stored

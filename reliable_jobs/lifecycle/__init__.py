@@ -21,22 +21,16 @@ from reliable_jobs.lifecycle.operations import (
     cancel,
     hand_back,
     last_death,
-    park,
     requeue,
-    requeue_ages,
     rescue,
 )
+from reliable_jobs.lifecycle.receipts import park, take_receipt
 from reliable_jobs.lifecycle.settle import expire, fail, run_again, succeed, succeed_many
 from reliable_jobs.lifecycle.transition import (
     Claim,
     Refusal,
-    clean,
-    find,
-    interruptions_since,
     record,
-    seconds,
     succeeded_by,
-    waiting_of,
 )
 
 __all__ = [
@@ -48,25 +42,20 @@ __all__ = [
     "claim_committed",
     "claim_many",
     "claim_to_report",
-    "clean",
     "expire",
     "extend_lease",
     "fail",
-    "find",
     "hand_back",
     "hold_by_token",
-    "interruptions_since",
     "last_death",
     "park",
     "record",
     "requeue",
-    "requeue_ages",
     "rescue",
     "run_again",
-    "seconds",
     "step_back",
     "succeed",
     "succeed_many",
     "succeeded_by",
-    "waiting_of",
+    "take_receipt",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import threading
 import uuid
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from django.db.models.functions import Least
 
 from reliable_jobs.clock import Now
 from reliable_jobs.lifecycle import sql
-from reliable_jobs.lifecycle.transition import Claim, Refusal, check_allowed, find, seconds, transition
+from reliable_jobs.lifecycle.transition import Claim, Refusal, check_allowed, transition
 from reliable_jobs.models import Job
 from reliable_jobs.status import Status
 
@@ -31,7 +32,7 @@ def _lock_if_fit(job_id: uuid.UUID, content_version: int, using: str) -> Claim |
     """Lock the row and see whether a message of this content version may run it now."""
     locked = sql.lock_row(using, job_id)
     if locked is None:
-        seen = find(job_id, using)
+        seen = Job.objects.using(using).find(job_id)
         if seen is None:
             return Refusal.MISSING
         return Refusal.FINAL if seen.is_final else Refusal.LOCKED
@@ -119,7 +120,7 @@ def step_back(job_id: uuid.UUID, using: str, delay: float) -> bool:
     with transaction.atomic(using=using):
         job = Job.objects.using(using).filter(pk=job_id, status=Status.WAITING).lock().first()
         return job is not None and transition(
-            job, using, Status.WAITING, sends=0, check_at=None, due_at=Now() + seconds(delay)
+            job, using, Status.WAITING, sends=0, check_at=None, due_at=Now() + datetime.timedelta(seconds=delay)
         )
 
 
@@ -144,5 +145,7 @@ def extend_lease(claim: Claim, lease: float) -> bool:
     rows = Job.objects.using(claim.using).filter(pk=claim.job.pk, token=claim.token, status=Status.RUNNING)
     with transaction.atomic(using=claim.using):
         mine = rows.lock().values_list("pk", flat=True)
-        rows.filter(pk__in=list(mine)).update(lease_at=Least(Now() + seconds(lease), F("deadline_at")))
+        rows.filter(pk__in=list(mine)).update(
+            lease_at=Least(Now() + datetime.timedelta(seconds=lease), F("deadline_at"))
+        )
     return rows.exists()

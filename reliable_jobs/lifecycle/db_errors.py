@@ -167,3 +167,14 @@ def _parts(secret: Any) -> Iterator[Any]:
     if isinstance(secret, (list, tuple, set, frozenset, dict)):
         for item in secret.values() if isinstance(secret, dict) else secret:
             yield from _parts(item)
+
+
+def clean(text: str, limit: int) -> str:
+    """Text that every database takes: PostgreSQL refuses NUL, no encoding takes lone surrogates (file names are full of
+    them), and a megabyte of error helps nobody."""
+    text = text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+    return (
+        text
+        if len(text) <= limit
+        else f"{text[: limit // 2]}\n… {len(text) - limit} characters left out …\n{text[-limit // 2 :]}"
+    )

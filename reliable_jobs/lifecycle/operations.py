@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from django.db import IntegrityError, OperationalError, connections, transaction
-from django.db.models import Case, F, Max, Value, When
+from django.db.models import Case, F, Value, When
 
 from reliable_jobs.backoff import crash_delay
 from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
+from reliable_jobs.lifecycle.db_errors import clean
 from reliable_jobs.lifecycle.locks import impatient, is_lock_timeout
 from reliable_jobs.lifecycle.settle import fail, run_again
 from reliable_jobs.lifecycle.transition import (
     ERROR_LIMIT,
-    TRACEBACK_LIMIT,
     Claim,
-    clean,
-    find,
     record,
-    seconds,
     transition,
 )
 from reliable_jobs.message.row_to_message import rerouted
@@ -183,13 +181,6 @@ def _explain_skips(ids: Sequence[uuid.UUID], locked: set[uuid.UUID], using: str,
             report.skipped[pk] = "running"
 
 
-def requeue_ages(ids: Iterable[uuid.UUID], using: str) -> dict[uuid.UUID, float]:
-    """How long ago each job was last requeued by a person, in seconds; those that never were are left out."""
-    events = JobEvent.objects.using(using).filter(job_id__in=list(ids), kind=EventKind.REQUEUE)
-    found = events.order_by().values("job_id").annotate(last=Max("at"), now=Now())
-    return {row["job_id"]: (row["now"] - row["last"]).total_seconds() for row in found}
-
-
 def _record_many(
     ids: Sequence[uuid.UUID], using: str, kind: str, actor: str, detail: Callable[[uuid.UUID], str]
 ) -> None:
@@ -225,7 +216,7 @@ def rescue(using: str, limit: int, *, actor: str = "sweeper") -> int:
                 deadline_at=None,
                 sends=0,
                 check_at=None,
-                due_at=Now() + seconds(crash_delay(job.crashes) if job.crashes > 1 else 0),
+                due_at=Now() + datetime.timedelta(seconds=crash_delay(job.crashes) if job.crashes > 1 else 0),
                 reason=Reason.TIME_LIMIT if death and death.kind == EventKind.TIME_LIMIT else Reason.CRASH,
             ):
                 record(job.pk, using, EventKind.RESCUE, actor, why)
@@ -245,7 +236,11 @@ def _is_settled(using: str) -> bool:
 
 def _deaths(lost: Sequence[Job], using: str) -> dict[uuid.UUID, JobEvent]:
     """What the parent processes saw of the ends of these runs: events since each run last showed a sign of life."""
-    since = {job.pk: job.lease_at - seconds(settings.LEASE + 1.0) for job in lost if job.lease_at is not None}
+    since = {
+        job.pk: job.lease_at - datetime.timedelta(seconds=settings.LEASE + 1.0)
+        for job in lost
+        if job.lease_at is not None
+    }
     events = JobEvent.objects.using(using).filter(
         job_id__in=list(since), kind__in=[EventKind.CRASH, EventKind.TIME_LIMIT]
     )
@@ -268,7 +263,7 @@ def hand_back(job_id: uuid.UUID, using: str, *, worker: str, why: str, delay: fl
     with transaction.atomic(using=using):
         job = Job.objects.using(using).annotate(now=Now()).filter(pk=job_id, status=Status.WAITING).lock().first()
         if job is None:
-            seen = find(job_id, using)
+            seen = Job.objects.using(using).find(job_id)
             return seen.status if seen else "missing"
         claim = Claim(job, using, job.now)  # type: ignore[attr-defined]
         if job.deadline_at is not None and job.deadline_at <= claim.now:
@@ -282,21 +277,6 @@ def hand_back(job_id: uuid.UUID, using: str, *, worker: str, why: str, delay: fl
             error=why,
             traceback=traceback,
             kind=None if job.deadline_at else EventKind.PARKED,
-            park_at=seconds(settings.DEPLOY_GRACE),
+            park_at=datetime.timedelta(seconds=settings.DEPLOY_GRACE),
         )
         return Status.WAITING
-
-
-def park(job: Job, using: str, *, worker: str, why: str, traceback: str = "") -> bool:
-    """Keep a message from elsewhere that nothing here can run, as a failed row that can be requeued."""
-    job.status = Status.FAILED
-    job.reason = Reason.PARKED
-    job.error = clean(why, ERROR_LIMIT)
-    job.traceback = clean(traceback, TRACEBACK_LIMIT)
-    job.worker = worker
-    with transaction.atomic(using=using):
-        Job.objects.using(using).bulk_create([job], ignore_conflicts=True)
-        changed = Job.objects.using(using).filter(pk=job.pk, finished_at=None).update(finished_at=Now())
-        if changed:
-            record(job.pk, using, EventKind.PARKED, worker, why, traceback)
-    return bool(changed)

@@ -10,14 +10,13 @@ from django.db import connections
 
 from reliable_jobs.clock import Now
 from reliable_jobs.lifecycle import sql
+from reliable_jobs.lifecycle.db_errors import clean
 from reliable_jobs.lifecycle.transition import (
     ERROR_LIMIT,
     TRACEBACK_LIMIT,
     Claim,
     check_allowed,
-    clean,
     record,
-    seconds,
     transition,
 )
 from reliable_jobs.message.row_to_message import Rendered
@@ -97,7 +96,7 @@ def run_again(
     changes: dict[str, Any] = {
         "sends": 0,
         "check_at": None,
-        "due_at": at if at is not None else Now() + seconds(delay),
+        "due_at": at if at is not None else Now() + datetime.timedelta(seconds=delay),
         "reason": reason,
         "error": error,
         "traceback": traceback,

@@ -6,15 +6,16 @@ import dataclasses
 import datetime
 import enum
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from django.db import transaction
 from django.db.models import F, Q
 
 from reliable_jobs.clock import Now
+from reliable_jobs.lifecycle.db_errors import clean
 from reliable_jobs.models import Job, JobEvent
-from reliable_jobs.status import FINAL, TRANSITIONS, EventKind, Status
+from reliable_jobs.status import FINAL, TRANSITIONS, Status
 
 ERROR_LIMIT = 10_000
 TRACEBACK_LIMIT = 50_000
@@ -49,32 +50,6 @@ class Claim:
         return (self.now - (self.job.started_at or self.now)).total_seconds()
 
 
-def seconds(value: float) -> datetime.timedelta:
-    return datetime.timedelta(seconds=value)
-
-
-def clean(text: str, limit: int) -> str:
-    """Text that every database takes: PostgreSQL refuses NUL, no encoding takes lone surrogates (file names are full of
-    them), and a megabyte of error helps nobody."""
-    text = text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
-    return (
-        text
-        if len(text) <= limit
-        else f"{text[: limit // 2]}\n… {len(text) - limit} characters left out …\n{text[-limit // 2 :]}"
-    )
-
-
-def find(job_id: uuid.UUID, using: str) -> Job | None:
-    """The row as committed, without its payload; None when there is none."""
-    return Job.objects.using(using).defer("payload").filter(pk=job_id).first()
-
-
-def waiting_of(job_ids: Iterable[uuid.UUID], using: str) -> set[uuid.UUID]:
-    """Those of the jobs that are believed to have a message out."""
-    rows = Job.objects.using(using).filter(pk__in=list(job_ids), status=Status.WAITING, sends__gt=0)
-    return set(rows.values_list("pk", flat=True))
-
-
 def succeeded_by(worker: str, claims: Sequence[Claim]) -> bool:
     """Whether a worker's settlement of these claims, which was one statement, was committed. Waits for their rows: a
     COMMIT may still be on its way on a connection that was lost."""
@@ -83,12 +58,6 @@ def succeeded_by(worker: str, claims: Sequence[Claim]) -> bool:
     rows = Job.objects.using(using).filter(pk__in=list(wanted), status=Status.SUCCEEDED, worker=worker).order_by("pk")
     with transaction.atomic(using=using):
         return dict(rows.lock(wait=True).values_list("pk", "epoch")) == wanted
-
-
-def interruptions_since(job_id: uuid.UUID, using: str, window: float) -> int:
-    """How many interrupted runs of a job were recorded within the last ``window`` seconds."""
-    events = JobEvent.objects.using(using).filter(job_id=job_id, kind=EventKind.INTERRUPTION)
-    return events.filter(at__gt=Now() - seconds(window)).count()
 
 
 def check_allowed(job: Job, status: str) -> None:

@@ -24,7 +24,7 @@ from reliable_jobs.clock import Now
 from reliable_jobs.compat.django import driver_of, skip_health_check
 from reliable_jobs.conf import settings
 from reliable_jobs.databases import write_alias
-from reliable_jobs.lifecycle import db_errors, find
+from reliable_jobs.lifecycle import db_errors
 from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, HEADER, as_uuid
 from reliable_jobs.models import Job
 from reliable_jobs.run import kept_connections
@@ -128,7 +128,7 @@ def ensure_receipt(task: RunnableTask, delivery: Delivery) -> None:
 
 def write_receipt(task: RunnableTask, job_id: uuid.UUID, using: str, request: Any = None) -> None:
     """Get or create the receipt of a message from elsewhere: however often it is delivered, there is one row."""
-    if find(job_id, using) is not None:
+    if Job.objects.using(using).find(job_id) is not None:
         return
     request = request or task.request
     embed = {name: request.get(name) for name in ("callbacks", "errbacks", "chain", "chord")}

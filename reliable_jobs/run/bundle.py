@@ -19,13 +19,14 @@ from typing import Any
 from django.db import Error as DatabaseError
 from django.db import connections
 
-from reliable_jobs import lifecycle
 from reliable_jobs.dispatch import bundles
 from reliable_jobs.lifecycle import db_errors
+from reliable_jobs.models import Job
 from reliable_jobs.run import delivery, kept_connections
 from reliable_jobs.run.arrival import held, pointer_alias
 from reliable_jobs.run.bundle_transaction import Attempt
 from reliable_jobs.run.state import NotStarted
+from reliable_jobs.status import Status
 from reliable_jobs.sweep import sweeper
 
 
@@ -78,7 +79,9 @@ def _send_alone(app: Any, alias: str, content_versions: Mapping[uuid.UUID, int],
 def _send_some(app: Any, alias: str, job_ids: set[uuid.UUID]) -> set[uuid.UUID]:
     """Send those that are free; returns those that wait, and are not."""
     try:
-        return lifecycle.waiting_of(job_ids - sweeper.send_again(app, alias, job_ids), alias)
+        left = job_ids - sweeper.send_again(app, alias, job_ids)
+        waiting = Job.objects.using(alias).filter(pk__in=list(left), status=Status.WAITING, sends__gt=0)
+        return set(waiting.values_list("pk", flat=True))
     except DatabaseError as error:
         if db_errors.prevents_start(error):
             raise NotStarted(str(error)) from error

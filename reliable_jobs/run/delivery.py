@@ -120,7 +120,7 @@ def _patience(delivery: Delivery) -> float:
 def _has_crashed(delivery: Delivery) -> bool:
     """What a claim would say of a rescued job, whose message looks like a first one."""
     try:
-        job = lifecycle.find(delivery.job_id, delivery.using)
+        job = Job.objects.using(delivery.using).find(delivery.job_id)
     except DatabaseError as error:
         if db_errors.prevents_start(error):
             raise NotStarted(str(error)) from error
@@ -168,7 +168,7 @@ def _refused(task: RunnableTask, delivery: Delivery, why: Refusal) -> NoReturn:
     ignored = Ignore(f"job {delivery.job_id}: {why.value}")
     closes = _CLOSED.get(why, "task-retried")
     if why is Refusal.FINAL:
-        job = lifecycle.find(delivery.job_id, delivery.using)
+        job = Job.objects.using(delivery.using).find(delivery.job_id)
         if job is not None:
             closes = _ENDED.get(Status(job.status), closes)
             _align_backend(task, job)

@@ -203,10 +203,10 @@ def as_shown(task: RunnableTask, error: BaseException) -> tuple[str, str, BaseEx
     text, trace = db_errors.describe(error), db_errors.trace(error)
     secrets = task.secrets(task.request.args, task.request.kwargs)
     shown_text, shown_trace = db_errors.redact(text, secrets), db_errors.redact(trace, secrets)
-    storable = lifecycle.clean(trace, len(trace)) == trace
+    storable = db_errors.clean(trace, len(trace)) == trace
     if storable and (shown_text, shown_trace) == (text, trace):
         return text, trace, error
-    return shown_text, shown_trace, ShownFailure(lifecycle.clean(shown_text, len(shown_text)))
+    return shown_text, shown_trace, ShownFailure(db_errors.clean(shown_text, len(shown_text)))
 
 
 def expired(run: Run) -> Outcome:

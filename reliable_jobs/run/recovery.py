@@ -3,8 +3,10 @@ reported, or the database is away while the end is to be written. The row is rea
 
 from __future__ import annotations
 
+import datetime
 import logging
 import time
+import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -14,15 +16,16 @@ from django.db import transaction
 
 from reliable_jobs import lifecycle
 from reliable_jobs.backoff import conflict_delay, conflict_window, interruption_delay
+from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import BrokenTransaction, CrashLimitExceeded, InterruptionLimitExceeded
 from reliable_jobs.lifecycle import Claim, Refusal, db_errors
+from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.run import kept_connections, outcomes, pools
 from reliable_jobs.run.state import Interrupted, Outcome, Run
 from reliable_jobs.status import EventKind, Reason, Status
 
 if TYPE_CHECKING:
-    from reliable_jobs.models import Job
     from reliable_jobs.protocols import RunnableTask
 
 logger = logging.getLogger("reliable_jobs.execution")
@@ -34,7 +37,7 @@ def after_broken_transaction(task: RunnableTask, run: Run, ended: Outcome | None
     claim = run.claim
 
     def look_and_write() -> Outcome:
-        row = lifecycle.find(claim.job.pk, claim.using)
+        row = Job.objects.using(claim.using).find(claim.job.pk)
         if row is None:
             raise Ignore(f"job {claim.job.pk}: {Refusal.MISSING.value}")
         if ended is not None and _is_own_settlement(run, ended, row):
@@ -120,7 +123,7 @@ def interruption(task: RunnableTask, run: Run, cause: BaseException, signal: Bas
         took = max(0.0, (claim.now - claim.job.due_at).total_seconds()) + time.monotonic() - began
         window = conflict_window(settings.MAX_CONFLICTS, took)
         try:
-            conflicts = lifecycle.interruptions_since(claim.job.pk, claim.using, window)
+            conflicts = _interruptions_since(claim.job.pk, claim.using, window)
         except DatabaseError:  # away just now; the end itself is written once it is back
             conflicts = 0
         if conflicts < settings.MAX_CONFLICTS:
@@ -137,6 +140,12 @@ def interruption(task: RunnableTask, run: Run, cause: BaseException, signal: Bas
             status=Status.FAILED,
         )
     return _interrupted(run, cause, text, trace, interruption_delay(count - 1), signal=signal)
+
+
+def _interruptions_since(job_id: uuid.UUID, using: str, window: float) -> int:
+    """How many interrupted runs of a job were recorded within the last ``window`` seconds."""
+    events = JobEvent.objects.using(using).filter(job_id=job_id, kind=EventKind.INTERRUPTION)
+    return events.filter(at__gt=Now() - datetime.timedelta(seconds=window)).count()
 
 
 def _interrupted(
@@ -204,7 +213,7 @@ def until_settled(run: Run, ended: Outcome, write: Callable[[], bool]) -> bool:
         tries += 1
         if write():
             return True
-        row = lifecycle.find(claim.job.pk, claim.using) if tries > 1 else None
+        row = Job.objects.using(claim.using).find(claim.job.pk) if tries > 1 else None
         return row is not None and _is_own_settlement(run, ended, row)
 
     return until_written(claim, settle)

@@ -142,7 +142,7 @@ def park_message(message: Any, why: str, worker: str, trace: str = "") -> None:
     if isinstance(pointer, dict) and as_uuid(headers.get("id")) is not None:
         alias = pointer_alias(pointer)
         job_id = foreign_id(headers["id"])
-        if lifecycle.find(job_id, alias) is not None:
+        if Job.objects.using(alias).find(job_id) is not None:
             lifecycle.hand_back(job_id, alias, worker=worker, why=why, delay=handback_delay(2), traceback=trace)
             return
     info = message.delivery_info or {}
@@ -171,4 +171,4 @@ def park_message(message: Any, why: str, worker: str, trace: str = "") -> None:
 
 def _column(value: Any, limit: int) -> str:
     text = str(value or "")
-    return lifecycle.clean(text, len(text))[:limit]
+    return db_errors.clean(text, len(text))[:limit]

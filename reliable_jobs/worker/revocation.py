@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Iterable
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Max
 
 from reliable_jobs import databases, lifecycle
+from reliable_jobs.clock import Now
 from reliable_jobs.compat.celery_worker import revoked_at
 from reliable_jobs.conf import settings
 from reliable_jobs.message.row_to_message import HEADER, as_uuid
+from reliable_jobs.models import JobEvent
 from reliable_jobs.run import arrival
-from reliable_jobs.status import Reason
+from reliable_jobs.status import EventKind, Reason
 from reliable_jobs.worker.parking import aside
 
 #: How long a cancel of a terminated run waits for the dead child's database session to end, in seconds.
@@ -81,7 +85,7 @@ def cancel_newly_revoked() -> None:
     ages = {job_id: time.monotonic() - new[name] for name in new if (job_id := as_uuid(name)) is not None}
 
     def cancel(alias: str) -> None:
-        requeued = lifecycle.requeue_ages(ages, alias)
+        requeued = _requeue_ages(ages, alias)
         wanted = [job_id for job_id, age in ages.items() if not _outweighs(requeued.get(job_id), age)]
         lifecycle.cancel(wanted, alias, actor="revoke", reason=Reason.REVOKED)
 
@@ -89,6 +93,13 @@ def cancel_newly_revoked() -> None:
         databases.on_each(cancel, "The revocation")
     _seen.clear()
     _seen.update(revoked)
+
+
+def _requeue_ages(ids: Iterable[uuid.UUID], using: str) -> dict[uuid.UUID, float]:
+    """How long ago each job was last requeued by a person, in seconds; those that never were are left out."""
+    events = JobEvent.objects.using(using).filter(job_id__in=list(ids), kind=EventKind.REQUEUE)
+    found = events.order_by().values("job_id").annotate(last=Max("at"), now=Now())
+    return {row["job_id"]: (row["now"] - row["last"]).total_seconds() for row in found}
 
 
 def _outweighs(requeued: float | None, revoked: float) -> bool:
@@ -105,7 +116,7 @@ def newer_than_requeue(task_id: str, alias: str) -> bool:
     age, newer = time.monotonic() - stamp, list[bool]()
 
     def look() -> None:
-        newer.append(not _outweighs(lifecycle.requeue_ages([job_id], alias).get(job_id), age))
+        newer.append(not _outweighs(_requeue_ages([job_id], alias).get(job_id), age))
 
     thread = aside(look, f"revocation of job {job_id}")
     if thread is not None:

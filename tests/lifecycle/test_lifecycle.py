@@ -13,7 +13,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from reliable_jobs import lifecycle
-from reliable_jobs.lifecycle import Claim, Refusal
+from reliable_jobs.lifecycle import Claim, Refusal, db_errors
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.status import FINAL, TRANSITIONS, Reason, Status
 from tests.support import inprocess
@@ -295,7 +295,7 @@ def test_a_key_is_kept_by_a_retry() -> None:
 
 @pytest.mark.parametrize("text", ["", "short", "x" * 100, "y" * 101, "z" * 10**6, "\u0000" * 60])
 def test_clean_text_has_no_nul_and_keeps_both_ends(text: str) -> None:
-    cleaned = lifecycle.clean(text, 100)
+    cleaned = db_errors.clean(text, 100)
     assert "\x00" not in cleaned
     assert len(cleaned) < 160
     assert cleaned[:40] == text.replace("\x00", "\\x00")[:40]

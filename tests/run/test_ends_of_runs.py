@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import statistics
 import threading
 import time
@@ -20,7 +21,6 @@ from django.test import override_settings
 
 from reliable_jobs import ReliableTask, backoff, lifecycle
 from reliable_jobs.clock import Now
-from reliable_jobs.lifecycle import seconds
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.run import outcomes
 from tests.support import inprocess
@@ -98,7 +98,7 @@ def lose_the_session() -> None:
 
 def rescue() -> None:
     """What a sweeper does once the lease is over."""
-    Job.objects.update(lease_at=Now() - seconds(1))
+    Job.objects.update(lease_at=Now() - datetime.timedelta(seconds=1))
     assert lifecycle.rescue("default", 10) == 1
 
 
@@ -399,7 +399,7 @@ def test_a12_a_long_job_that_always_conflicts_ends_failed(jobs: InProcess) -> No
 
     job = deliver(jobs, takes_an_hour)
     for _ in range(10):
-        JobEvent.objects.update(at=F("at") - seconds(3600.0))
+        JobEvent.objects.update(at=F("at") - datetime.timedelta(seconds=3600.0))
         with contextlib.suppress(AssertionError):  # it is not finished by one run
             jobs.finish(1)
     jobs.work()

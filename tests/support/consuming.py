@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import sys
 import time
 import uuid
@@ -18,7 +19,6 @@ from typing import Any
 
 from django.db.models import Count, Sum
 
-from reliable_jobs import lifecycle
 from reliable_jobs.clock import Now
 from reliable_jobs.models import Job
 from tests.support.harness import Stack, Worker, lines, wait_until
@@ -229,7 +229,7 @@ def _prefetch_is_full(site: Site, worker: Worker, pool: str, run: str) -> None:
     if pool == "solo":
         # Its loop acknowledges with its next turn, which a timer brings within 2 s; what arrives before that finds part
         # of the window taken by jobs that have ended.
-        lately = Job.objects.filter(finished_at__gt=Now() - lifecycle.seconds(3))
+        lately = Job.objects.filter(finished_at__gt=Now() - datetime.timedelta(seconds=3))
         wait_until(lambda: not lately.exists(), "the last jobs are acknowledged", every=0.3)
     gate = site.stack.directory / f"gate-{run}"
     log = site.stack.directory / f"gated-{run}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import threading
 import time
 import uuid
@@ -22,7 +23,6 @@ from kombu.utils.imports import symbol_by_name
 from reliable_jobs import ReliableTask, lifecycle
 from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
-from reliable_jobs.lifecycle import seconds
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.run import arrival
 from reliable_jobs.run.state import NotStarted
@@ -181,7 +181,7 @@ def test_b14_every_event_of_a_death_says_what_is_known(
     if isinstance(error, TimeLimitExceeded):
         asking.request.on_timeout(False, 6)
     assert asking.answers == ["requeued"]
-    Job.objects.update(lease_at=Now() - seconds(0.001))
+    Job.objects.update(lease_at=Now() - datetime.timedelta(seconds=0.001))
     assert lifecycle.rescue("default", 10) == 1
     death, rescue = JobEvent.objects.order_by("pk")
     assert said in death.detail
@@ -193,7 +193,7 @@ def test_b14_every_event_of_a_death_says_what_is_known(
 def test_b14_a_death_of_an_earlier_run_is_not_told_of_the_next(jobs: InProcess) -> None:
     result = tasks.effect.delay("x")
     lifecycle.record(result.id, "default", "time limit", "w", "hard time limit of 6 s")
-    JobEvent.objects.update(at=Now() - seconds(60))
+    JobEvent.objects.update(at=Now() - datetime.timedelta(seconds=60))
     lifecycle.claim_committed(result.id, 0, "default", worker="w", lease=-0.001)
     assert lifecycle.rescue("default", 10) == 1
     assert "without a word" in JobEvent.objects.get(kind="rescue").detail
