@@ -9,28 +9,30 @@ from django.db.models import functions
 _SQLITE = "STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW')"
 
 
-def now_sql(connection: Any) -> str:
+def now_sql(vendor: str, utc: bool) -> str:
     """The SQL of the time of the statement, for a text that is executed with parameters.
+
+    Args:
+        utc: whether Django stores times of that database in UTC.
 
     MySQL's CURRENT_TIMESTAMP is in the session's zone, which Django does not set, and its columns know no zone. Where
     Django stores local times there (``USE_TZ = False``, or a ``TIME_ZONE`` of the database), the session's zone has to
     be the same: ``reliable_jobs.W027`` compares them. SQLite's clock is UTC; Django has set this process's zone to
     TIME_ZONE.
     """
-    utc = connection.timezone_name == "UTC"
-    if connection.vendor == "mysql":
+    if vendor == "mysql":
         return "UTC_TIMESTAMP(6)" if utc else "CURRENT_TIMESTAMP(6)"
-    if connection.vendor == "sqlite":
+    if vendor == "sqlite":
         return _SQLITE if utc else _SQLITE.replace(")", ", 'localtime')")
     return "STATEMENT_TIMESTAMP()"
 
 
-def from_now_sql(connection: Any) -> str:
+def from_now_sql(vendor: str, utc: bool) -> str:
     """The SQL of a time some seconds from now: one parameter, a float; NULL for NULL."""
-    now = now_sql(connection)
-    if connection.vendor == "mysql":
+    now = now_sql(vendor, utc)
+    if vendor == "mysql":
         return f"{now} + INTERVAL (%s * 1000000) MICROSECOND"
-    if connection.vendor == "sqlite":
+    if vendor == "sqlite":
         return now.replace(")", ", %s || ' seconds')")
     return f"{now} + %s * INTERVAL '1 second'"  # make_interval() takes five times as long to plan
 
@@ -39,7 +41,8 @@ class Now(functions.Now):  # noqa: TID251 - the one place
     """Django's ``Now``, in the zone that Django stores times in: see :func:`now_sql`."""
 
     def as_mysql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
-        return self.as_sql(compiler, connection, template=now_sql(connection), **extra)
+        return self.as_sql(compiler, connection, template=now_sql("mysql", connection.timezone_name == "UTC"), **extra)
 
     def as_sqlite(self, compiler: Any, connection: Any, **extra: Any) -> Any:
-        return self.as_sql(compiler, connection, template=now_sql(connection).replace("%", "%%"), **extra)
+        template = now_sql("sqlite", connection.timezone_name == "UTC").replace("%", "%%")
+        return self.as_sql(compiler, connection, template=template, **extra)

@@ -41,13 +41,30 @@ class Answer(NamedTuple):
 _answers: dict[tuple[str, ...], tuple[float, Answer]] = {}
 
 
-def write_alias() -> str:
+def of_new_job(using: str | None = None) -> tuple[str, str]:
+    """The database that a new job is written to, and its usual name, which the job's messages carry.
+
+    Args:
+        using: the alias, where the caller names one.
+
+    Raises:
+        AmbiguousTransaction: as :func:`write_alias`.
+    """
+    usual = router.db_for_write(Job)
+    alias = using or write_alias(usual)
+    return alias, usual if alias != usual and ask(alias).identity == ask(usual).identity else alias
+
+
+def write_alias(usual: str = "") -> str:
     """The database whose open transaction a new job belongs to; the router's write alias where none is open.
+
+    Args:
+        usual: the router's write alias, where the caller knows it.
 
     Raises:
         AmbiguousTransaction: transactions are open on two databases that both hold the jobs table.
     """
-    default = router.db_for_write(Job)
+    default = usual or router.db_for_write(Job)
     open_aliases = [
         connection.alias
         for connection in made_connections()
@@ -95,12 +112,6 @@ def distinct(names: Iterable[str], seen: set[Hashable] | None = None) -> Iterato
         if not answer.why_not and answer.identity not in seen:
             seen.add(answer.identity)
             yield alias
-
-
-def principal(alias: str) -> str:
-    """The usual database, where the alias is another name of it; else the alias."""
-    usual = router.db_for_write(Job)
-    return usual if alias != usual and ask(alias).identity == ask(usual).identity else alias
 
 
 def aliases() -> list[str]:

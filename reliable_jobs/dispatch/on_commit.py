@@ -60,10 +60,13 @@ def publishes(app: Celery, alias: str, jobs: int) -> bool:
     return pending + jobs <= MAX_ON_COMMIT and not publisher(app).breaker_open
 
 
-def dispatch_on_commit(app: Celery, alias: str, jobs: Iterable[tuple[uuid.UUID, Rendered]]) -> None:
-    """Publish the first message of new rows when the open transaction commits; at once where none is open."""
-    using = databases.principal(alias)
-    hook = _DispatchOnCommit(app, alias, [first_outgoing(job_id, rendered, using) for job_id, rendered in jobs])
+def dispatch_on_commit(app: Celery, alias: str, usual_name: str, jobs: Iterable[tuple[uuid.UUID, Rendered]]) -> None:
+    """Publish the first message of new rows when the open transaction commits; at once where none is open.
+
+    Args:
+        alias, usual_name: see :func:`databases.of_new_job`.
+    """
+    hook = _DispatchOnCommit(app, alias, [first_outgoing(job_id, rendered, usual_name) for job_id, rendered in jobs])
     transaction.on_commit(hook, using=alias)
 
 

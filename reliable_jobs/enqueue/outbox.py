@@ -33,13 +33,13 @@ def enqueue(app: Celery, request: Request, *, using: str | None = None, transact
         EnqueueError: with nothing written; most are AmbiguousTransaction, KeyConflict or KeyBusy.
         django.db.Error: the row can't be written; inside a transaction that one is then broken, as with any write.
     """
-    alias = using or databases.write_alias()
+    alias, usual_name = databases.of_new_job(using)
     if transactional:
-        return _write(app, request, alias)
-    return _outside_transaction(app, request, alias)
+        return _write(app, request, alias, usual_name)
+    return _outside_transaction(app, request, alias, usual_name)
 
 
-def _write(app: Celery, request: Request, alias: str) -> uuid.UUID:
+def _write(app: Celery, request: Request, alias: str, usual_name: str) -> uuid.UUID:
     later = _is_for_later(request)
     immediate = not later and on_commit.publishes(app, alias, 1)
     new = _new(request, later=later, sends=1 if immediate else 0)
@@ -50,7 +50,7 @@ def _write(app: Celery, request: Request, alias: str) -> uuid.UUID:
         if existing is not None:
             return existing
     if immediate:
-        on_commit.dispatch_on_commit(app, alias, [(request.job_id, request.rendered)])
+        on_commit.dispatch_on_commit(app, alias, usual_name, [(request.job_id, request.rendered)])
     else:
         wake = settings.DISPATCH == "relay" and not later
         on_commit.leave_to_sweeper(alias, [str(request.job_id)], wake=wake)
@@ -58,7 +58,7 @@ def _write(app: Celery, request: Request, alias: str) -> uuid.UUID:
 
 
 def enqueue_many(
-    app: Celery, request: Request, template: Template, blocks: Iterable[Iterable[Each]], alias: str
+    app: Celery, request: Request, template: Template, blocks: Iterable[Iterable[Each]], alias: str, usual_name: str
 ) -> list[str]:
     """Write many jobs that differ in their arguments only, in the open transaction; returns their ids, in order.
 
@@ -67,6 +67,7 @@ def enqueue_many(
     Args:
         request: what they have in common; its id is not used.
         blocks: as :func:`insert.insert_many` takes them.
+        alias, usual_name: see :func:`databases.of_new_job`.
 
     Raises:
         django.db.Error: with nothing written.
@@ -97,6 +98,7 @@ def enqueue_many(
         on_commit.dispatch_on_commit(
             app,
             alias,
+            usual_name,
             [
                 (uuid.UUID(one.id), dataclasses.replace(request.rendered, payload=one.payload, envelope=one.envelope))
                 for one in head
@@ -152,7 +154,7 @@ def _new(request: Request, *, later: bool, sends: int) -> insert.New:
     )
 
 
-def _outside_transaction(app: Celery, request: Request, alias: str) -> uuid.UUID:
+def _outside_transaction(app: Celery, request: Request, alias: str, usual_name: str) -> uuid.UUID:
     """Write on a connection of its own, so that the job stays although the caller's transaction rolls back."""
     if on_commit.commits_by_hand(alias):
         raise EnqueueError(
@@ -160,7 +162,7 @@ def _outside_transaction(app: Celery, request: Request, alias: str) -> uuid.UUID
             f"{alias!r}. Commit first, or use transaction.atomic() instead of set_autocommit(False)."
         )
     if not in_transaction(connections[alias]):
-        return _write(app, request, alias)
+        return _write(app, request, alias, usual_name)
     if connections[alias].vendor == "sqlite" and databases.in_users_transaction(connections[alias]):
         raise EnqueueError(
             f"{request.rendered.task}: transactional=False inside an open transaction needs a second writer, which "
@@ -169,7 +171,7 @@ def _outside_transaction(app: Celery, request: Request, alias: str) -> uuid.UUID
 
     def write() -> uuid.UUID:
         try:
-            return _write(app, request, alias)
+            return _write(app, request, alias, usual_name)
         finally:
             connections[alias].close()
 

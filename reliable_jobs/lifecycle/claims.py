@@ -13,7 +13,7 @@ from django.db.models.functions import Least
 
 from reliable_jobs.clock import Now
 from reliable_jobs.lifecycle import sql
-from reliable_jobs.lifecycle.transition import Claim, Refusal, check_allowed, transition
+from reliable_jobs.lifecycle.transition import Claim, Refusal, transition
 from reliable_jobs.models import Job
 from reliable_jobs.status import Status
 
@@ -90,7 +90,6 @@ def claim_committed(
         if job.crashes and _another_suspect_runs(job, using, worker):
             return Refusal.ALONE
         token = uuid.uuid4()
-        check_allowed(job, Status.RUNNING)
         if not sql.write(using, sql.CLAIM, token, lease, deadline or None, worker, job.pk, job.epoch):
             return Refusal.LOCKED
         job.status = Status.RUNNING

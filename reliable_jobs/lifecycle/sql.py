@@ -128,15 +128,16 @@ def in_words(connection: Any, text: str, count: int = 1) -> str:
     Args:
         count: of ids, or of rows.
     """
-    skip = " SKIP LOCKED" if connection.features.has_select_for_update_skip_locked else ""
-    return _in_words(text, connection.vendor, skip, now_sql(connection), from_now_sql(connection), count)
+    skips = connection.features.has_select_for_update_skip_locked
+    return _in_words(text, connection.vendor, connection.timezone_name == "UTC", skips, count)
 
 
 @functools.lru_cache(maxsize=1024)
-def _in_words(text: str, vendor: str, skip: str, now: str, from_now: str, count: int) -> str:
+def _in_words(text: str, vendor: str, utc: bool, skips: bool, count: int) -> str:
     """Everything that it depends on is among the arguments: tests change what an alias means, and the time zone."""
-    words = {"on_conflict": "", "or_ignore": "", **_BY_VENDOR[vendor], "now": now, "from_now": from_now}
-    words["for_update"] += skip
+    words = {"on_conflict": "", "or_ignore": "", **_BY_VENDOR[vendor]}
+    words.update(now=now_sql(vendor, utc), from_now=from_now_sql(vendor, utc))
+    words["for_update"] += " SKIP LOCKED" if skips else ""
     words["new_times"] = _NEW_TIMES.format(**words)
     made = text.format(
         **words,
@@ -151,19 +152,20 @@ def _in_words(text: str, vendor: str, skip: str, now: str, from_now: str, count:
 
 # --- Their use --------------------------------------------------------------------------------------------------------
 
-_FIELDS = {uuid.UUID: UUIDField(), datetime.datetime: DateTimeField(), bytes: BinaryField()}
+_FIELDS: dict[type, Any] = {uuid.UUID: UUIDField(), datetime.datetime: DateTimeField(), bytes: BinaryField()}
 
 
 def prepared(connection: Any, values: Sequence[Any]) -> list[Any]:
     """Parameters as the database's driver takes them."""
-    return [_prepared(connection, value) for value in values]
-
-
-def _prepared(connection: Any, value: Any) -> Any:
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    field: Any = next((field for kind, field in _FIELDS.items() if isinstance(value, kind)), None)
-    return value if field is None else field.get_db_prep_value(value, connection)
+    ready = list(values)
+    for position, value in enumerate(ready):
+        if value is not None and not isinstance(value, (str, int, float)):
+            field = _FIELDS.get(type(value)) or next(
+                (_FIELDS[kind] for kind in _FIELDS if isinstance(value, kind)), None
+            )
+            if field is not None:
+                ready[position] = field.get_db_prep_value(value, connection)
+    return ready
 
 
 def write(alias: str, text: str, *values: Any) -> int:
@@ -198,9 +200,12 @@ def _select(
     with connection.cursor() as cursor:
         cursor.execute(in_words(connection, text, count), prepared(connection, values))
         rows = cursor.fetchall()
-    if connection.vendor != "postgresql":
-        rows = [_python(connection, names, row) for row in rows]
-    return [(Job.from_db(alias, names, row[:-1]), row[-1]) for row in rows]
+    found = []
+    for row in rows:
+        if connection.vendor != "postgresql":
+            row = _python(connection, names, row)
+        found.append((Job.from_db(alias, names, row[:-1]), row[-1]))
+    return found
 
 
 def _python(connection: Any, names: tuple[str, ...], row: Sequence[Any]) -> list[Any]:

@@ -164,7 +164,7 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
                 "Override apply_async() instead, which takes options, or leave them out."
             )
         rest: dict[str, Any] = {**options}
-        using = rest.pop("using", None) or stages.databases.write_alias()
+        using, usual_name = stages.databases.of_new_job(rest.pop("using", None))
         times = {name: rest.pop(name, None) for name in ("countdown", "eta", "expires")}
         pairs = itertools.chain([first], pairs)
 
@@ -181,7 +181,7 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
                 return [singly(*pair) for pair in pairs]
             blocks = stages.bulk.Blocks(template, self._check_arguments, pairs)
             request = stages.keys.Request(uuid.uuid4(), template.rendered, **self._times(**times))
-            ids = stages.outbox.enqueue_many(app, request, template, blocks, using)
+            ids = stages.outbox.enqueue_many(app, request, template, blocks, using, usual_name)
             for number, pair in blocks.odd():
                 ids.insert(number, singly(*pair))
             return ids
