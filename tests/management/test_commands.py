@@ -158,7 +158,7 @@ def drift(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def new(new: int, also: int = 0) -> None: ...
 
-    monkeypatch.setattr(app.tasks[drifting.name], "__header__", head_from_fun(new), raising=False)
+    monkeypatch.setattr(app.tasks[drifting.name], "argument_check", head_from_fun(new))
 
 
 @pytest.mark.promise("I7")

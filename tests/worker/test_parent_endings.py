@@ -175,7 +175,9 @@ def test_b14_every_event_of_a_death_says_what_is_known(
 ) -> None:
     result = tasks.effect.delay("x")
     message = jobs.take()[0]
-    assert not isinstance(lifecycle.claim_committed(result.id, 0, "default", worker="w", lease=10.0), lifecycle.Refusal)
+    assert not isinstance(
+        lifecycle.claim_committed(uuid.UUID(result.id), 0, "default", worker="w", lease=10.0), lifecycle.Refusal
+    )
     asking = Asking(jobs, message)
     asking.request.on_failure(info(error))
     if isinstance(error, TimeLimitExceeded):
@@ -194,7 +196,7 @@ def test_b14_a_death_of_an_earlier_run_is_not_told_of_the_next(jobs: InProcess) 
     result = tasks.effect.delay("x")
     lifecycle.record(result.id, "default", "time limit", "w", "hard time limit of 6 s")
     JobEvent.objects.update(at=Now() - datetime.timedelta(seconds=60))
-    lifecycle.claim_committed(result.id, 0, "default", worker="w", lease=-0.001)
+    lifecycle.claim_committed(uuid.UUID(result.id), 0, "default", worker="w", lease=-0.001)
     assert lifecycle.rescue("default", 10) == 1
     assert "without a word" in JobEvent.objects.get(kind="rescue").detail
 
@@ -323,7 +325,7 @@ def snoozed(jobs: InProcess) -> Any:
 def running(jobs: InProcess) -> Any:
     """A copy of a message whose job runs on another worker."""
     result = tasks.effect.delay("x")
-    lifecycle.claim_committed(result.id, 0, "default", worker="elsewhere pid 1", lease=60.0)
+    lifecycle.claim_committed(uuid.UUID(result.id), 0, "default", worker="elsewhere pid 1", lease=60.0)
     return jobs.message(result, send=2)
 
 
@@ -331,7 +333,7 @@ def suspect(jobs: InProcess) -> Any:
     """Another suspect runs on this worker: it steps back."""
     other, result = tasks.effect.delay("other"), tasks.effect.delay("x")
     Job.objects.update(crashes=1)
-    lifecycle.claim_committed(other.id, 0, "default", worker=f"{gethostname()} pid 1 #1", lease=60.0)
+    lifecycle.claim_committed(uuid.UUID(other.id), 0, "default", worker=f"{gethostname()} pid 1 #1", lease=60.0)
     return jobs.message(result, send=2)
 
 

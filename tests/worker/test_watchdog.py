@@ -282,7 +282,7 @@ def test_f_time_in_which_the_whole_process_was_stopped_does_not_count(rig: Rig, 
     with (
         mock.patch.object(watchdog.time, "monotonic", side_effect=clock),
         mock.patch.object(rig.dog._stop, "wait", side_effect=stops),
-        mock.patch.object(watchdog.connections, "close_all"),
+        mock.patch.object(watchdog, "close_connections"),
     ):
         rig.dog.run()
     assert rig.dog._quiet < 15
