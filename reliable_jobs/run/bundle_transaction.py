@@ -264,9 +264,9 @@ class Attempt:
             self._broken, self.worth_singling = True, not for_good
 
     def _commit(self) -> None:
-        block, self._transaction = self._transaction, None
-        assert block is not None
         guard_hooks(self.connection, lambda hook: functools.partial(_logged, hook))
+        block, self._transaction = self._transaction, None  # from here on nobody else ends it
+        assert block is not None
         try:
             block.__exit__(None, None, None)
             self.committed = True
