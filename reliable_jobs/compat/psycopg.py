@@ -13,6 +13,14 @@ _T = TypeVar("_T")
 PSYCOPG = Library("psycopg", "psycopg", tried="3.2 to 3.3", optional=True)
 
 
+def begins_plainly(driver: Any) -> bool:
+    """Whether psycopg would send a plain BEGIN before the next statement: no transaction has begun, and the BEGIN names
+    no isolation level or mode."""
+    if driver.info.transaction_status or driver.autocommit:
+        return False
+    return driver.isolation_level is driver.read_only is driver.deferrable is None
+
+
 @PSYCOPG.undocumented(
     "Connection._autocommit",
     inside="psycopg._connection_base:BaseConnection.autocommit",

@@ -66,3 +66,15 @@ class Blocks:
                 yield Each(next(self._ids), *parts)
             else:
                 self._odd.append((number, plain))
+
+
+def arguments_of(task: str, call: Any) -> tuple[Any, dict[str, Any]]:
+    """The positional and keyword arguments of one of the calls that ``bulk_delay`` takes."""
+    if isinstance(call, dict):
+        return (), call
+    if isinstance(call, (tuple, list)):
+        return call, {}
+    raise TypeError(
+        f"{task}: bulk_delay takes a tuple or list of arguments, or a dict of keyword arguments, for each job, "
+        f"not {call!r}. For one argument write ({call!r},)."
+    )

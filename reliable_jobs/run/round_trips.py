@@ -39,7 +39,7 @@ from reliable_jobs.compat.django_transaction import (
     was_closed,
     will_roll_back,
 )
-from reliable_jobs.compat.psycopg import without_begin
+from reliable_jobs.compat.psycopg import begins_plainly, without_begin
 from reliable_jobs.lifecycle.db_errors import sqlstate
 from reliable_jobs.models import Job
 from reliable_jobs.run import joining_failed
@@ -113,7 +113,7 @@ class Join:
         connection = context["connection"]
         try:
             send = functools.partial(self._send, execute, sql, params, many, context)
-            if self.begin and _driver_begins(driver_of(connection)):
+            if self.begin and begins_plainly(driver_of(connection)):
                 # Only around this statement: for one that a wrapper of the project ran earlier, psycopg has begun.
                 self.begin, self.before = False, ["BEGIN", *self.before]
                 return without_begin(driver_of(connection), send)
@@ -141,14 +141,6 @@ class Join:
         if not isinstance(sql, str) or ";" in sql or "--" in sql:
             return False  # a wrapper of the project added something; another statement can't follow it
         return _TABLE in sql and bool(re.match(rf"(?:\s|/\*(?:.|\n)*?\*/)*{self.verb}\b", sql))
-
-
-def _driver_begins(driver: Any) -> bool:
-    """Whether psycopg would send a plain BEGIN before the next statement: no transaction has begun, and the BEGIN names
-    no isolation level or mode."""
-    if driver.info.transaction_status or driver.autocommit:
-        return False
-    return driver.isolation_level is driver.read_only is driver.deferrable is None
 
 
 class ConstraintViolated(Exception):
@@ -205,9 +197,8 @@ class FunctionSavepoint:
             self._enter()
             return taken
         if len(open_blocks(self._connection)) == 1:
-            transaction.clean_savepoints(
-                self._connection.alias
-            )  # the same name for each run: what is the same text is parsed once
+            # The same name for each run: what is the same text is parsed once.
+            transaction.clean_savepoints(self._connection.alias)
         with savepoint_names(self._connection, OPENS_SAVEPOINT) as names:
             self._enter()
         self._name = names[0] if names else ""

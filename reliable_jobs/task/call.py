@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import itertools
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -153,7 +154,7 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
         app = self.app
         if self.is_generator:
             self._refuse_generator()
-        pairs: Iterator[tuple[Any, Any]] = map(self._call, calls)
+        pairs: Iterator[tuple[Any, Any]] = map(functools.partial(stages.bulk.arguments_of, self.name), calls)
         first = next(pairs, None)
         if first is None:
             return []
@@ -185,16 +186,6 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
             for number, pair in blocks.odd():
                 ids.insert(number, singly(*pair))
             return ids
-
-    def _call(self, call: Any) -> tuple[Any, dict[str, Any]]:
-        if isinstance(call, dict):
-            return (), call
-        if isinstance(call, (tuple, list)):
-            return call, {}
-        raise TypeError(
-            f"{self.name}: bulk_delay takes a tuple or list of arguments, or a dict of keyword arguments, for each "
-            f"job, not {call!r}. For one argument write ({call!r},)."
-        )
 
     def _given_id(self, task_id: Any) -> uuid.UUID:
         found = as_uuid(task_id)

@@ -117,7 +117,7 @@ ELSEWHERE = {
     *("admin", "adopt", "checks", "management", "migrations", "testing"),
     *("sweep/loop.py", "sweep/relay.py", "sweep/ensure_jobs.py", "dispatch/notify.py", "dispatch/connect.py"),
     *("worker/parking.py", "worker/requests.py", "worker/revocation.py", "worker/watchdog.py", "task/guards.py"),
-    *("run/tracing.py", "run/unreported_errors.py", "run/bundle_transaction.py", "run/delivery.py"),
+    *("compat/name.py", "run/tracing.py", "run/unreported_errors.py", "run/bundle_transaction.py", "run/delivery.py"),
 }
 #: Functions that only sweeps and probes call, threads of their own, or a run whose task function has ended.
 AFTERWARDS = {"_answers", "look", "is_cut_off", "settle", "_heartbeat"}
