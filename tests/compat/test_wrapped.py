@@ -176,18 +176,3 @@ print(list(register.problems(load=True)))
     done = subprocess.run([sys.executable, "-c", code], env=ENV, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     assert "has been replaced" not in done.stderr
-
-
-def test_it_is_verified_without_docstrings() -> None:
-    code = """
-from tools import undocumented
-undocumented.libraries()
-from celery.app.base import Celery
-del Celery.thread_oid
-from reliable_jobs.compat import register
-print(*register.problems(load=True))
-"""
-    done = subprocess.run(
-        [sys.executable, "-OO", "-c", code], env=ENV, cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert "Celery.thread_oid: celery.app.base:Celery.thread_oid is not there (no thread_oid). " in done.stdout

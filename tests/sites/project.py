@@ -46,13 +46,16 @@ class Project:
         self.processes: list[Process] = []
         path = os.pathsep.join([str(programs), "/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"])
         kept = {name: value for name, value in os.environ.items() if name in ("LANG", "HOME", "TMPDIR")}
-        self.environment = {**kept, "PATH": path, "PYTHONUNBUFFERED": "1"}
+        self.environment = {**kept, "PATH": path, "PYTHONUNBUFFERED": "1", **site.variables}
 
     def make(self) -> None:
         site = self.site
         self.folder.mkdir(parents=True)
+        if site.compiled:
+            self._compile_packages()
         self.run(str(self.programs / "django-admin"), "startproject", "proj", ".")
-        shutil.copytree(TEMPLATE, self.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        for template in [TEMPLATE, *([TEMPLATE.with_name(site.template)] if site.template else [])]:
+            shutil.copytree(template, self.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         for path, old, new in site.replaced:
             text = (self.folder / path).read_text()
             if old not in text:
@@ -76,6 +79,19 @@ class Project:
         settings.write_text(text + self.fill(tail + site.settings))
         own = [folder.name for folder in (self.folder / "shop", self.folder / "tenants") if folder.is_dir()]
         self.manage("makemigrations", *own, "-v", "0")
+
+    def _compile_packages(self) -> None:
+        """A copy of the environment's packages, without a single .py file."""
+        (installed,) = self.programs.parent.glob("lib/python*/site-packages")
+        packages = self.folder / "packages"
+        shutil.copytree(installed, packages, ignore=shutil.ignore_patterns("__pycache__"))
+        # Its status is 1 if a file can't be compiled; some packages bring such, for other versions of Python.
+        subprocess.run(
+            [self.python, "-m", "compileall", "-q", "-b", str(packages)], stdout=subprocess.DEVNULL, timeout=300
+        )
+        for source in packages.rglob("*.py"):
+            source.unlink()
+        self.environment["PYTHONPATH"] = str(packages)
 
     def fill(self, text: str) -> str:
         return string.Template(text).substitute(self.values)
@@ -110,7 +126,10 @@ class Project:
         return self.start(name, self.python, "-m", "celery", "-A", "proj", *arguments)
 
     def start(self, name: str, *argv: str) -> Process:
-        process = Process(name, argv, self.folder, self.environment)
+        launcher = [
+            str(self.programs / part) if number == 0 else part for number, part in enumerate(self.site.launcher)
+        ]
+        process = Process(name, (*launcher, *argv), self.folder, self.environment)
         self.processes.append(process)
         return process
 

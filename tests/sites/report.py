@@ -19,6 +19,7 @@ KINDS = {
     "databases": "Databases",
     "brokers": "Brokers",
     "pools": "Pools, and who publishes",
+    "observability": "Tracing and error reporting",
 }
 COLUMNS = {
     "site": "site",

@@ -15,7 +15,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from tests.sites import verdict
+from tests.sites import observed, verdict
 from tests.sites.environments import FOLDER, NoEnvironment, environment
 from tests.sites.project import CommandFailed, Process, Project
 from tests.sites.servers import BROKERS, DATABASES, Broker, Database, Servers
@@ -127,6 +127,10 @@ class _Run:
         received = len(_RECEIVED.findall("".join(path.read_text() for path in project.folder.glob("worker*.log"))))
         row.messages_per_run = round(received / max(1, verdict.planned_runs(self.answers)), 2)
         wrong = self._wrong()
+        if site.observed is not None:
+            told = observed.judge(site.observed, project.folder, sql, self.answers)
+            wrong += [f"{len(told)} things that the library was not handed"] * bool(told)
+            row.evidence += told
         row.verdict = "zeros" if found.clean and not wrong else "; ".join(["NOT ZERO"] * (not found.clean) + wrong)
 
     def _wrong(self) -> list[str]:

@@ -37,6 +37,20 @@ POSTGRESQL = postgresql()
 
 
 @dataclasses.dataclass(frozen=True)
+class Observed:
+    """What is expected of a tracing library on a site."""
+
+    traces: bool = True
+    """Whether it can say in which trace it is."""
+    bundles: bool = True
+    """Whether the jobs of a bundle are in the traces of their requests, too."""
+    errors: bool = True
+    """Whether its errors can be recorded."""
+    joins: bool = True
+    """Whether the statements of a run still travel together."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Site:
     """The defaults are the base site. Texts are parts of its settings.py, where $name, $port … stand for its servers'.
 
@@ -71,6 +85,15 @@ class Site:
     worker: tuple[str, ...] = ()
     """Further arguments of the worker's command line."""
     relay: bool = False
+    launcher: tuple[str, ...] = ()
+    """What stands before the command of each process."""
+    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Environment variables of each process."""
+    compiled: bool = False
+    """Whether the packages are deployed without their sources, as .pyc files."""
+    template: str = ""
+    """A folder beside `template` that is copied over it."""
+    observed: Observed | None = None
     settings: str = ""
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Further files, and replacements, by path inside the project."""

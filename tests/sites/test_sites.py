@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from tests.sites import environments, report
+from tests.sites import environments, observed, report
 from tests.sites.catalogue import FIVE, SITES
 from tests.sites.run import MISSING, Row, run
 from tests.sites.servers import Servers
+from tests.sites.site import Observed
 from tests.sites.verdict import ENTRIES, Verdict, judge
 from tests.support.harness import server_urls
 
@@ -111,6 +112,45 @@ def test_the_docs_page_shows_zeros_or_a_refusal_for_sites_that_exist() -> None:
         assert name in names
         refused = verdict.startswith("refused: ") and set(counts) == {"-"}
         assert refused or (verdict == "zeros" and set(counts) == {"0"}), name
+
+
+NOTED = [
+    {"number": 0, "what": "Order", "trace": "a", "joined": True},
+    {"number": 0, "what": "booked", "trace": "a", "joined": True},
+    {"number": 9, "what": "Order", "trace": "b", "joined": True},
+]
+REFUSED = {"kind": "shop.planned.Refused", "text": "order 0 is refused"}
+
+
+def test_a_library_that_was_handed_everything_is_not_blamed() -> None:
+    log = "[2026-01-01 00:00:00,000: ERROR/ForkPoolWorker-1] Task planned.refuse[0] raised unexpected: Refused()"
+    assert not list(observed.traces(Observed(), NOTED, {0}))
+    assert not list(observed.errors([REFUSED], {0}))
+    assert not list(observed.log_errors(log))
+
+
+@pytest.mark.parametrize(
+    "noted",
+    [
+        NOTED[:1],
+        [NOTED[0], {**NOTED[1], "trace": "c"}],
+        [{**NOTED[0], "trace": "None"}, {**NOTED[1], "trace": "None"}],
+        [NOTED[0], {**NOTED[1], "joined": False}],
+    ],
+)
+def test_a_trace_that_does_not_go_on_is_seen(noted: list[Any]) -> None:
+    assert len(list(observed.traces(Observed(), noted, {0}))) == 1
+
+
+@pytest.mark.parametrize(
+    "noted", [[], [REFUSED, REFUSED], [REFUSED, {"kind": "celery.exceptions.Retry", "text": "Retry in 1s"}]]
+)
+def test_an_error_that_is_reported_otherwise_than_once_is_seen(noted: list[Any]) -> None:
+    assert len(list(observed.errors(noted, {0}))) == 1
+
+
+def test_an_error_in_the_log_of_a_worker_is_seen() -> None:
+    assert len(list(observed.log_errors("[2026-01-01 00:00:00,000: ERROR/MainProcess] Job 1 could not be parked"))) == 1
 
 
 def test_the_table_has_a_line_for_each_site() -> None:

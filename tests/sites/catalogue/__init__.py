@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.sites.catalogue.brokers import BROKERS
 from tests.sites.catalogue.databases import DATABASES
+from tests.sites.catalogue.observability import OBSERVABILITY
 from tests.sites.catalogue.pools import POOLS
 from tests.sites.catalogue.tenants import TENANTS
 from tests.sites.catalogue.versions import VERSIONS
@@ -15,7 +16,7 @@ BASE = Site(
     kind="base",
 )
 
-SITES: list[Site] = [BASE, *VERSIONS, *DATABASES, *TENANTS, *BROKERS, *POOLS]
+SITES: list[Site] = [BASE, *VERSIONS, *DATABASES, *TENANTS, *BROKERS, *POOLS, *OBSERVABILITY]
 
 #: Those that differ most; `make test` runs them.
 FIVE = ["base", "oldest-threads", "sqlite", "mariadb", "redis-gevent"]

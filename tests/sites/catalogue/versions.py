@@ -34,4 +34,22 @@ VERSIONS = [
     site("psycopg-c", "psycopg in C, built here", "3.13", DJANGO_60, CELERY_57, "psycopg[c]>=3.2"),
     site("psycopg-python", "psycopg in Python", "3.13", DJANGO_60, CELERY_57, "psycopg>=3.2"),
     site("psycopg2", "psycopg2", "3.13", DJANGO_60, CELERY_57, "psycopg2-binary>=2.9"),
+    site(
+        "without-sources",
+        "packages deployed as .pyc files only",
+        "3.13",
+        DJANGO_60,
+        CELERY_57,
+        BINARY,
+        compiled=True,
+    ),
+    site(
+        "optimised",
+        "`python -OO`: neither docstrings nor assertions",
+        "3.13",
+        DJANGO_60,
+        CELERY_57,
+        BINARY,
+        variables={"PYTHONOPTIMIZE": "2"},
+    ),
 ]
