@@ -13,13 +13,16 @@ from typing import Any
 from tests.sites.site import Observed
 from tests.sites.verdict import Sql
 
-#: Lines of the worker's log that the site plans for: a job that fails, the child that is killed, and what was not
-#: acknowledged yet when the queue was deleted; that nobody listens for reports. A library may report those, too.
+#: Lines of the worker's log that the site plans for: jobs that fail, a child that is killed, messages that were not
+#: acknowledged yet when the queue was deleted, and that nobody listens for reports.
 PLANNED = re.compile(
-    r"planned\.refuse|WorkerLostError|signal 9 \(SIGKILL\)|Couldn't ack \d+, reason:RecoverableConnectionError"
+    r"planned\.(?:refuse|crash)|WorkerLostError|signal 9 \(SIGKILL\)|Couldn't (?:ack|reject) \d+, reason: ?Recoverable"
     r"|failed to send, dropping \d+ traces to intake at http://127\.0\.0\.1:9/"
 )
-PLANNED_KINDS = ("Refused", "OutOfStock", "WorkerLostError", "RecoverableConnectionError")
+#: What a library may report of them by way of the log.
+FROM_THE_LOG = ("OutOfStock", "WorkerLostError", "RecoverableConnectionError", "ConsumerCancelled")
+#: Endings that no task function reports, one of each.
+ENDINGS = ("CrashLimitExceeded", "JobExpired")
 _ERROR = re.compile(r"^\[[^\]]*: (?:ERROR|CRITICAL)/.*$", re.M)
 _SWITCHED_OFF = "Statements can't be sent together"
 _PLANNED_LEFT = (
@@ -42,7 +45,7 @@ def judge(observed: Observed, folder: Path, sql: Sql, answers: dict[int, int]) -
     ]
 
 
-def wait_for_planned(sql: Sql, seconds: float = 60.0) -> None:
+def wait_for_planned(sql: Sql, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and sql(_PLANNED_LEFT)[0][0]:
         time.sleep(0.5)
@@ -83,14 +86,15 @@ def traces(observed: Observed, noted: list[dict[str, Any]], taken: set[int]) -> 
 
 
 def errors(noted: list[dict[str, Any]], taken: set[int]) -> Iterator[str]:
-    """A job that fails is reported once; a retry, an ignored job and a killed run are not errors of a task."""
-    wanted = {f"order {number} is refused" for number in taken if number % 7 == 0}
-    reported = collections.Counter(line["text"] for line in noted if line["kind"].endswith("Refused"))
-    for text in sorted(wanted - set(reported)):
-        yield f"never reported: {text}"
-    for text, count in reported.items():
-        if count > 1 or text not in wanted:
-            yield f"reported {count} times: {text}"
+    """A job that fails is reported once, also where no task function can; a retry, an ignored or a killed run never."""
+    wanted = collections.Counter({*ENDINGS, *(f"order {number} is refused" for number in taken if number % 7 == 0)})
+    reported: collections.Counter[str] = collections.Counter()
     for line in noted:
-        if not line["kind"].endswith(PLANNED_KINDS):
+        kind = line["kind"].rpartition(".")[2]
+        if kind in ENDINGS or kind == "Refused":
+            reported[kind if kind in ENDINGS else line["text"]] += 1
+        elif kind not in FROM_THE_LOG:
             yield f"reported: {line['kind']}: {line['text']}"
+    for what in sorted(wanted | reported):
+        if reported[what] != wanted[what]:
+            yield f"reported {reported[what]} times: {what}"

@@ -120,12 +120,13 @@ NOTED = [
     {"number": 9, "what": "Order", "trace": "b", "joined": True},
 ]
 REFUSED = {"kind": "shop.planned.Refused", "text": "order 0 is refused"}
+ENDED = [{"kind": kind, "text": "Job …"} for kind in observed.ENDINGS]
 
 
 def test_a_library_that_was_handed_everything_is_not_blamed() -> None:
     log = "[2026-01-01 00:00:00,000: ERROR/ForkPoolWorker-1] Task planned.refuse[0] raised unexpected: Refused()"
     assert not list(observed.traces(Observed(), NOTED, {0}))
-    assert not list(observed.errors([REFUSED], {0}))
+    assert not list(observed.errors([REFUSED, *ENDED], {0}))
     assert not list(observed.log_errors(log))
 
 
@@ -143,7 +144,13 @@ def test_a_trace_that_does_not_go_on_is_seen(noted: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "noted", [[], [REFUSED, REFUSED], [REFUSED, {"kind": "celery.exceptions.Retry", "text": "Retry in 1s"}]]
+    "noted",
+    [
+        ENDED,
+        [REFUSED, *ENDED[1:]],
+        [REFUSED, REFUSED, *ENDED],
+        [REFUSED, *ENDED, {"kind": "celery.exceptions.Retry", "text": "Retry in 1s"}],
+    ],
 )
 def test_an_error_that_is_reported_otherwise_than_once_is_seen(noted: list[Any]) -> None:
     assert len(list(observed.errors(noted, {0}))) == 1
