@@ -58,7 +58,8 @@ def can_join(connection: Any) -> bool:
         from psycopg import ClientCursor
     except ImportError:  # psycopg2
         return False
-    return issubclass(getattr(driver_of(connection), "cursor_factory", type(None)), ClientCursor)
+    factory = getattr(driver_of(connection), "cursor_factory", None)
+    return isinstance(factory, type) and issubclass(factory, ClientCursor)  # psycopg takes any callable
 
 
 @contextmanager

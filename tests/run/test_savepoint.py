@@ -67,6 +67,17 @@ def test_a_run_makes_three_round_trips_where_statements_travel_together(jobs: In
     assert Effect.objects.count() == 1
 
 
+def test_a_cursor_factory_that_is_a_function_is_not_joined(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a library that watches cursors may set it."""
+    if not can_join():
+        pytest.skip("statements do not travel together here")
+    factory = connection.connection.cursor_factory
+    monkeypatch.setattr(connection.connection, "cursor_factory", lambda *args, **kwargs: factory(*args, **kwargs))
+    said = statements(jobs)
+    assert len(said) > 3
+    assert Job.objects.get().status == "succeeded"
+
+
 def test_the_commit_waits_while_there_is_more_to_write(jobs: InProcess) -> None:
     said = statements(jobs, link=does.si())
     assert not any(text.endswith("COMMIT") for text in said)
