@@ -12,6 +12,8 @@ from django.db.models import Q, functions
 from django.db.models.expressions import DatabaseDefault
 
 from reliable_jobs.clock import Now
+from reliable_jobs.compat.django import has_partial_indexes, locks_no_keys, skips_locked
+from reliable_jobs.compat.django_models import DelegatingConstraint
 from reliable_jobs.status import FINAL, EventKind, Reason, Status
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ else:
     _DateTimeField = models.DateTimeField
 
 
-class UniqueWhereGiven(models.UniqueConstraint):
+class UniqueWhereGiven(DelegatingConstraint):
     """Unique among the rows that have a value in the last of the fields. An index of those alone: most jobs have no
     key, and each write of a row would enter it.
 
@@ -36,25 +38,19 @@ class UniqueWhereGiven(models.UniqueConstraint):
             violation_error_message=f"There is one already with this {' and '.join(fields)}.",
         )
 
-    def _made_on(self, connection: Any) -> models.UniqueConstraint:
-        if connection.features.supports_partial_indexes:
+    def made_on(self, connection: Any) -> models.UniqueConstraint:
+        if has_partial_indexes(connection):
             return models.UniqueConstraint(fields=self.fields, name=self.name, condition=self.condition)
         return models.UniqueConstraint(fields=self.fields, name=self.name)
 
-    def check(self, model: Any, connection: Any) -> Any:
-        made: Any = self._made_on(connection)
-        return (made.check if hasattr(made, "check") else made._check)(model, connection)
-
-    _check = check  # its name before Django 6.0
-
     def constraint_sql(self, model: Any, schema_editor: Any) -> Any:
-        return self._made_on(schema_editor.connection).constraint_sql(model, schema_editor)
+        return self.made_on(schema_editor.connection).constraint_sql(model, schema_editor)
 
     def create_sql(self, model: Any, schema_editor: Any) -> Any:
-        return self._made_on(schema_editor.connection).create_sql(model, schema_editor)
+        return self.made_on(schema_editor.connection).create_sql(model, schema_editor)
 
     def remove_sql(self, model: Any, schema_editor: Any) -> Any:
-        return self._made_on(schema_editor.connection).remove_sql(model, schema_editor)
+        return self.made_on(schema_editor.connection).remove_sql(model, schema_editor)
 
     def deconstruct(self) -> Any:
         path, args, options = super().deconstruct()
@@ -104,10 +100,10 @@ class JobQuerySet(models.QuerySet["Job"]):
         NO KEY UPDATE where there is one: FOR UPDATE would also skip a row on which somebody merely holds a foreign
         key's KEY SHARE lock. On SQLite the transaction's write lock stands in for the row's.
         """
-        features = connections[self.db].features
+        connection = connections[self.db]
         return self.select_for_update(
-            skip_locked=features.has_select_for_update_skip_locked and not wait,
-            no_key=features.has_select_for_no_key_update,
+            skip_locked=skips_locked(connection) and not wait,
+            no_key=locks_no_keys(connection),
         )
 
 

@@ -133,6 +133,45 @@ def skips_locked(connection: Any) -> bool:
 
 
 @DJANGO.undocumented(
+    "DatabaseFeatures.has_select_for_no_key_update",
+    at="django.db.backends.base.features:BaseDatabaseFeatures.has_select_for_no_key_update",
+    tests=["test_models"],
+)
+def locks_no_keys(connection: Any) -> bool:
+    """Whether a database can lock a row so that others may still refer to its key."""
+    return bool(connection.features.has_select_for_no_key_update)
+
+
+@DJANGO.undocumented(
+    "DatabaseFeatures.supports_partial_indexes",
+    at="django.db.backends.base.features:BaseDatabaseFeatures.supports_partial_indexes",
+    tests=["test_compat_names"],
+)
+def has_partial_indexes(connection: Any) -> bool:
+    """Whether a database has indexes of some rows only."""
+    return bool(connection.features.supports_partial_indexes)
+
+
+@DJANGO.undocumented(
+    "DatabaseFeatures.max_query_params",
+    at="django.db.backends.base.features:BaseDatabaseFeatures.max_query_params",
+    tests=["test_compat_names"],
+)
+def most_parameters(connection: Any) -> int | None:
+    """How many parameters one statement may have; None where there is no limit."""
+    most: int | None = connection.features.max_query_params
+    return most
+
+
+djangos_errors = DJANGO.attribute(
+    "connection.wrap_database_errors",
+    "Around what is asked of the driver itself (a COPY): its errors become Django's.",
+    at=f"{WRAPPER}.wrap_database_errors",
+    tests=["test_compat_names"],
+)
+
+
+@DJANGO.undocumented(
     "postgresql.DatabaseWrapper._connection_pools",
     at="django.db.backends.postgresql.base:DatabaseWrapper._connection_pools",
     rare=True,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
+
+from django.db import transaction
 
 from reliable_jobs.compat.django import DJANGO, INIT, WRAPPER
 
@@ -92,3 +95,15 @@ def take_hooks(connection: Any, start: int) -> Iterator[tuple[Callable[[], Any],
     while len(connection.run_on_commit) > start:
         _, hook, robust = connection.run_on_commit.pop(start)
         yield hook, robust
+
+
+@DJANGO.undocumented(
+    "transaction.mark_for_rollback_on_error",
+    at="django.db.transaction:mark_for_rollback_on_error",
+    takes=("using",),
+    tests=["test_compat_names"],
+)
+def doomed_by_error(alias: str) -> AbstractContextManager[None]:
+    """Around a statement, as the ORM does: an ``atomic`` block in which one has failed rolls back, though its caller
+    catches the error. PostgreSQL has given the transaction up by then."""
+    return transaction.mark_for_rollback_on_error(using=alias)

@@ -12,8 +12,10 @@ import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from django.db import connections, transaction
+from django.db import connections
 
+from reliable_jobs.compat.django import djangos_errors, most_parameters
+from reliable_jobs.compat.django_transaction import doomed_by_error
 from reliable_jobs.lifecycle import sql
 
 #: Rows of one INSERT where there is no COPY, and where the database takes that many parameters.
@@ -70,7 +72,7 @@ def insert(alias: str, new: New, *, unless_there: bool = False) -> bool:
         django.db.Error: as any write.
     """
     # As the ORM does: a caller that catches the error must not commit what PostgreSQL has given up.
-    with transaction.mark_for_rollback_on_error(using=alias):
+    with doomed_by_error(alias):
         return sql.write(alias, sql.INSERT_UNLESS_THERE if unless_there else sql.INSERT, *new) == 1
 
 
@@ -96,7 +98,7 @@ def insert_many(alias: str, common: New, blocks: Iterable[Iterable[Each]]) -> No
         django.db.Error: as any write.
     """
     connection = connections[alias]
-    with transaction.mark_for_rollback_on_error(using=alias), connection.cursor() as cursor:
+    with doomed_by_error(alias), connection.cursor() as cursor:
         if connection.vendor == "postgresql" and hasattr(cursor, "copy"):
             _copy(connection, cursor, common, blocks)
         else:
@@ -105,7 +107,7 @@ def insert_many(alias: str, common: New, blocks: Iterable[Iterable[Each]]) -> No
 
 def _insert_each(connection: Any, cursor: Any, common: New, each: Iterable[Each]) -> None:
     rows = iter(each)
-    most = connection.features.max_query_params
+    most = most_parameters(connection)
     size = min(_BLOCK, most // len(common)) if most else _BLOCK
     while block := list(itertools.islice(rows, size)):
         params: list[Any] = []
@@ -132,7 +134,7 @@ def _copy(connection: Any, cursor: Any, common: New, blocks: Iterable[Iterable[E
     statement = sql.in_words(connection, sql.COPY)
     for block in blocks:
         jobs = iter(block)
-        with connection.wrap_database_errors, cursor.copy(statement) as copy:
+        with djangos_errors(connection), cursor.copy(statement) as copy:
             while part := list(itertools.islice(jobs, _COPY_WRITE)):
                 copy.write(
                     "".join(

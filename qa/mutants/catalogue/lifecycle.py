@@ -17,7 +17,7 @@ MUTANTS = [
         "skip-locked",
         "I4",
         "models.py",
-        "skip_locked=features.has_select_for_update_skip_locked and not wait,",
+        "skip_locked=skips_locked(connection) and not wait,",
         "skip_locked=False,",
         (f"{I7}::test_a_cancel_of_a_running_job_waits_for_nothing_and_says_running",),
     ),
