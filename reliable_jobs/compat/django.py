@@ -122,45 +122,48 @@ def quoted(connection: Any, name: str) -> str:
     return text
 
 
-@DJANGO.undocumented(
+skips_locked = DJANGO.attribute(
     "DatabaseFeatures.has_select_for_update_skip_locked",
+    "Whether a database can pass over rows that are locked, so that two may take rows at a time.",
     at="django.db.backends.base.features:BaseDatabaseFeatures.has_select_for_update_skip_locked",
+    through="features",
     tests=["test_relay"],
 )
-def skips_locked(connection: Any) -> bool:
-    """Whether a database can pass over rows that are locked, so that two may take rows at a time."""
-    return bool(connection.features.has_select_for_update_skip_locked)
 
 
-@DJANGO.undocumented(
+locks_no_keys = DJANGO.attribute(
     "DatabaseFeatures.has_select_for_no_key_update",
+    "Whether a database can lock a row so that others may still refer to its key.",
     at="django.db.backends.base.features:BaseDatabaseFeatures.has_select_for_no_key_update",
-    tests=["test_models"],
+    through="features",
+    tests=["test_compat_names"],
 )
-def locks_no_keys(connection: Any) -> bool:
-    """Whether a database can lock a row so that others may still refer to its key."""
-    return bool(connection.features.has_select_for_no_key_update)
 
 
-@DJANGO.undocumented(
+has_partial_indexes = DJANGO.attribute(
     "DatabaseFeatures.supports_partial_indexes",
+    "Whether a database has indexes of some rows only.",
     at="django.db.backends.base.features:BaseDatabaseFeatures.supports_partial_indexes",
+    through="features",
     tests=["test_compat_names"],
 )
-def has_partial_indexes(connection: Any) -> bool:
-    """Whether a database has indexes of some rows only."""
-    return bool(connection.features.supports_partial_indexes)
 
 
-@DJANGO.undocumented(
+most_parameters = DJANGO.attribute(
     "DatabaseFeatures.max_query_params",
+    "How many parameters one statement may have; None where there is no limit.",
     at="django.db.backends.base.features:BaseDatabaseFeatures.max_query_params",
+    through="features",
     tests=["test_compat_names"],
 )
-def most_parameters(connection: Any) -> int | None:
-    """How many parameters one statement may have; None where there is no limit."""
-    most: int | None = connection.features.max_query_params
-    return most
+
+
+zone_of = DJANGO.attribute(
+    "connection.timezone_name",
+    "The name of the time zone of a connection's session.",
+    at=f"{WRAPPER}.timezone_name",
+    tests=["test_compat_names"],
+)
 
 
 djangos_errors = DJANGO.attribute(

@@ -106,16 +106,19 @@ class Library:
 
         return declare
 
-    def attribute(self, name: str, why: str, *, at: str = "", inside: str = "", tests: Sequence[str] = ()) -> Any:
+    def attribute(
+        self, name: str, why: str, *, at: str = "", inside: str = "", through: str = "", tests: Sequence[str] = ()
+    ) -> Any:
         """Declare an attribute that is only read; returns what reads it off an object: no more than a name for it, so
         that neither a reader nor the interpreter makes a detour.
 
         Args:
             why: what it is, and what it is needed for.
+            through: the attribute of the object that leads to it.
             name, at, inside, tests: as for :meth:`undocumented`.
         """
         declared = Name(name, inside or at, bool(inside))
-        reader = operator.attrgetter(declared.attribute)
+        reader = operator.attrgetter(f"{through}.{declared.attribute}" if through else declared.attribute)
         self.uses.append(Use(self, reader, (declared,), tuple(tests), why, _caller()))
         return reader
 

@@ -17,7 +17,7 @@ from django.db.models import BinaryField, DateTimeField, UUIDField
 from django.utils.timezone import is_naive, make_aware
 
 from reliable_jobs.clock import from_now_sql, now_sql
-from reliable_jobs.compat.django import skips_locked
+from reliable_jobs.compat.django import skips_locked, zone_of
 from reliable_jobs.message.row_to_message import SENT
 from reliable_jobs.models import Job
 
@@ -129,13 +129,7 @@ def in_words(connection: Any, text: str, count: int = 1) -> str:
     Args:
         count: of ids, or of rows.
     """
-<<<<<<< HEAD
-    skips = connection.features.has_select_for_update_skip_locked
-    return _in_words(text, connection.vendor, connection.timezone_name == "UTC", skips, count)
-=======
-    skip = " SKIP LOCKED" if skips_locked(connection) else ""
-    return _in_words(text, connection.vendor, skip, now_sql(connection), from_now_sql(connection), count)
->>>>>>> d887528 (compat/: the last of Django's undocumented names; the test that looks for others looks everywhere)
+    return _in_words(text, connection.vendor, zone_of(connection) == "UTC", skips_locked(connection), count)
 
 
 @functools.lru_cache(maxsize=1024)

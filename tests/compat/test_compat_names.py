@@ -21,7 +21,9 @@ from reliable_jobs.compat.django import (
     locks_no_keys,
     most_parameters,
     settings_of,
+    skips_locked,
     start_anew,
+    zone_of,
 )
 from reliable_jobs.compat.django_transaction import doomed_by_error
 from reliable_jobs.models import Job
@@ -69,7 +71,9 @@ def test_what_a_database_can_do_is_read_off_its_features(handler: ConnectionHand
     sqlite = handler["default"]
     assert has_partial_indexes(sqlite)
     assert not locks_no_keys(sqlite)
-    assert (most_parameters(sqlite) or 0) > 900
+    assert most_parameters(sqlite) > 900
+    assert skips_locked(sqlite) is False
+    assert zone_of(sqlite) == "UTC"
 
 
 def test_the_drivers_errors_become_djangos(handler: ConnectionHandler) -> None:
