@@ -6,6 +6,8 @@ from typing import Any
 
 from django.db.models import functions
 
+from reliable_jobs.compat.django import zone_of
+
 _SQLITE = "STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW')"
 
 
@@ -41,8 +43,8 @@ class Now(functions.Now):  # noqa: TID251 - the one place
     """Django's ``Now``, in the zone that Django stores times in: see :func:`now_sql`."""
 
     def as_mysql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
-        return self.as_sql(compiler, connection, template=now_sql("mysql", connection.timezone_name == "UTC"), **extra)
+        return self.as_sql(compiler, connection, template=now_sql("mysql", zone_of(connection) == "UTC"), **extra)
 
     def as_sqlite(self, compiler: Any, connection: Any, **extra: Any) -> Any:
-        template = now_sql("sqlite", connection.timezone_name == "UTC").replace("%", "%%")
+        template = now_sql("sqlite", zone_of(connection) == "UTC").replace("%", "%%")
         return self.as_sql(compiler, connection, template=template, **extra)

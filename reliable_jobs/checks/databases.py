@@ -15,7 +15,7 @@ from reliable_jobs import databases as job_databases
 from reliable_jobs.checks.celery_settings import TAG
 from reliable_jobs.checks.loading import reliable_tasks
 from reliable_jobs.compat.celery import configured_app
-from reliable_jobs.compat.django import settings_of
+from reliable_jobs.compat.django import settings_of, zone_of
 from reliable_jobs.models import Job
 
 #: How far a server's clock may be from ours.
@@ -58,9 +58,9 @@ def check_mysql_clock(databases: Any = None, **kwargs: Any) -> list[CheckMessage
     found: list[CheckMessage] = []
     for alias, _, _ in _of("mysql"):
         connection = connections[alias]
-        if alias not in (databases or ()) or connection.timezone_name == "UTC":
+        if alias not in (databases or ()) or zone_of(connection) == "UTC":
             continue
-        zone = connection.timezone_name
+        zone = zone_of(connection)
         try:
             with connection.cursor() as cursor:
                 cursor.execute("SELECT CURRENT_TIMESTAMP(6)")
