@@ -136,7 +136,7 @@ class Job(models.Model):
     lease_at = models.DateTimeField(null=True, blank=True)
     deadline_at = models.DateTimeField(null=True, blank=True)
 
-    #: Failures that were reported; see :attr:`attempt`.
+    #: Attempts that are used up: by an error, or by a ``retry()`` that asked without one. See :attr:`attempt`.
     failures = models.PositiveIntegerField(default=0)
     #: Starts that never reported.
     crashes = models.PositiveIntegerField(default=0)

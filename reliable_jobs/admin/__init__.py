@@ -124,7 +124,7 @@ class JobAdmin(OperationViews):
     def attempts(self, job: Job) -> str:
         crashes = _crashes(job)
         return (
-            f"{job.failures} failed" * bool(job.failures)
+            f"{job.failures} used" * bool(job.failures)
             + ", " * bool(job.failures and crashes)
             + (f"{crashes} crashed" * bool(crashes))
             or "-"

@@ -55,8 +55,7 @@ def publishes(app: Celery, alias: str, jobs: int) -> bool:
     if settings.DISPATCH == "relay" or commits_by_hand(alias):
         return False
     # What one request can't publish within its budget is better not begun: the sweeper takes it in windows.
-    hooks = _open.hooks(alias)
-    pending = len(hooks) if jobs == 1 else sum(len(hook.messages) for hook in hooks.values())
+    pending = len(_open.hooks(alias)) + sum(len(hook.messages) - 1 for hook in _open.of_many(alias))
     return pending + jobs <= MAX_ON_COMMIT and not publisher(app).breaker_open
 
 
@@ -89,10 +88,15 @@ class _Open(threading.local):
 
     def __init__(self) -> None:
         self._by_alias: dict[str, weakref.WeakValueDictionary[int, _DispatchOnCommit]] = {}
+        self._of_many: dict[str, weakref.WeakSet[_DispatchOnCommit]] = {}
         self._noted: dict[str, weakref.WeakSet[_Noted]] = {}
 
     def hooks(self, alias: str) -> weakref.WeakValueDictionary[int, _DispatchOnCommit]:
         return self._by_alias.setdefault(alias, weakref.WeakValueDictionary())
+
+    def of_many(self, alias: str) -> weakref.WeakSet[_DispatchOnCommit]:
+        """Those of them that hold several messages: few, so that each call can count what is pending."""
+        return self._of_many.setdefault(alias, weakref.WeakSet())
 
     def noted(self, alias: str) -> weakref.WeakSet[_Noted]:
         return self._noted.setdefault(alias, weakref.WeakSet())
@@ -123,6 +127,8 @@ class _DispatchOnCommit(_Noted):
         self.dispatched = False
         self.pending = _open.hooks(alias)
         self.pending[next(_order)] = self
+        if len(messages) > 1:
+            _open.of_many(alias).add(self)
 
     def __call__(self) -> None:
         if self.dispatched:

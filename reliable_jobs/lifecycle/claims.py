@@ -94,8 +94,8 @@ def claim_committed(
             return Refusal.LOCKED
         job.status = Status.RUNNING
         job.crashes += 1
+        claim.token, claim.first_start = token, job.started_at is None
         job.started_at = job.started_at or claim.now
-        claim.token = token
         return claim
 
 

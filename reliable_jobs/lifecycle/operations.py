@@ -193,9 +193,9 @@ def _record_many(
 def rescue(using: str, limit: int, *, actor: str = "sweeper") -> int:
     """Take jobs back from dead runs: the lease is over and nobody holds the row. Returns how many.
 
-    None until one lease after the database's own start: its clients may not have reconnected yet.
+    Takes none until the database has been up for a lease: its clients may not have reconnected yet.
     """
-    if not _is_settled(using):
+    if not _has_been_up_for_a_lease(using):
         return 0
     with transaction.atomic(using=using):
         lost = list(Job.objects.using(using).lost_runs().defer("payload", "envelope").lock()[:limit])
@@ -224,7 +224,7 @@ def rescue(using: str, limit: int, *, actor: str = "sweeper") -> int:
     return rescued
 
 
-def _is_settled(using: str) -> bool:
+def _has_been_up_for_a_lease(using: str) -> bool:
     if connections[using].vendor != "postgresql":
         return True
     with connections[using].cursor() as cursor:
@@ -257,14 +257,14 @@ def last_death(job_id: uuid.UUID, using: str) -> JobEvent | None:
     )
 
 
-def hand_back(job_id: uuid.UUID, using: str, *, worker: str, why: str, delay: float, traceback: str = "") -> str:
-    """A worker without the job's code gives it back; after DEPLOY_GRACE it is parked. Returns the status written, or
-    the one found when somebody else was faster."""
+def hand_back(job_id: uuid.UUID, using: str, *, worker: str, why: str, delay: float, traceback: str = "") -> str | None:
+    """A worker without the job's code gives it back; after DEPLOY_GRACE it is parked. Returns the status written, the
+    one found where the job does not wait or is held, or None where there is no row."""
     with transaction.atomic(using=using):
         job = Job.objects.using(using).annotate(now=Now()).filter(pk=job_id, status=Status.WAITING).lock().first()
         if job is None:
             seen = Job.objects.using(using).find(job_id)
-            return seen.status if seen else "missing"
+            return seen.status if seen else None
         claim = Claim(job, using, job.now)  # type: ignore[attr-defined]
         if job.deadline_at is not None and job.deadline_at <= claim.now:
             fail(claim, worker, Reason.PARKED, why, traceback, kind=EventKind.PARKED)
@@ -278,5 +278,6 @@ def hand_back(job_id: uuid.UUID, using: str, *, worker: str, why: str, delay: fl
             traceback=traceback,
             kind=None if job.deadline_at else EventKind.PARKED,
             park_at=datetime.timedelta(seconds=settings.DEPLOY_GRACE),
+            began=False,
         )
         return Status.WAITING

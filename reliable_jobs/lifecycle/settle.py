@@ -50,15 +50,18 @@ def succeed_many(claims: Sequence[Claim], worker: str, results: Sequence[str | N
 def fail(claim: Claim, worker: str, reason: str, error: str, traceback: str, *, kind: str = EventKind.FAILURE) -> bool:
     """Given up. Counts the failure when it was the function's own."""
     error, traceback = clean(error, ERROR_LIMIT), clean(traceback, TRACEBACK_LIMIT)
-    failures = claim.job.failures + (1 if kind == EventKind.FAILURE else 0)
-    won = _leave(claim, Status.FAILED, worker, reason=reason, error=error, traceback=traceback, failures=failures)
+    changes: dict[str, Any] = {"failures": claim.job.failures + (1 if kind == EventKind.FAILURE else 0)}
+    if kind == EventKind.PARKED:
+        changes["started_at"] = _started_before(claim)
+    won = _leave(claim, Status.FAILED, worker, reason=reason, error=error, traceback=traceback, **changes)
     if won:
         record(claim.job.pk, claim.using, kind, worker, f"gave up: {error}", traceback)
     return won
 
 
 def expire(claim: Claim, worker: str) -> bool:
-    won = _leave(claim, Status.EXPIRED, worker, error=f"expired at {claim.job.expires_at}")
+    error = f"expired at {claim.job.expires_at}"
+    won = _leave(claim, Status.EXPIRED, worker, error=error, started_at=_started_before(claim))
     if won:
         record(
             claim.job.pk, claim.using, EventKind.EXPIRY, worker, f"expired at {claim.job.expires_at}, before it started"
@@ -81,6 +84,7 @@ def run_again(
     content: Rendered | None = None,
     expires: datetime.datetime | None = None,
     park_at: datetime.timedelta | None = None,
+    began: bool = True,
 ) -> bool:
     """Back to waiting, to be published by the sweeper when due.
 
@@ -90,6 +94,7 @@ def run_again(
         kind: the event to record, if any.
         content: new content of the job (``retry(args=…)``, ``replace()``): the content version rises.
         park_at: set, or keep, the moment after which a job without code is parked.
+        began: whether the task function began; else the row's ``started_at`` stays as it was before the claim.
     """
     error, traceback = clean(error, ERROR_LIMIT), clean(traceback, TRACEBACK_LIMIT)
     job = claim.job
@@ -104,8 +109,8 @@ def run_again(
         "interruptions": job.interruptions + interruption,
         "deadline_at": None if park_at is None else job.deadline_at or Now() + park_at,
     }
-    if park_at is not None:
-        changes["started_at"] = job.started_at  # nothing has started
+    if not began:
+        changes["started_at"] = _started_before(claim)
     if expires is not None:
         changes["expires_at"] = expires
     if content is not None:
@@ -119,6 +124,11 @@ def run_again(
 def _content(rendered: Rendered) -> dict[str, Any]:
     names = ("task", "queue", "priority", "payload", "content_type", "content_encoding", "envelope")
     return {name: getattr(rendered, name) for name in names}
+
+
+def _started_before(claim: Claim) -> datetime.datetime | None:
+    """When the job had first started before this claim, whose task function never began."""
+    return None if claim.first_start else claim.job.started_at
 
 
 def _leave(claim: Claim, status: str, worker: str, **changes: Any) -> bool:

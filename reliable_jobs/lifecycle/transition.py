@@ -26,10 +26,10 @@ class Refusal(enum.Enum):
 
     MISSING = "no such row"
     FINAL = "settled already"
-    LOCKED = "held by another run"
+    LOCKED = "held, or taken meanwhile, by another session"
     NOT_DUE = "not due yet"
-    STALE = "message of an earlier content"
-    SUSPECT = "crashed before: wants a committed claim"
+    STALE = "message of another content version"
+    SUSPECT = "crashed before: needs a committed claim"
     ALONE = "suspects run one at a time"
 
 
@@ -43,6 +43,8 @@ class Claim:
     now: datetime.datetime
     #: Set when the claim was committed; a first atomic run has the row lock instead.
     token: uuid.UUID | None = None
+    #: Whether a committed claim has written ``started_at``: the job had never started before.
+    first_start: bool = False
 
     @property
     def age(self) -> float:

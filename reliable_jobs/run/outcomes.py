@@ -235,6 +235,7 @@ def misfit(task: RunnableTask, run: Run, why: str) -> Outcome:
             error=text,
             kind=None if job.deadline_at else EventKind.PARKED,
             park_at=datetime.timedelta(seconds=settings.DEPLOY_GRACE),
+            began=False,
         ),
         error=Ignore(text),
     )

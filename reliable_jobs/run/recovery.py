@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("reliable_jobs.execution")
 _T = TypeVar("_T")
 
+#: Why a run that was broken off is not begun again.
+NO_RERUNS = "reruns is False on the task; an adopted one has that where acks_late is off"
+
 
 def after_broken_transaction(task: RunnableTask, run: Run, ended: Outcome | None, error: BaseException) -> Outcome:
     """An error out of COMMIT, of a hook behind it, or of the settlement: the row is read, nothing is guessed."""
@@ -131,7 +134,7 @@ def interruption(task: RunnableTask, run: Run, cause: BaseException, signal: Bas
     if not task.reruns or count > settings.MAX_INTERRUPTIONS:
         why = f"{count} runs were interrupted (MAX_INTERRUPTIONS={settings.MAX_INTERRUPTIONS}), the last by {text}"
         if not task.reruns:
-            why = f"The run was broken off and is not begun again, as acks_late is off: {text}"
+            why = f"The run was broken off and is not begun again ({NO_RERUNS}): {text}"
         return Outcome(
             lambda claim: lifecycle.fail(
                 claim, run.worker, Reason.INTERRUPTED, why, trace, kind=EventKind.INTERRUPTION
@@ -180,7 +183,7 @@ def condemn(task: RunnableTask, run: Run) -> Outcome | Refusal:
     if task.reruns:
         why = f"{claim.job.crashes - 1} starts never reported (MAX_CRASHES={settings.MAX_CRASHES})"
     else:
-        why = "its run never reported, and acks_late is off"
+        why = f"its run never reported, and it is not begun again ({NO_RERUNS})"
     if death is not None:
         why += f"; last seen: {death.detail}"
     reason = Reason.TIME_LIMIT if death is not None and death.kind == EventKind.TIME_LIMIT else Reason.CRASH
@@ -199,7 +202,9 @@ def condemn(task: RunnableTask, run: Run) -> Outcome | Refusal:
 def give_back(run: Run, error: BaseException) -> NoReturn:
     """A committed claim whose function never began: kept, its lease would count it as a crash."""
     claim = run.claim
-    until_written(claim, lambda: lifecycle.run_again(claim, run.worker, Reason.INTERRUPTED, error=str(error)))
+    until_written(
+        claim, lambda: lifecycle.run_again(claim, run.worker, Reason.INTERRUPTED, error=str(error), began=False)
+    )
     raise Ignore(f"job {claim.job.pk} given back: {error}") from error
 
 

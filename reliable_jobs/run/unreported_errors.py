@@ -69,7 +69,7 @@ def write_interruption(task: RunnableTask, trail: Trail, error: BaseException) -
                 f"the worker failed {count} times around a run (MAX_INTERRUPTIONS={settings.MAX_INTERRUPTIONS}): {text}"
             )
         elif run.claim.token is not None and not task.reruns:  # left by this thread, and its function may have begun
-            why = f"the worker failed around a run that is not begun again, as acks_late is off: {text}"
+            why = f"the worker failed around a run that is not begun again ({recovery.NO_RERUNS}): {text}"
         if why:
             return Outcome(
                 lambda claim: lifecycle.fail(

@@ -23,6 +23,7 @@ from reliable_jobs.models import Job, JobEvent, JobQuerySet
 
 logger = logging.getLogger("reliable_jobs.pruner")
 
+#: Jobs that one transaction deletes.
 BATCH = 1000
 #: Protected jobs that the log counts.
 COUNTED = 10_000
@@ -53,7 +54,7 @@ def prune(*, limit: int = 100_000) -> int:
             kept: set[uuid.UUID] = set()
             more = True
             while more and here < limit:
-                deleted, more = prune_batch(alias, status, days, kept)
+                deleted, more = prune_batch(alias, status, days, kept, min(BATCH, limit - here))
                 here += deleted
                 total += deleted
             if kept:
@@ -68,11 +69,12 @@ def prune(*, limit: int = 100_000) -> int:
     return total
 
 
-def prune_batch(alias: str, status: str, days: float, kept: set[uuid.UUID]) -> tuple[int, bool]:
+def prune_batch(alias: str, status: str, days: float, kept: set[uuid.UUID], size: int) -> tuple[int, bool]:
     """Delete one batch of one status.
 
     Args:
         kept: jobs that could not be deleted; more are added.
+        size: most jobs to delete.
 
     Returns:
         how many went, and whether there may be more.
@@ -86,18 +88,18 @@ def prune_batch(alias: str, status: str, days: float, kept: set[uuid.UUID]) -> t
             rows = rows.exclude(_referred_by(relation, alias))
     rows = rows.exclude(pk__in=kept) if kept else rows
     try:
-        ids = _delete(alias, rows, BATCH)
+        ids = _delete(alias, rows, size)
     except IntegrityError:
         # A reference that Django knows nothing of, or one that was written this moment: the others go one by one.
-        found = list(rows.values_list("pk", flat=True)[:BATCH])
+        found = list(rows.values_list("pk", flat=True)[:size])
         ids = []
         for pk in found:
             try:
                 ids += _delete(alias, rows.filter(pk=pk), 1)
             except IntegrityError:
                 kept.add(pk)
-        return len(ids), len(found) == BATCH
-    return len(ids), len(ids) == BATCH
+        return len(ids), len(found) == size
+    return len(ids), len(ids) == size
 
 
 def _delete(alias: str, rows: JobQuerySet, size: int) -> list[uuid.UUID]:

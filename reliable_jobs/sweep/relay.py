@@ -1,4 +1,4 @@
-"""The dispatcher process: publishes due rows as they come, and sweeps and prunes beside that.
+"""The relay process: publishes due rows as they come, and sweeps and prunes beside that.
 
     woken, or a pause is over → due rows in windows, until there are none → every second the whole sweep, now and then
     the pruner → a pause: short while there was work lately, ``interval`` when there was none
@@ -47,7 +47,9 @@ class Relay:
         self.app = app
         self.interval = interval
         self.published = 0
-        #: Whether the last round met an error.
+        #: Messages that the broker did not confirm.
+        self.unconfirmed = 0
+        #: Whether the last round met an error, or left due rows because the broker was away or did not confirm.
         self.failed = False
         self._wake = threading.Event()
         self._stopped = False
@@ -56,7 +58,8 @@ class Relay:
         self._second: concurrent.futures.ThreadPoolExecutor | None = None
 
     def stop(self) -> None:
-        """End after the round at hand: SWEEP_LIMIT rows for each thread at most. Safe to call from a signal handler."""
+        """End after what is at hand: at most SWEEP_LIMIT due rows of each database for each thread, a sweep, or a
+        pruning that has begun. Safe to call from a signal handler."""
         self._stopped = True
 
     def run(self) -> None:
@@ -74,11 +77,13 @@ class Relay:
                 ear.stop()
 
     def drain(self) -> bool:
-        """Until nothing is due that could be published. False when something went wrong on the way."""
+        """Until nothing is due that could be published. Whether all was: False also when the broker was away, did not
+        confirm or returned a message, or when :meth:`stop` came first."""
+        done = False
         with self._second_thread():
-            while not self._stopped and self._round() and not self.failed:
-                pass
-        return not self.failed
+            while not self._stopped and not done:
+                done = not self._round() or self.failed
+        return done and not self.failed and not self.unconfirmed
 
     @contextlib.contextmanager
     def _second_thread(self) -> Iterator[None]:
@@ -112,28 +117,32 @@ class Relay:
         found = self._by_two(lambda more: sweeper.publish_due(self.app, more))
         if time.monotonic() >= self._sweep_at and not self._stopped:
             self._sweep_at = time.monotonic() + SWEEP_EVERY
-            found += self._by_two(lambda more: sweeper.sweep(self.app, actor="relay", on_backlog=more).published)
+            found += self._by_two(lambda more: sweeper.sweep(self.app, actor="relay", on_backlog=more))
         if found:
             self._worked_at = time.monotonic()
         self.published += found
-        if time.monotonic() >= self._prune_at:
+        if time.monotonic() >= self._prune_at and not self._stopped:
             self._prune_at = time.monotonic() + PRUNE_EVERY
             self._try(pruner.prune)
         return bool(found)
 
-    def _by_two(self, work: Callable[[sweeper.OnBacklog], int]) -> int:
+    def _by_two(self, work: Callable[[sweeper.OnBacklog], sweeper.Report]) -> int:
         """Do what publishes due rows, with the second thread's help from the first full window on. Returns how many
         rows both have published."""
-        helps: list[concurrent.futures.Future[int] | None] = []
+        helps: list[concurrent.futures.Future[sweeper.Report | None] | None] = []
 
         def help_out() -> None:
             if not helps:
                 helps.append(self._submit(lambda: self._try(lambda: sweeper.publish_due(self.app))))
 
-        found = self._try(lambda: work(help_out))
-        return found + sum(future.result() for future in helps if future is not None)
+        reports = [self._try(lambda: work(help_out))]
+        reports += [future.result() for future in helps if future is not None]
+        done = [report for report in reports if report is not None]
+        self.unconfirmed += sum(report.unconfirmed for report in done)
+        self.failed |= any(report.left_due for report in done)
+        return sum(report.published for report in done)
 
-    def _try(self, work: Callable[[], int]) -> int:
+    def _try(self, work: Callable[[], _T]) -> _T | None:
         try:
             close_old_connections()
             return work()
@@ -142,4 +151,4 @@ class Relay:
             logger.warning("Relay: %s: %s; trying again.", type(error).__name__, error)
             close_connections()
             self.failed = True
-            return 0
+            return None

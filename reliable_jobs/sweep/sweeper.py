@@ -60,9 +60,11 @@ class Report:
     found: int = 0
     #: A kind met its limit: there is more to do at once.
     more: bool = False
+    #: Rows stayed due, because the broker was away or did not confirm them.
+    left_due: bool = False
 
     def _numbers(self) -> dict[str, int]:
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "more"}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("more", "left_due")}
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in self._numbers().items())
@@ -100,8 +102,8 @@ def sweep(app: Celery, *, actor: str = "sweeper", on_backlog: OnBacklog | None =
     return report
 
 
-def publish_due(app: Celery, on_backlog: OnBacklog | None = None) -> int:
-    """The first part of a sweep alone, for a relay: rows that are due and were never sent. Returns how many went out.
+def publish_due(app: Celery, on_backlog: OnBacklog | None = None) -> Report:
+    """The first part of a sweep alone, for a relay: rows that are due and were never sent.
 
     Args:
         on_backlog: see :data:`OnBacklog`.
@@ -111,7 +113,7 @@ def publish_due(app: Celery, on_backlog: OnBacklog | None = None) -> int:
     """
     report = Report()
     databases.on_each(lambda alias: _publish_due(app, alias, report, on_backlog), "The publishing of due jobs")
-    return report.published
+    return report
 
 
 def send_again(app: Celery, alias: str, job_ids: Iterable[uuid.UUID]) -> set[uuid.UUID]:
@@ -142,7 +144,8 @@ def _publish_due(app: Celery, alias: str, report: Report, on_backlog: OnBacklog 
             if not Job.objects.using(alias).due().exists():
                 return
             if not publisher(app).reachable():
-                return  # no live broker, no raise
+                report.left_due = True
+                return  # the broker is away: no send is counted that can't happen
             checked = True
         with transaction.atomic(using=alias):
             jobs = list(Job.objects.using(alias).due().only(*SENT).order_by("due_at").lock()[:window])
@@ -154,6 +157,7 @@ def _publish_due(app: Celery, alias: str, report: Report, on_backlog: OnBacklog 
         receipt = _publish(app, alias, jobs, report)
         report.published += len(receipt.confirmed)
         if receipt.error is not None or receipt.nacked:
+            report.left_due = True
             return  # what went back is due again at once: not in this round
         if len(jobs) < window:
             return
@@ -258,7 +262,7 @@ def _frontier(alias: str, queue: str) -> dict[int | None, datetime.datetime]:
             finished_at__gt=Now() - datetime.timedelta(seconds=FRONTIER_AGE),
         )
         .order_by("-finished_at")
-        .values("priority", "due_at", "sends", "failures", "requeues")[:FRONTIER_SAMPLE]
+        .values("priority", "due_at", "sends", "failures")[:FRONTIER_SAMPLE]
     )
     newest: dict[int | None, datetime.datetime] = {}
     for row in recent:

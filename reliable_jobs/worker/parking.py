@@ -4,6 +4,7 @@ Celery rejects an unknown task, acks an undecodable payload, and either way the 
 shaped otherwise than it expects (a body of two parts, a header of another type) even ends the worker, and then the next
 one, to which it is redelivered. Here it becomes visible first: a job of ours is handed back to waiting until
 DEPLOY_GRACE is over, a message from elsewhere becomes a failed row that a person can requeue once the code is there.
+A message of ours whose row is gone is dropped: without a row there is no job (I1).
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def kept(message: Any, why: str, worker: Any, error: Any = None) -> bool:
 
 def park_message(message: Any, why: str, worker: str, trace: str = "") -> None:
     """Keep a broker message that this worker can't run: one of ours is handed back until DEPLOY_GRACE is over, one from
-    elsewhere becomes a failed row that a person can requeue.
+    elsewhere becomes a failed row that a person can requeue. One of ours whose row is gone is dropped.
 
     Raises:
         django.db.Error: it could not be written.
@@ -142,9 +143,12 @@ def park_message(message: Any, why: str, worker: str, trace: str = "") -> None:
     if isinstance(pointer, dict) and as_uuid(headers.get("id")) is not None:
         alias = pointer_alias(pointer)
         job_id = foreign_id(headers["id"])
-        if Job.objects.using(alias).find(job_id) is not None:
-            lifecycle.hand_back(job_id, alias, worker=worker, why=why, delay=handback_delay(2), traceback=trace)
-            return
+        if lifecycle.hand_back(job_id, alias, worker=worker, why=why, delay=handback_delay(2), traceback=trace) is None:
+            # As in run/delivery.py: a row made of it would bring back a job whose transaction was rolled back (I1).
+            logger.warning(
+                "Job %s has no row (pruned, or its transaction was rolled back); message dropped (%s).", job_id, why
+            )
+        return
     info = message.delivery_info or {}
     body = message.body
     job = Job(

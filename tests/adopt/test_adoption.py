@@ -406,6 +406,19 @@ def test_e1_a_stopped_worker_fails_a_run_that_is_not_begun_again(jobs: InProcess
     assert "acks_late is off" in job.error
 
 
+def test_e1_a_run_that_is_not_begun_again_says_which_option_decides(jobs: InProcess) -> None:
+    @suite.task(base=ReliableTask, bind=True, name=f"generated.{uuid.uuid4().hex[:8]}", reruns=False, acks_late=True)
+    def stopped(self: Any) -> None:
+        raise WorkerTerminate(0)
+
+    result = stopped.delay()
+    with pytest.raises(WorkerTerminate):
+        jobs.deliver(*jobs.take())
+    job = jobs.row(result)
+    assert (job.status, job.reason) == ("failed", "interrupted")
+    assert "(reruns is False on the task" in job.error
+
+
 @pytest.mark.parametrize(("late", "status"), [(False, "failed"), (True, "waiting")])
 def test_e1_a_workers_own_error_reruns_the_task_only_if_it_may(
     jobs: InProcess, late: bool, status: str, monkeypatch: pytest.MonkeyPatch

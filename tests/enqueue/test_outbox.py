@@ -226,6 +226,19 @@ def test_more_jobs_than_one_commit_can_publish_are_left_to_the_sweeper(
     assert jobs.sweep().published == 2
 
 
+def test_jobs_of_one_hook_count_for_what_a_commit_can_publish(
+    jobs: InProcess, publishes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_commit, "MAX_ON_COMMIT", 5)
+    with transaction.atomic():
+        tasks.effect.delay("0")
+        tasks.effect.bulk_delay([("1",), ("2",), ("3",)])
+        for n in range(4, 7):
+            tasks.effect.delay(str(n))
+    assert publishes == [5]
+    assert sorted(Job.objects.values_list("sends", flat=True)) == [0, 0, 1, 1, 1, 1, 1]
+
+
 # --- a row is written where it is asked for ---------------------------------------------------------------------------
 #
 # An INSERT that waits for the transaction's next statement, or travels with its COMMIT, was tried: docs/performance.md.

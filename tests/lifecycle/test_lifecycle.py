@@ -164,6 +164,28 @@ def test_the_first_start_is_kept_through_later_ones() -> None:
     assert 490 < got.age < 600
 
 
+@pytest.mark.django_db
+@pytest.mark.parametrize("committed", [False, True], ids=["first run", "committed claim"])
+@pytest.mark.parametrize("earlier", [None, past(500)], ids=["never started", "started before"])
+@pytest.mark.parametrize("ending", ["expire", "park", "hand back", "give back"])
+def test_a_function_that_never_began_leaves_no_start(
+    committed: bool, earlier: datetime.datetime | None, ending: str
+) -> None:
+    row = make(started_at=earlier)
+    with transaction.atomic():
+        got = claim_committed(row.pk) if committed else lifecycle.claim_atomic(row.pk, 0, "default")
+        assert isinstance(got, Claim)
+        grace = datetime.timedelta(seconds=60)
+        endings: dict[str, Callable[[], bool]] = {
+            "expire": lambda: lifecycle.expire(got, "w"),
+            "park": lambda: lifecycle.fail(got, "w", Reason.PARKED, "no", "", kind="parked"),
+            "hand back": lambda: lifecycle.run_again(got, "w", Reason.PARKED, park_at=grace, began=False),
+            "give back": lambda: lifecycle.run_again(got, "w", Reason.INTERRUPTED, began=False),
+        }
+        assert endings[ending]()
+    assert now(row).started_at == earlier
+
+
 # --- the fence ------------------------------------------------------------------------------------------------------
 
 
@@ -583,7 +605,7 @@ def test_a_job_that_another_has_taken_is_not_handed_back(status: str) -> None:
     job = make(status)
     assert lifecycle.hand_back(job.pk, "default", worker="w", why="x", delay=5) == status
     assert now(job).epoch == 0
-    assert lifecycle.hand_back(uuid.uuid4(), "default", worker="w", why="x", delay=5) == "missing"
+    assert lifecycle.hand_back(uuid.uuid4(), "default", worker="w", why="x", delay=5) is None
 
 
 @pytest.mark.django_db

@@ -48,6 +48,39 @@ def test_draining_publishes_everything_that_is_due_and_nothing_else(jobs: InProc
     assert Job.objects.filter(sends=0).count() == 1
 
 
+def test_draining_fails_where_the_broker_is_away(jobs: InProcess, by_relay: None) -> None:
+    tasks.effect.delay("due")
+    nobody_listens = inprocess.broker("amqp://guest:guest@127.0.0.1:9//", "away")
+    with nobody_listens, pytest.raises(CommandError, match="Not all due jobs could be published; 0 were"):
+        call_command("reliable_jobs_relay", "--drain")
+    assert Job.objects.get().sends == 0
+    call_command("reliable_jobs_relay", "--drain")
+    assert len(jobs.take()) == 1
+
+
+def test_draining_fails_where_a_job_was_not_confirmed(jobs: InProcess, by_relay: None) -> None:
+    for number in range(2):
+        tasks.effect.delay(f"due {number}")
+    unreadable = Job.objects.order_by("due_at").first()
+    assert unreadable is not None
+    Job.objects.filter(pk=unreadable.pk).update(envelope="{}")
+    with pytest.raises(CommandError, match="Not all due jobs could be published; 1 were"):
+        call_command("reliable_jobs_relay", "--drain")
+    assert len(jobs.take()) == 1, "the others go out"
+
+
+def test_a_relay_that_was_stopped_begins_no_pruning(
+    jobs: InProcess, by_relay: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    running = Relay(app)
+    tasks.effect.delay("due")
+    monkeypatch.setattr(sweeper, "sweep", lambda app, **_: running.stop() or sweeper.Report())
+    monkeypatch.setattr(pruner, "prune", lambda: done.append("prune"))
+    assert not running.drain(), "it can't tell what is left"
+    assert not done
+
+
 def test_a_relay_sweeps_and_prunes_too(jobs: InProcess, by_relay: None, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     monkeypatch.setattr(sweeper, "sweep", lambda app, actor, **_: done.append(f"sweep by {actor}") or sweeper.Report())
@@ -61,7 +94,7 @@ def test_a_relay_sweeps_and_prunes_too(jobs: InProcess, by_relay: None, monkeypa
 def test_a_relay_outlives_what_goes_wrong(
     jobs: InProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(app: Any, on_backlog: Any) -> int:
+    def broken(app: Any, on_backlog: Any) -> sweeper.Report:
         raise RuntimeError("no such thing")
 
     monkeypatch.setattr(sweeper, "publish_due", broken)

@@ -92,6 +92,22 @@ def info(error: BaseException) -> ExceptionInfo:
 # --- B4, B11: time ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("I1")
+@pytest.mark.parametrize("known", [True, False], ids=["waiting", "without a row"])
+def test_a_message_of_ours_without_a_row_makes_no_job(
+    jobs: InProcess, parent: Worker, known: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = tasks.effect.delay("rolled back, its message kept alive")
+    (message,) = jobs.take()
+    message.headers["task"] = "nobody.knows"
+    if not known:
+        Job.objects.all().delete()
+    assert parent.deliver(message) == "rejected"
+    assert [(str(job.pk), job.status) for job in Job.objects.all()] == ([(result.id, "waiting")] if known else [])
+    assert JobEvent.objects.filter(job_id=result.id).count() == known
+    assert ("message dropped" in caplog.text) is not known
+
+
 @pytest.mark.promise("I7")
 def test_b4_a_message_whose_parking_takes_too_long_is_held(
     jobs: InProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

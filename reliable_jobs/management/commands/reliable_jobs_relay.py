@@ -35,7 +35,10 @@ class Command(JobCommand):
         try:
             if options["drain"]:
                 if not relay.drain():
-                    raise CommandError(f"Not all could be published, see the log; {relay.published} job(s) were.")
+                    raise CommandError(
+                        f"Not all due jobs could be published; {relay.published} were. The broker is away or did not "
+                        "take them, the relay was stopped, or the log has an error."
+                    )
             else:
                 where = "the requests publish too" if settings.DISPATCH == "on_commit" else "nobody else publishes"
                 self.stdout.write(f"Relay is ready (DISPATCH is {settings.DISPATCH!r}: {where}).")
