@@ -32,7 +32,8 @@ class Settings:
 
     #: "on_commit": the committing process publishes. "relay": it writes rows only; a sweeper publishes them when due.
     DISPATCH: str = "on_commit"
-    #: All that one request may spend on the broker, connecting included. The first failure opens the breaker.
+    #: All that one request may spend on the broker, connecting included. A publish that fails with nothing confirmed
+    #: opens the breaker.
     PUBLISH_TIMEOUT: float = 0.8
     #: Rows that a sweep publishes under one wait for confirms.
     PUBLISH_WINDOW: int = 500

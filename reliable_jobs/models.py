@@ -110,7 +110,9 @@ class JobQuerySet(models.QuerySet["Job"]):
 class Job(models.Model):
     """One requested run of a task: outbox row and receipt at once. Its id is the Celery task id.
 
-    Only lifecycle/ writes ``status``; enqueue/outbox.py inserts; the sweeper raises ``sends`` and ``check_at``.
+    Only lifecycle/ changes ``status``. Rows are inserted by enqueue/insert.py; for messages that no outbox wrote by
+    run/arrival.py and lifecycle's ``park``; by ``once()``. Between transitions only sweep/ changes ``sends`` and
+    ``check_at``.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)

@@ -9,8 +9,9 @@ from django.db import models
 
 
 class Status(models.TextChoices):
-    #: Not settled and not visibly running. Written by enqueue, retry, snooze, rescue and requeue; left by a claim.
-    #: A first atomic run shows nothing here: the lock on the row says that it runs.
+    #: Not settled and not visibly running. Written by enqueue, and by every way back: retry, snooze, replace,
+    #: interruption, hand-back, rescue, requeue. Left by a committed claim, by the end of a first atomic run (which
+    #: shows nothing here: the lock on the row says that it runs), by a cancel, by parking.
     WAITING = "waiting", "waiting"
     #: A committed claim with token and lease: non-atomic tasks, and every run after a redelivery or a second send.
     #: Left by the run itself, or by the sweeper's rescue once the lease is over and nobody holds the row.
@@ -28,7 +29,7 @@ class Status(models.TextChoices):
 FINAL = (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.EXPIRED)
 UNFINISHED = (Status.WAITING, Status.RUNNING)
 
-#: Every move that lifecycle.py may make; anything else is a bug and raises there.
+#: Every move that lifecycle/ may make; anything else is a bug and raises there.
 TRANSITIONS: dict[str, tuple[str, ...]] = {
     Status.WAITING: (Status.WAITING, Status.RUNNING, *FINAL),
     Status.RUNNING: (Status.WAITING, *FINAL),

@@ -1,6 +1,6 @@
 """The Django admin: which jobs there are, where one stands, and a person's "again" and "never mind".
 
-Nothing is edited, added or deleted by form: lifecycle.py writes, the pruner deletes.
+Nothing is edited, added or deleted by form: lifecycle/ writes, the pruner deletes.
 """
 
 from __future__ import annotations

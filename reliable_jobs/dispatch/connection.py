@@ -44,7 +44,8 @@ def _ends_connection(error: Exception) -> bool:
 
 
 def _within(timeout: float, transport: Transport, theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Transport options that bound each wait on the network; the project's own values win."""
+    """Transport options that bound each wait on the network. The project's own values win, except on AMQP for
+    ``confirm_publish`` (the confirms are awaited here) and ``connect_timeout`` (the time that is left)."""
     options = dict(theirs)
     if transport.driver_name == "py-amqp":
         # connect_timeout bounds each read of the handshake as well (amqp.Connection.connect).
@@ -95,17 +96,17 @@ class Link:
         call_on(self.channel, "basic_nack", self._on_nack)
         call_on(self.channel, "basic_return", self._on_return)
 
-    def _settled(self, delivery_tag: int, multiple: bool) -> list[uuid.UUID]:
+    def _answered(self, delivery_tag: int, multiple: bool) -> list[uuid.UUID]:
         tags = [tag for tag in self.open_tags if tag <= delivery_tag] if multiple else [delivery_tag]
         return [self.open_tags.pop(tag) for tag in tags if tag in self.open_tags]
 
     def _on_ack(self, delivery_tag: int, multiple: bool) -> None:
         self.receipt.confirmed.update(
-            job_id for job_id in self._settled(delivery_tag, multiple) if job_id not in self.receipt.returned
+            job_id for job_id in self._answered(delivery_tag, multiple) if job_id not in self.receipt.returned
         )
 
     def _on_nack(self, delivery_tag: int, multiple: bool) -> None:
-        self.receipt.nacked.update(self._settled(delivery_tag, multiple))
+        self.receipt.nacked.update(self._answered(delivery_tag, multiple))
 
     def _on_return(self, exception: Exception, exchange: str, routing_key: str, message: Any) -> None:
         job_id = uuid.UUID(message.properties["message_id"])
@@ -220,8 +221,9 @@ class Link:
             frames.clear()
 
     def probe(self, timeout: float) -> None:
-        """Have a message confirmed. Only that tells: a broker under its memory alarm lets connections in and then says
-        nothing. Without ``mandatory`` RabbitMQ acks what it can't route, so the message goes nowhere.
+        """On AMQP: have a message confirmed. Only that tells: a broker under its memory alarm lets connections in and
+        then says nothing. Without ``mandatory`` RabbitMQ acks what it can't route, so the message goes nowhere.
+        Elsewhere nothing is sent: that there is a connection has to do.
 
         Raises:
             Exception: BrokerTimeout, or the connection's own error.

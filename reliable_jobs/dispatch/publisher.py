@@ -19,8 +19,7 @@ from celery.app import app_or_default
 from celery.exceptions import SoftTimeLimitExceeded
 
 from reliable_jobs.conf import settings
-from reliable_jobs.dispatch import bundles as bundle
-from reliable_jobs.dispatch import second_tries
+from reliable_jobs.dispatch import bundles, second_tries
 from reliable_jobs.dispatch.connect import Preparation
 from reliable_jobs.dispatch.connection import Link
 from reliable_jobs.dispatch.receipt import Depth, Receipt, is_refusal
@@ -58,7 +57,7 @@ class Publisher:
 
     @property
     def breaker_open(self) -> bool:
-        """Whether the last publish failed and no probe has succeeded since."""
+        """Whether a publish failed with nothing confirmed, and no probe has succeeded since."""
         self._forked()
         if self._open:
             self._start_probe()
@@ -73,14 +72,14 @@ class Publisher:
         """
         self._forked()
         deadline = time.monotonic() + (settings.PUBLISH_TIMEOUT if timeout is None else timeout)
-        packed, bundles = (messages, {}) if len(messages) == 1 else bundle.pack(self.app, messages)
+        packed, jobs_of = (messages, {}) if len(messages) == 1 else bundles.pack(self.app, messages)
         total = self._attempt(packed, deadline, reuse=True)
         if len(total.confirmed) < len(packed):
             total = second_tries.publish(self._attempt, packed, total, deadline)
         if total.error is not None and not total.confirmed:
             self._trip(total.error)
-        if bundles:
-            total.unpack(bundles)
+        if jobs_of:
+            total.unpack(jobs_of)
         return total
 
     def _attempt(self, messages: Sequence[Outgoing], deadline: float, reuse: bool) -> Receipt:
@@ -121,7 +120,8 @@ class Publisher:
             link.close()
 
     def reachable(self, timeout: float = 5.0) -> bool:
-        """Whether the broker takes and confirms a message now. Not for requests: it may take the whole timeout."""
+        """Whether the broker takes and confirms a message now; where the transport knows no confirms, whether there is
+        a connection, which may be an idle one. Not for requests: it may take the whole timeout."""
         self._forked()
         answers = self._answers(timeout)
         if self._away and answers:

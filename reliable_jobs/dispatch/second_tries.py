@@ -1,4 +1,4 @@
-"""Messages that a publish's first attempt did not confirm: those that are the reason are found, the others sent."""
+"""A publish's further tries for what the first did not confirm: sends the others, and finds the message at fault."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from reliable_jobs.dispatch.receipt import BrokerTimeout, Receipt, is_refusal
 from reliable_jobs.message.row_to_message import Outgoing
 
-#: Publishes messages on one connection until a deadline (monotonic); whether on a kept one.
+#: Publishes messages on one connection until a deadline (monotonic). The last argument: whether an idle one may be
+#: used, or a new one is made.
 Attempt = Callable[[Sequence[Outgoing], float, bool], Receipt]
 #: Connections that one publish may lose while it looks for the message that kills them.
 MOST_ATTEMPTS = 50
@@ -64,7 +65,7 @@ def _without_the_guilty(attempt: Attempt, left: list[Outgoing], so_far: Receipt,
     sent. One that kills two connections by itself is given up."""
     total = Receipt(confirmed=so_far.confirmed, returned=so_far.given_up(), attempts=so_far.attempts)
     batches: list[list[Outgoing]] = [left]
-    suspect: uuid.UUID | None = None
+    killed_one_alone: uuid.UUID | None = None
     while batches:
         if total.attempts > MOST_ATTEMPTS:
             total.error = so_far.error
@@ -84,9 +85,9 @@ def _without_the_guilty(attempt: Attempt, left: list[Outgoing], so_far: Receipt,
         if len(rest) > 1:
             half = len(rest) // 2
             batches += [rest[half:], rest[:half]]
-        elif rest and suspect == rest[0].id:
+        elif rest and killed_one_alone == rest[0].id:
             total.returned[rest[0].id] = f"the broker closes the connection over it: {receipt.error!r}"
         elif rest:
-            suspect = rest[0].id
+            killed_one_alone = rest[0].id
             batches.append(rest)
     return total

@@ -231,7 +231,7 @@ def misfit(task: RunnableTask, run: Run, why: str) -> Outcome:
             claim,
             run.worker,
             Reason.PARKED,
-            delay=handback_delay(int(elapsed).bit_length()),
+            delay=handback_delay(elapsed),
             error=text,
             kind=None if job.deadline_at else EventKind.PARKED,
             park_at=datetime.timedelta(seconds=settings.DEPLOY_GRACE),

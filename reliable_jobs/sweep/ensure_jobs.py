@@ -1,4 +1,4 @@
-"""Rows of the application's own models that lack their job: declared as a queryset, enqueued by key (W6)."""
+"""Rows of the application's own models that lack their job: declared as a queryset, enqueued by key."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Deletes old settled rows, in batches, with the status repeated in the statement that deletes.
+"""Deletes old settled rows, in batches.
 
-Django's cascading ``delete()`` collects ids first; a row requeued in between was deleted with the rest. Here the rows
-are locked (skipping what others hold) by a query that says *settled*, and deleted in the same transaction.
+Django's cascading ``delete()`` collects ids first; a row requeued in between was deleted with the rest. Here one query
+locks rows that are settled and old, skipping those that others hold, and the same transaction deletes them by id.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Publishes what is due and was never sent, publishes again what is overdue, takes jobs back from dead runs.
 
 The order at each tick: due rows, overdue rows, lost runs, declared querysets. A row's ``sends`` and ``check_at`` are
-raised and committed *before* its message goes out, so that no lock is held across anything that can block, and two
-sweepers never send the same row twice. Any number of them may run: SKIP LOCKED shares the work out.
+raised and committed *before* its message goes out, so that no lock is held across anything that can block, and no two
+sweepers send the same row at once. Any number of them may run: SKIP LOCKED shares the work out. A message that was not
+confirmed may have arrived all the same: its row is sent again, and the worker drops the copy.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Report:
     republished: int = 0
     unconfirmed: int = 0
     rescued: int = 0
+    #: Jobs that a sweep of declared querysets has enqueued.
     found: int = 0
     #: A kind met its limit: there is more to do at once.
     more: bool = False
@@ -214,7 +216,7 @@ def _publish_overdue(app: Celery, alias: str, report: Report) -> None:
         if queue in depths and depths[queue].abandoned:
             continue  # the messages are there; what is missing is a worker
         with transaction.atomic(using=alias):
-            jobs = _suspects(alias, queue, limit)
+            jobs = _probably_lost(alias, queue, limit)
             _raise_sends(alias, jobs)
         if not jobs:
             continue
@@ -225,7 +227,7 @@ def _publish_overdue(app: Celery, alias: str, report: Report) -> None:
         report.more |= len(receipt.confirmed) >= settings.PUBLISH_WINDOW
 
 
-def _suspects(alias: str, queue: str, recovery_limit: int) -> list[Job]:
+def _probably_lost(alias: str, queue: str, recovery_limit: int) -> list[Job]:
     """Overdue rows of a queue whose messages are probably lost.
 
     Where jobs of a priority move, overtaking decides: a first-send job of the same one that was due later has settled.
@@ -241,13 +243,13 @@ def _suspects(alias: str, queue: str, recovery_limit: int) -> list[Job]:
     # Priorities of which nothing has settled lately are not overtaken by anybody: they must not wait for that.
     again = Job.objects.using(alias).sent_again().filter(unseen, queue=queue)
     limit = recovery_limit - sum(sends - 1 for sends in again.values_list("sends", flat=True)[:recovery_limit])
-    suspects = overdue.filter(unseen)
+    candidates = overdue.filter(unseen)
     if limit > 0:
-        found += suspects.order_by("check_at").lock()[:limit]
+        found += candidates.order_by("check_at").lock()[:limit]
     elif not again.filter(check_at__gt=Now()).exists():
         # All of them may be lost as well. One is tried, the one with the longest pause before the next try; when it
         # settles there is room for others.
-        found += suspects.order_by("-sends", "check_at").lock()[:1]
+        found += candidates.order_by("-sends", "check_at").lock()[:1]
     return found
 
 

@@ -26,7 +26,7 @@ def take_back(alias: str, jobs: list[Job], receipt: Receipt) -> None:
         changes: dict[str, Any] = {"sends": sends - 1}
         if sends > 1:
             changes["check_at"] = Now() + datetime.timedelta(seconds=settings.GRACE)
-        # Raised again by nobody but another sweeper, and then ``sends`` differs.
+        # Only where ``sends`` is still ours: another sweeper may have sent the row since.
         Job.objects.using(alias).filter(pk__in=ids, status=Status.WAITING, sends=sends).update(**changes)
     for job in returned:
         logger.warning("Job %s was not routed: %s", job.pk, receipt.returned[job.pk])
@@ -34,7 +34,7 @@ def take_back(alias: str, jobs: list[Job], receipt: Receipt) -> None:
 
 
 def _record_returns(alias: str, returned: dict[uuid.UUID, str]) -> None:
-    """Of a row of returns the history keeps the first and the latest: an exchange may be missing for weeks."""
+    """Of returns in succession the history keeps the first and the latest: an exchange may be missing for weeks."""
     if not returned:
         return
     history: dict[uuid.UUID, list[JobEvent]] = {}

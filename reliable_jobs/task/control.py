@@ -1,6 +1,7 @@
-"""What a running body may do with its own job: retry, snooze, replace, fence a transaction.
+"""What a running task function may do with its own job: retry, snooze, replace, fence a transaction.
 
-Mixed into ReliableTask. Everything here only notes a wish on the run; run/execution.py writes it down at the end.
+Mixed into ReliableTask. ``retry``, ``snooze``, ``replace`` and ``on_rollback`` only note a wish on the run, and
+run/execution.py writes it down at the end. ``fenced`` opens a transaction at once.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class RunControl(Task):
-    """The half of ReliableTask that a body calls on ``self``."""
+    """The half of ReliableTask that a task function calls on ``self``."""
 
     retry_window: float | None = None
 
@@ -244,7 +245,7 @@ class RunControl(Task):
         return Ignore(f"snoozed for {countdown:g} s")
 
     def on_replace(self, sig: Signature) -> Any:
-        """The end of Celery's ``replace()``: the same job, with other content. What the body wrote stays.
+        """The end of Celery's ``replace()``: the same job, with other content. What the task function wrote stays.
 
         Raises:
             celery.exceptions.Ignore: always, in a worker.
@@ -258,7 +259,7 @@ class RunControl(Task):
         if sig.get("subtask_type") == "chain":  # Celery appends what was to follow this job
             head, *rest = (maybe_signature(part, app=self.app) for part in sig.tasks)
         target = self.app.tasks.get(head.task)
-        # In a chain of the body's making the last part has this job's id, whose row is the first part's.
+        # In a chain of the function's making the last part has this job's id, whose row is the first part's.
         own_chain = any(part.options.get("task_id") == self.request.id for part in rest)
         if own_chain or head.get("subtask_type") is not None or not getattr(target, "writes_outbox", False):
             raise InvalidOption(

@@ -25,14 +25,15 @@ class ReliableTask(RunControl, Call[P, R_co]):
     of Celery's task attributes keep their meaning; these are new:
 
     Attributes:
-        atomic: run the body in one transaction with the job's settlement, so that its database effects happen exactly
-            once. Set it to False for bodies that wait for the network or report progress; then use :meth:`fenced`.
+        atomic: run the task function in one transaction with the job's settlement, so that its database effects happen
+            exactly once. Set it to False for functions that wait for the network or report progress; then use
+            :meth:`fenced`.
         reruns: whether a run that died, or was broken off by its database, is begun again, ``MAX_CRASHES`` times at
             most. False: such a job is failed.
         retry_window: seconds after the first start within which retries may begin. With it, Celery's default
             ``max_retries`` of 3 no longer applies; one that you set does.
         bundle: how many jobs of this task may travel in one message and share one transaction, at most 100; for small
-            atomic bodies. One that fails is rolled back and run alone. See docs/how-to.md.
+            atomic functions. One that fails is rolled back and run alone. See docs/how-to.md.
         sensitive: True, or the names of the arguments that no admin page, log line or error may show.
 
     Example::
@@ -74,8 +75,8 @@ class ReliableTask(RunControl, Call[P, R_co]):
     # --- run ----------------------------------------------------------------------------------------------------------
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """In a worker: one delivery of a job, run to its settlement. Called directly or eagerly: just the body, for an
-        atomic task in a transaction when eager."""
+        """In a worker: one delivery of a job, run to its settlement. Called directly or eagerly: just the
+        function, for an atomic task in a transaction when eager."""
         request = self.request
         # Without a call: what fails in one would be told as the job's failure.
         info = request.delivery_info
@@ -86,7 +87,7 @@ class ReliableTask(RunControl, Call[P, R_co]):
         if bundled is not None and (run is None or not run.open):
             return bundled.body(self, args, kwargs)
         if request.called_directly or self._run_in_progress() is not None:
-            # The second: a body that calls its own task (recursion) while a worker runs it.
+            # The second: a function that calls its own task (recursion) while a worker runs it.
             return super().__call__(*args, **kwargs)
         if request.is_eager:
             if not self.atomic:

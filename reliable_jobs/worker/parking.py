@@ -143,7 +143,8 @@ def park_message(message: Any, why: str, worker: str, trace: str = "") -> None:
     if isinstance(pointer, dict) and as_uuid(headers.get("id")) is not None:
         alias = pointer_alias(pointer)
         job_id = foreign_id(headers["id"])
-        if lifecycle.hand_back(job_id, alias, worker=worker, why=why, delay=handback_delay(2), traceback=trace) is None:
+        delay = handback_delay(2.0)  # about 8 s each time: how long it has been so already is not asked here
+        if lifecycle.hand_back(job_id, alias, worker=worker, why=why, delay=delay, traceback=trace) is None:
             # As in run/delivery.py: a row made of it would bring back a job whose transaction was rolled back (I1).
             logger.warning(
                 "Job %s has no row (pruned, or its transaction was rolled back); message dropped (%s).", job_id, why
