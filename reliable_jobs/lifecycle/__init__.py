@@ -1,10 +1,10 @@
 """The only writer of a job's status.
 
 Enters: what a run, a person, a sweeper or a worker wants of a row. Leaves: whether it won, and an event where one will
-be asked for. Never here: a wait for a run, or a time of this machine's clock. Every transition is one conditional
-UPDATE, fenced by (id, epoch) or (id, token); the epoch rises with each, and rows that a run may hold are skipped.
-Read transition.py first. ``claims`` take a job for a run, ``settle`` records how the run ended, ``operations`` are what
-comes from outside a run.
+be asked for. Never here: a wait for a run, or a time of this machine's clock. A run's transitions are conditional
+UPDATEs, fenced by (id, epoch) or (id, token). Requeue and cancel lock their rows and update them by id. The epoch rises
+with each transition, and rows that a run may hold are skipped. Read transition.py first. ``claims`` take a job for a
+run, ``settle`` records how the run ended, ``operations`` are what comes from outside a run.
 """
 
 from reliable_jobs.lifecycle.claims import (

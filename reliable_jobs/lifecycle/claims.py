@@ -17,13 +17,14 @@ from reliable_jobs.lifecycle.transition import Claim, Refusal, transition
 from reliable_jobs.models import Job
 from reliable_jobs.status import Status
 
-#: Two suspects that are claimed at the same instant would not see each other. Only those of one process matter: they
-#: die together.
+#: Two suspects that are claimed at the same instant would not see each other. This keeps the threads of one process
+#: apart, which die together for certain. Two processes of a node may still claim one each at the same instant.
 _one_claim_at_a_time = threading.Lock()
 
 
 def claim_atomic(job_id: uuid.UUID, content_version: int, using: str) -> Claim | Refusal:
-    """Lock the row for a first run; nobody sees that until the function's transaction commits. Call it inside."""
+    """Lock the row for a first run. Call it inside the function's transaction; others see only a locked row until that
+    commits."""
     claim = _lock_if_fit(job_id, content_version, using)
     return Refusal.SUSPECT if isinstance(claim, Claim) and claim.job.crashes else claim
 
@@ -38,7 +39,7 @@ def _lock_if_fit(job_id: uuid.UUID, content_version: int, using: str) -> Claim |
         return Refusal.FINAL if seen.is_final else Refusal.LOCKED
     job, now = locked
     if job.status != Status.WAITING:
-        # Neither final nor running is a status that somebody has written by hand.
+        # Neither final nor running: a status that somebody has written by hand counts as held.
         return Refusal.FINAL if job.is_final else Refusal.LOCKED
     if job.content_version != content_version:
         return Refusal.STALE
@@ -100,7 +101,8 @@ def claim_committed(
 
 
 def _another_suspect_runs(job: Job, using: str, worker: str) -> bool:
-    """Whether a job that has crashed before runs on this worker: a death of its process would be blamed on both."""
+    """Whether a job that has crashed before runs on this worker node, in whichever of its processes: if the whole node
+    dies, that would be blamed on both."""
     node = worker.split(" pid ")[0]
     suspects = (
         Job.objects.using(using)

@@ -1,4 +1,7 @@
-"""Recording how a run ended. A run that reports gives its crash back."""
+"""Recording how a run ended. A run that reports gives its crash back.
+
+A success is SQL, in sql.py; every other end is an UPDATE by ``transition`` in transition.py.
+"""
 
 from __future__ import annotations
 

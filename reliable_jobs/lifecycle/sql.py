@@ -1,5 +1,5 @@
-"""The statements that every job takes part in, as SQL. All others are Django's, which takes longer to compile one than
-PostgreSQL takes to carry it out.
+"""The statements of the usual way as SQL: claims, successes, new rows. All others are Django's (failures and retries by
+``transition`` in transition.py), which takes longer to compile one than PostgreSQL takes to carry it out.
 
 A word in braces differs from database to database: :func:`in_words` says what it stands for. A ``%s`` is a parameter.
 """

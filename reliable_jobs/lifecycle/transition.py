@@ -1,4 +1,7 @@
-"""The one conditional UPDATE behind every transition of a single job, and the words that the package shares."""
+"""The conditional UPDATE behind the transitions of a single job, and the words that the folder shares.
+
+Claims, successes and new rows are the same as SQL, in sql.py; requeue and cancel act on many, in operations.py.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ TRACEBACK_LIMIT = 50_000
 
 
 class Refusal(enum.Enum):
-    """Why a delivery gets no claim."""
+    """Why a delivery gets no claim. Most are copies (duplicates) of a message: run/delivery.py, ``_refused``."""
 
     MISSING = "no such row"
     FINAL = "settled already"

@@ -278,7 +278,8 @@ class Attempt:
             self.committed = self._stands(error)
 
     def _stands(self, error: Exception) -> bool:
-        """After an error out of COMMIT, or out of a hook behind it: the rows are read, nothing is guessed."""
+        """After an error out of COMMIT, or out of a hook behind it: the rows say what was committed. Where they can't
+        be read, the jobs count as not done: each is sent alone, and its claim finds out."""
         stands = False
         if self._succeeded:
             try:

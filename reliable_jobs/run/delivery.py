@@ -1,7 +1,8 @@
 """deliver: from a message that Celery's tracer hands over to a run, or to nothing.
 
 What the tracer is told: the value, the function's own exception, or Celery's Retry, Ignore and Reject. The row is the
-result of record and is written before the tracer hears of anything.
+result of record: the end of a run is written there before the tracer hears of it. Copies (duplicates) of a message, and
+those that come too early or too late, are dropped in ``_refused``.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("reliable_jobs.delivery")
 
-#: How long a redelivered message waits for the row of a killed worker whose session outlives it by a moment, seconds.
+#: How long a redelivered message waits for its row, in seconds: the session of a killed worker may hold it a moment
+#: longer than the worker lived.
 REDELIVERY_PATIENCE = 5.0
-#: InnoDB locks, for a moment, rows that a statement only examines: there a first message waits so long before the lock
-#: is taken for a run's, in seconds.
+#: How long a first message waits for its row under InnoDB, in seconds, before the lock counts as another run's: InnoDB
+#: briefly locks rows that a statement merely examines.
 INNODB_PATIENCE = 2.0
 
 
@@ -118,7 +120,7 @@ def _patience(delivery: Delivery) -> float:
 
 
 def _has_crashed(delivery: Delivery) -> bool:
-    """What a claim would say of a rescued job, whose message looks like a first one."""
+    """Whether the job has crashed before. The message of a rescued job does not show it: it looks like a first one."""
     try:
         job = Job.objects.using(delivery.using).find(delivery.job_id)
     except DatabaseError as error:
@@ -164,7 +166,11 @@ _CLOSED = {Refusal.LOCKED: "task-rejected", Refusal.MISSING: "task-revoked"}
 
 
 def _refused(task: RunnableTask, delivery: Delivery, why: Refusal) -> NoReturn:
-    """A delivery that gets no claim runs nothing and fires nothing."""
+    """Drop a delivery that gets no claim: a copy (duplicate), or one that comes too early or too late.
+
+    No function runs, and Celery fires no success or failure. Where the job has ended, the result backend is brought in
+    line; where another suspect runs here, the job is due again after a pause.
+    """
     ignored = Ignore(f"job {delivery.job_id}: {why.value}")
     closes = _CLOSED.get(why, "task-retried")
     if why is Refusal.FINAL:
@@ -177,7 +183,7 @@ def _refused(task: RunnableTask, delivery: Delivery, why: Refusal) -> NoReturn:
             "Job %s has no row any more (pruned, or its transaction was undone); message dropped.", delivery.job_id
         )
     elif why is Refusal.ALONE:
-        lifecycle.step_back(delivery.job_id, delivery.using, crash_delay(2))
+        lifecycle.step_back(delivery.job_id, delivery.using, crash_delay(2))  # about 2 s
     setattr(ignored, CLOSES, closes)
     raise ignored
 

@@ -50,7 +50,7 @@ def run_first(task: RunnableTask, delivery: Delivery, args: Any, kwargs: Any) ->
     """The first run of an atomic task: claim, function and settlement in one transaction.
 
     Raises:
-        NotStarted: see there. Nothing was claimed.
+        NotStarted: the database failed before the function began. Nothing was claimed.
     """
     take = functools.partial(lifecycle.claim_atomic, delivery.job_id, delivery.content_version, delivery.using)
     return _run_in_transaction(task, delivery.using, take, args, kwargs, worker=delivery.worker)
@@ -60,7 +60,7 @@ def run_with_committed_claim(task: RunnableTask, delivery: Delivery, args: Any, 
     """Count and claim in one committed UPDATE, then run.
 
     Raises:
-        NotStarted: see there. Nothing was claimed.
+        NotStarted: the database failed before the function began. Nothing was claimed.
     """
     run = claim_committed(task, delivery)
     return run if isinstance(run, Refusal) else run_claimed(task, run, args, kwargs)
@@ -70,7 +70,7 @@ def claim_committed(task: RunnableTask, delivery: Delivery) -> Run | Refusal:
     """The claim alone; its start is counted until it reports.
 
     Raises:
-        NotStarted: see there. Nothing was claimed.
+        NotStarted: the database failed before the function began. Nothing was claimed.
     """
     try:
         claim = lifecycle.claim_committed(
@@ -116,8 +116,10 @@ def _run_in_transaction(
     worker: str,
     committed: Run | None = None,
 ) -> Outcome | Refusal:
-    """Args:
-    take: locks the row: for a first run the claim, for a committed one whether it still is this run's.
+    """Lock the row, run the function and settle, in one transaction.
+
+    Args:
+        take: locks the row: for a first run the claim, for a committed one whether it still is this run's.
     """
     run: Run | None = None
     ended: Outcome | None = None

@@ -1,4 +1,4 @@
-"""How a task function ended that did not simply succeed, as a settlement to write and an answer for Celery's tracer.
+"""The ends of a task function that are no plain success: each a settlement to write and an answer for Celery's tracer.
 
 Each builder below takes one kind of ending. Nothing is written here: ``Outcome.settle`` is called inside the
 transaction that is to hold the settlement. Runs that were broken off are recovery.py's.

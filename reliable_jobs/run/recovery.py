@@ -1,5 +1,9 @@
 """Runs that were broken off: the database failed, the transaction broke, the process is being ended, a start never
-reported, or the database is away while the end is to be written. The row is read; nothing is guessed."""
+reported, or the database is away while the end is to be written. What was committed is read from the row.
+
+The job of a dead worker comes back by ``rescue`` in lifecycle/operations.py; :func:`condemn` ends one that died too
+often.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +40,7 @@ NO_RERUNS = "reruns is False on the task; an adopted one has that where acks_lat
 
 
 def after_broken_transaction(task: RunnableTask, run: Run, ended: Outcome | None, error: BaseException) -> Outcome:
-    """An error out of COMMIT, of a hook behind it, or of the settlement: the row is read, nothing is guessed."""
+    """An error out of COMMIT, of a hook behind it, or of the settlement: the row says what was committed."""
     claim = run.claim
 
     def look_and_write() -> Outcome:
@@ -200,7 +204,7 @@ def condemn(task: RunnableTask, run: Run) -> Outcome | Refusal:
 
 
 def give_back(run: Run, error: BaseException) -> NoReturn:
-    """A committed claim whose function never began: kept, its lease would count it as a crash."""
+    """Undo a committed claim whose function never began. Otherwise its lease would end and count as a crash."""
     claim = run.claim
     until_written(
         claim, lambda: lifecycle.run_again(claim, run.worker, Reason.INTERRUPTED, error=str(error), began=False)

@@ -124,8 +124,11 @@ def described(task: RunnableTask, error: BaseException) -> tuple[str, str]:
 
 
 def _write(task: RunnableTask, trail: Trail, error: BaseException, ending: Callable[[Run], Outcome]) -> None:
-    """Raises:
-    NotRecorded: to write it failed as well.
+    """Write the end that ``ending`` makes of the error, and set the trail's answer.
+
+    Raises:
+        NotRecorded: to write it failed as well.
+        celery.exceptions.Reject: the database can't be reached; the message goes back.
     """
     try:
         trail.answer = _written(task, error, ending)
