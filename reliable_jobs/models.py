@@ -111,7 +111,7 @@ class Job(models.Model):
     """One requested run of a task: outbox row and receipt at once. Its id is the Celery task id.
 
     Only lifecycle/ changes ``status``. Rows are inserted by enqueue/insert.py; for messages that no outbox wrote by
-    run/arrival.py and lifecycle's ``park``; by ``once()``. Between transitions only sweep/ changes ``sends`` and
+    run/arrival.py and lifecycle/receipts.py. Between transitions only sweep/ changes ``sends`` and
     ``check_at``.
     """
 
