@@ -73,16 +73,16 @@ class Publisher:
         self._forked()
         deadline = time.monotonic() + (settings.PUBLISH_TIMEOUT if timeout is None else timeout)
         packed, jobs_of = (messages, {}) if len(messages) == 1 else bundles.pack(self.app, messages)
-        total = self._attempt(packed, deadline, reuse=True)
+        total = self._try_once(packed, deadline, reuse=True)
         if len(total.confirmed) < len(packed):
-            total = second_tries.publish(self._attempt, packed, total, deadline)
+            total = second_tries.publish(self._try_once, packed, total, deadline)
         if total.error is not None and not total.confirmed:
             self._trip(total.error)
         if jobs_of:
             total.unpack(jobs_of)
         return total
 
-    def _attempt(self, messages: Sequence[Outgoing], deadline: float, reuse: bool) -> Receipt:
+    def _try_once(self, messages: Sequence[Outgoing], deadline: float, reuse: bool) -> Receipt:
         if not messages:
             return Receipt()
         link, receipt = self._idle_link() if reuse else None, Receipt()

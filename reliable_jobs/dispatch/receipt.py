@@ -29,18 +29,18 @@ class Receipt:
     error: Exception | None = None
     #: The message that could not be encoded for the wire, or whose queue could not be declared, where that was why.
     unsendable: uuid.UUID | None = None
-    attempts: int = 1
+    tries: int = 1
     #: The connection ended while it published, and not because the broker was going down.
     died: bool = False
 
     def worth_another_try(self, job_id: uuid.UUID) -> bool:
         """Whether a message is neither confirmed nor given up. The first return counts as a queue that was deleted
         behind a kept connection: another one declares it anew."""
-        return job_id not in self.confirmed and (self.attempts == 1 or job_id not in self.returned)
+        return job_id not in self.confirmed and (self.tries == 1 or job_id not in self.returned)
 
     def given_up(self) -> dict[uuid.UUID, str]:
-        """What no further attempt will take."""
-        gone = dict(self.returned) if self.attempts > 1 else {}
+        """What no further try will take."""
+        gone = dict(self.returned) if self.tries > 1 else {}
         if self.unsendable is not None:
             encoded = not isinstance(self.error, UNENCODABLE)
             why = "the broker refuses its queue" if encoded else "can't be encoded for the broker"

@@ -11,43 +11,43 @@ from reliable_jobs.message.row_to_message import Outgoing
 
 #: Publishes messages on one connection until a deadline (monotonic). The last argument: whether an idle one may be
 #: used, or a new one is made.
-Attempt = Callable[[Sequence[Outgoing], float, bool], Receipt]
+Try = Callable[[Sequence[Outgoing], float, bool], Receipt]
 #: Connections that one publish may lose while it looks for the message that kills them.
-MOST_ATTEMPTS = 50
+MOST_TRIES = 50
 
 
-def publish(attempt: Attempt, messages: Sequence[Outgoing], total: Receipt, deadline: float) -> Receipt:
-    """Try again as long as another attempt can help. Returns what became of all the messages.
+def publish(try_once: Try, messages: Sequence[Outgoing], total: Receipt, deadline: float) -> Receipt:
+    """Try again as long as another try can help. Returns what became of all the messages.
 
     Args:
-        total: of the first attempt.
+        total: of the first try.
         deadline: for everything (monotonic).
     """
     while left := [message for message in messages if total.worth_another_try(message.id)]:
-        again = _again(attempt, left, total, deadline)
+        again = _again(try_once, left, total, deadline)
         if again is None:
             break
         total = again
     return total
 
 
-def _again(attempt: Attempt, left: list[Outgoing], so_far: Receipt, deadline: float) -> Receipt | None:
-    """Another attempt for what is left, where one can help: a kept connection may have died unnoticed, a queue been
+def _again(try_once: Try, left: list[Outgoing], so_far: Receipt, deadline: float) -> Receipt | None:
+    """Another try for what is left, where one can help: a kept connection may have died unnoticed, a queue been
     deleted (a new connection declares it anew), one message have spoilt the batch. None when there is no point."""
     error = so_far.error
-    exhausted = so_far.attempts > 2 + len(so_far.returned) or time.monotonic() >= deadline
+    exhausted = so_far.tries > 2 + len(so_far.returned) or time.monotonic() >= deadline
     if exhausted or isinstance(error, BrokerTimeout):
         return None
-    if so_far.died and so_far.attempts > 1:
-        return _without_the_guilty(attempt, left, so_far, deadline)
+    if so_far.died and so_far.tries > 1:
+        return _without_the_guilty(try_once, left, so_far, deadline)
     left = [message for message in left if message.id != so_far.unsendable]
     # A refused message (no such exchange, no permission, a wrong user_id) closes the channel and does not say which
     # one it was: one at a time finds out.
     singly = is_refusal(error)
     batches = [[message] for message in left] if singly else [left]
-    total = Receipt(confirmed=so_far.confirmed, returned=so_far.given_up(), attempts=so_far.attempts + 1)
+    total = Receipt(confirmed=so_far.confirmed, returned=so_far.given_up(), tries=so_far.tries + 1)
     for batch in batches:
-        receipt = attempt(batch, deadline, singly)
+        receipt = try_once(batch, deadline, singly)
         total.confirmed |= receipt.confirmed
         total.returned |= receipt.returned
         total.nacked |= receipt.nacked
@@ -59,20 +59,20 @@ def _again(attempt: Attempt, left: list[Outgoing], so_far: Receipt, deadline: fl
     return total
 
 
-def _without_the_guilty(attempt: Attempt, left: list[Outgoing], so_far: Receipt, deadline: float) -> Receipt:
+def _without_the_guilty(try_once: Try, left: list[Outgoing], so_far: Receipt, deadline: float) -> Receipt:
     """A second connection has died with these messages, so one of them may be why: RabbitMQ closes the connection
     over a frame that it can't read, and does not say which. Halves, and halves of those, find it; the others are
     sent. One that kills two connections by itself is given up."""
-    total = Receipt(confirmed=so_far.confirmed, returned=so_far.given_up(), attempts=so_far.attempts)
+    total = Receipt(confirmed=so_far.confirmed, returned=so_far.given_up(), tries=so_far.tries)
     batches: list[list[Outgoing]] = [left]
     killed_one_alone: uuid.UUID | None = None
     while batches:
-        if total.attempts > MOST_ATTEMPTS:
+        if total.tries > MOST_TRIES:
             total.error = so_far.error
             break
-        total.attempts += 1
+        total.tries += 1
         batch = batches.pop()
-        receipt = attempt(batch, deadline, True)
+        receipt = try_once(batch, deadline, True)
         total.confirmed |= receipt.confirmed
         total.returned |= receipt.returned
         total.nacked |= receipt.nacked

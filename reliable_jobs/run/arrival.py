@@ -112,21 +112,21 @@ def worker_name(task: RunnableTask) -> str:
 # --- the row of a message from elsewhere ------------------------------------------------------------------------------
 
 
-def ensure_receipt(task: RunnableTask, delivery: Delivery) -> None:
+def ensure_row(task: RunnableTask, delivery: Delivery) -> None:
     """Give a message that no outbox wrote its row.
 
     Raises:
         NotStarted: the database can't be used.
     """
     try:
-        write_receipt(task, delivery.job_id, delivery.using)
+        write_row(task, delivery.job_id, delivery.using)
     except DatabaseError as error:
         if db_errors.prevents_start(error):
             raise NotStarted(str(error)) from error
         raise
 
 
-def write_receipt(task: RunnableTask, job_id: uuid.UUID, using: str, request: Any = None) -> None:
+def write_row(task: RunnableTask, job_id: uuid.UUID, using: str, request: Any = None) -> None:
     """Get or create the receipt of a message from elsewhere: however often it is delivered, there is one row."""
     if Job.objects.using(using).find(job_id) is not None:
         return
@@ -166,7 +166,7 @@ def write_receipt(task: RunnableTask, job_id: uuid.UUID, using: str, request: An
 # --- while the database is away ---------------------------------------------------------------------------------------
 
 
-def held(using: str, what: str, attempt: Callable[[], _T]) -> _T:
+def waiting_out_outages(using: str, what: str, try_once: Callable[[], _T]) -> _T:
     """Do what begins with a claim. While the database can't be reached before a task function began, the message is
     neither run nor failed nor spun on: it is held with capped back-off, and given back to the broker after HOLD
     seconds.
@@ -181,7 +181,7 @@ def held(using: str, what: str, attempt: Callable[[], _T]) -> _T:
     skip_health_check(connection)
     while True:
         try:
-            return attempt()
+            return try_once()
         except NotStarted as reason:
             met = reason.__cause__ is not None and db_errors.is_conflict(reason.__cause__, using)
             if kept and not met:

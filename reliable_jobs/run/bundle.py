@@ -23,8 +23,8 @@ from reliable_jobs.dispatch import bundles
 from reliable_jobs.lifecycle import db_errors
 from reliable_jobs.models import Job
 from reliable_jobs.run import delivery, kept_connections
-from reliable_jobs.run.arrival import held, pointer_alias
-from reliable_jobs.run.bundle_transaction import Attempt
+from reliable_jobs.run.arrival import pointer_alias, waiting_out_outages
+from reliable_jobs.run.bundle_transaction import Try
 from reliable_jobs.run.state import NotStarted
 from reliable_jobs.status import Status
 from reliable_jobs.sweep import sweeper
@@ -50,12 +50,12 @@ def run(carrier: Any, name: str, using: str, pointers: list[list[Any]]) -> str:
     together = together and connections[alias].vendor in ("postgresql", "sqlite")
     done, left = 0, content_versions if together else {}
     while left:
-        attempt = Attempt(carrier, task, alias, left)
-        done += held(alias, f"A bundle of {name}", attempt.run)
-        if attempt.worth_singling:
-            attempt = Attempt(carrier, task, alias, left, singly=True)
-            done += held(alias, f"A bundle of {name}", attempt.run)
-        left = attempt.not_begun
+        one_try = Try(carrier, task, alias, left)
+        done += waiting_out_outages(alias, f"A bundle of {name}", one_try.run)
+        if one_try.worth_singling:
+            one_try = Try(carrier, task, alias, left, singly=True)
+            done += waiting_out_outages(alias, f"A bundle of {name}", one_try.run)
+        left = one_try.not_begun
     if done < len(content_versions):
         _send_alone(carrier.app, alias, content_versions, delivery.REDELIVERY_PATIENCE if redelivered else 0.0)
     return f"{done} of {len(content_versions)} jobs of {name}"
@@ -70,7 +70,7 @@ def _send_alone(app: Any, alias: str, content_versions: Mapping[uuid.UUID, int],
     until = time.monotonic() + patience
     left = set(content_versions)
     while left:
-        left = held(alias, "Jobs of a bundle", functools.partial(_send_some, app, alias, left))
+        left = waiting_out_outages(alias, "Jobs of a bundle", functools.partial(_send_some, app, alias, left))
         if time.monotonic() >= until:
             return  # they run elsewhere; if not, the sweeper will find them
         time.sleep(0.1)

@@ -78,7 +78,7 @@ def _stack_is_deep() -> bool:
     return depth > sys.getrecursionlimit() // 2
 
 
-class Attempt:
+class Try:
     """One try at a bundle, in one transaction.
 
     Args:
@@ -203,7 +203,7 @@ class Attempt:
         }
         return args, kwargs, request
 
-    def body(self, task: Any, args: Any, kwargs: Any) -> Any:
+    def run_function(self, task: Any, args: Any, kwargs: Any) -> Any:
         """Called by the task in place of a delivery of its own: its function, then all the others, then the commit.
 
         Raises:
@@ -212,14 +212,14 @@ class Attempt:
         if self._transaction is None:
             raise Ignore("called again, by a hook of its own task, after its bundle has ended")
         try:
-            return self._body(task, args, kwargs)
+            return self._run_function(task, args, kwargs)
         except Ignore:
             raise
         except Exception as error:  # of our own code: no failure of the job, which runs alone
             self._broken = True
             raise Ignore(f"a bundle was broken off by {type(error).__name__}") from error
 
-    def _body(self, task: Any, args: Any, kwargs: Any) -> Any:
+    def _run_function(self, task: Any, args: Any, kwargs: Any) -> Any:
         claim: Claim = task.request.reliable_claim
         blocks = len(open_blocks(self.connection))
         run = task.request.reliable_run = Run(claim, self.worker, session=driver_of(self.connection))

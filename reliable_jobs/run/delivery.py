@@ -23,7 +23,7 @@ from reliable_jobs.lifecycle import Refusal, db_errors
 from reliable_jobs.message import result_text
 from reliable_jobs.models import Job
 from reliable_jobs.run import execution, recovery, unreported_errors
-from reliable_jobs.run.arrival import Delivery, ensure_receipt, held, read_delivery
+from reliable_jobs.run.arrival import Delivery, ensure_row, read_delivery, waiting_out_outages
 from reliable_jobs.run.state import NotStarted, Outcome
 from reliable_jobs.run.trail import TRAIL, Trail
 from reliable_jobs.status import CELERY_STATES, CLOSES, Status
@@ -54,7 +54,7 @@ def deliver(task: RunnableTask, args: Any, kwargs: Any) -> Any:
     trail.reached = True
     try:
         delivery = read_delivery(task)
-        ended = held(
+        ended = waiting_out_outages(
             delivery.using, f"Job {delivery.job_id}", functools.partial(_run, task, delivery, trail, args, kwargs)
         )
         if isinstance(ended.error, Ignore):
@@ -82,7 +82,9 @@ def claim_early(task: RunnableTask, trail: Trail) -> None:
     """
     try:
         delivery = read_delivery(task)
-        held(delivery.using, f"Job {delivery.job_id}", functools.partial(_claim_early, task, delivery, trail))
+        waiting_out_outages(
+            delivery.using, f"Job {delivery.job_id}", functools.partial(_claim_early, task, delivery, trail)
+        )
     except (Ignore, Reject) as signal:
         trail.answer = (None, signal)
     except Exception as error:  # as in deliver()
@@ -95,7 +97,7 @@ def _claim_early(task: RunnableTask, delivery: Delivery, trail: Trail) -> None:
     if not delivery.commits_claim and not _has_crashed(delivery):
         return
     if not delivery.ours:
-        ensure_receipt(task, delivery)
+        ensure_row(task, delivery)
     patience = _patience(delivery)
     while True:
         run = execution.claim_committed(task, delivery)
@@ -104,10 +106,10 @@ def _claim_early(task: RunnableTask, delivery: Delivery, trail: Trail) -> None:
         if run is not Refusal.LOCKED or time.monotonic() >= patience:
             _refused(task, delivery, run)
         time.sleep(0.1)
-    if not execution.condemned(task, run.claim):
+    if not execution.crashed_too_often(task, run.claim):
         trail.run = run
         return
-    ended = recovery.condemn(task, run)
+    ended = recovery.fail_for_crashes(task, run)
     if isinstance(ended, Refusal):
         _refused(task, delivery, ended)
     trail.answer = (ended.value, ended.error)
@@ -138,7 +140,7 @@ def _run(task: RunnableTask, delivery: Delivery, trail: Trail, args: Any, kwargs
             _refused(task, delivery, ended)
         return ended
     if not delivery.ours:
-        ensure_receipt(task, delivery)
+        ensure_row(task, delivery)
     commits = delivery.commits_claim
     patience = _patience(delivery)
     while True:

@@ -88,7 +88,7 @@ def claim_committed(task: RunnableTask, delivery: Delivery) -> Run | Refusal:
     return claim if isinstance(claim, Refusal) else Run(claim, delivery.worker)
 
 
-def condemned(task: RunnableTask, claim: Claim) -> bool:
+def crashed_too_often(task: RunnableTask, claim: Claim) -> bool:
     """Whether too many starts of the job never reported."""
     return claim.job.crashes > (settings.MAX_CRASHES if task.reruns else 1)
 
@@ -96,8 +96,8 @@ def condemned(task: RunnableTask, claim: Claim) -> bool:
 def run_claimed(task: RunnableTask, run: Run, args: Any, kwargs: Any) -> Outcome | Refusal:
     """Run a job that has been claimed with a token."""
     claim = run.claim
-    if condemned(task, claim):
-        return recovery.condemn(task, run)
+    if crashed_too_often(task, claim):
+        return recovery.fail_for_crashes(task, run)
     if claim.job.crashes > 1:
         logger.warning("Job %s: %d start(s) never reported; running it with care.", claim.job.pk, claim.job.crashes - 1)
     if not task.atomic:
@@ -134,7 +134,7 @@ def _run_in_transaction(
             run = Run(taken, worker) if isinstance(taken, Claim) else committed
             assert run is not None
             run.session = driver_of(connections[using])
-            ended = _function(task, run, args, kwargs, savepoint)
+            ended = _call_function(task, run, args, kwargs, savepoint)
             if ended.raised is not None and is_cut_off(run):
                 raise ended.raised  # nothing is left of the transaction
             try:
@@ -169,7 +169,7 @@ def _run_leased(task: RunnableTask, run: Run, args: Any, kwargs: Any) -> Outcome
     depth = len(open_blocks(connections[claim.using]))
     with kept_alive(run):
         try:
-            ended = _function(task, run, args, kwargs, None)
+            ended = _call_function(task, run, args, kwargs, None)
         except BaseException as error:
             if recovery.is_out_of_time(task, error):
                 raise  # as in _run_in_transaction
@@ -224,7 +224,9 @@ def _heartbeat(run: Run, stop: Any) -> None:
         connections[claim.using].close()
 
 
-def _function(task: RunnableTask, run: Run, args: Any, kwargs: Any, savepoint: FunctionSavepoint | None) -> Outcome:
+def _call_function(
+    task: RunnableTask, run: Run, args: Any, kwargs: Any, savepoint: FunctionSavepoint | None
+) -> Outcome:
     """Call the task function and say how it ended. Raises only what must roll back more than the function's writes:
     Interrupted, and what ends the process."""
     job, request = run.claim.job, task.request

@@ -1,8 +1,8 @@
 """Runs that were broken off: the database failed, the transaction broke, the process is being ended, a start never
 reported, or the database is away while the end is to be written. What was committed is read from the row.
 
-The job of a dead worker comes back by ``rescue`` in lifecycle/operations.py; :func:`condemn` ends one that died too
-often.
+The job of a dead worker comes back by ``rescue`` in lifecycle/operations.py; :func:`fail_for_crashes` ends one that
+died too often.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def _interrupted(
     )
 
 
-def condemn(task: RunnableTask, run: Run) -> Outcome | Refusal:
+def fail_for_crashes(task: RunnableTask, run: Run) -> Outcome | Refusal:
     """Too many starts never reported: the job ends here, and Celery's failure hooks hear of it once."""
     claim = run.claim
     death = lifecycle.last_death(claim.job.pk, claim.using)

@@ -23,7 +23,7 @@ from reliable_jobs.conf import settings
 from reliable_jobs.errors import NotRecorded, WorkerFailed
 from reliable_jobs.lifecycle import Refusal, db_errors
 from reliable_jobs.run import kept_connections, outcomes, recovery
-from reliable_jobs.run.arrival import Delivery, ensure_receipt, held, read_delivery
+from reliable_jobs.run.arrival import Delivery, ensure_row, read_delivery, waiting_out_outages
 from reliable_jobs.run.state import Interrupted, NotStarted, Outcome, Run
 from reliable_jobs.run.trail import Trail
 from reliable_jobs.status import CLOSES, EventKind, Reason
@@ -150,14 +150,14 @@ def _written(
     def attempt() -> Outcome | Refusal:
         try:
             if not delivery.ours:
-                ensure_receipt(task, delivery)
+                ensure_row(task, delivery)
             return _claim_and_settle(task, delivery, ending)
         except DatabaseError as trouble:
             if db_errors.prevents_start(trouble):
                 raise NotStarted(str(trouble)) from trouble
             raise
 
-    ended = held(delivery.using, f"The error of job {delivery.job_id}", attempt)
+    ended = waiting_out_outages(delivery.using, f"The error of job {delivery.job_id}", attempt)
     if isinstance(ended, Refusal):
         # A copy: the job has ended, runs elsewhere, or is not due. Nothing fires for it.
         logger.warning("Job %s: %s; a message of it met %s.", delivery.job_id, ended.value, type(error).__name__)

@@ -85,7 +85,7 @@ class ReliableTask(RunControl, Call[P, R_co]):
             return stages.delivery.deliver(self, args, kwargs)
         bundled, run = request.get("reliable_bundle"), request.get("reliable_run")
         if bundled is not None and (run is None or not run.open):
-            return bundled.body(self, args, kwargs)
+            return bundled.run_function(self, args, kwargs)
         if request.called_directly or self._run_in_progress() is not None:
             # The second: a function that calls its own task (recursion) while a worker runs it.
             return super().__call__(*args, **kwargs)

@@ -94,7 +94,7 @@ def _reserved(message: Any) -> Any:
 
 
 def _park_first(consumer: Any, wrong: str, message: Any, error: Any, answer: Callable[[], Any]) -> Any:
-    if not kept(message, f"{wrong}: {error!r}", consumer.hostname, error):
+    if not parked(message, f"{wrong}: {error!r}", consumer.hostname, error):
         # Neither acked nor rejected: it comes back when this connection ends, and nothing is lost.
         logger.critical("A message that can't be run could not be parked; it is held unacknowledged.")
         return None
@@ -110,7 +110,7 @@ def _park_first(consumer: Any, wrong: str, message: Any, error: Any, answer: Cal
         return None
 
 
-def kept(message: Any, why: str, worker: Any, error: Any = None) -> bool:
+def parked(message: Any, why: str, worker: Any, error: Any = None) -> bool:
     """Park a message; says whether that was done within PATIENCE seconds. Never raises.
 
     Args:

@@ -23,7 +23,7 @@ from reliable_jobs.message.row_to_message import HEADER
 from reliable_jobs.run import arrival
 from reliable_jobs.status import CLOSES, EventKind
 from reliable_jobs.worker import revocation
-from reliable_jobs.worker.parking import aside, kept
+from reliable_jobs.worker.parking import aside, parked
 
 logger = logging.getLogger("reliable_jobs.worker")
 
@@ -121,7 +121,7 @@ class ReliableRequest(GivenBackRequest):
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(error, NotRecorded):
             worker_state.task_ready(self)
-            if kept(self.message, str(error), self.hostname):
+            if parked(self.message, str(error), self.hostname):
                 self.acknowledge()
                 self.send_event("task-failed", exception=str(error), traceback=exc_info.traceback)
             else:

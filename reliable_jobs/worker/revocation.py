@@ -53,7 +53,7 @@ def cancel_aside(job_id: uuid.UUID, alias: str, *, terminated: bool) -> None:
 
 def expire_foreign(task: Any, request: Any, job_id: uuid.UUID, alias: str) -> None:
     """Keep a message that Celery acked because its ``expires`` had passed as an expired row, to be seen (I7)."""
-    arrival.write_receipt(task, job_id, alias, request)
+    arrival.write_row(task, job_id, alias, request)
     with transaction.atomic(using=alias):
         claim = lifecycle.claim_atomic(job_id, 0, alias)
         if isinstance(claim, lifecycle.Claim):

@@ -159,7 +159,7 @@ def test_b9_neighbours_of_a_message_that_kills_its_connection_are_sent(
     assert list(receipt.returned) == [guilty.id]
     assert "closes the connection" in receipt.returned[guilty.id]
     assert receipt.error is None
-    assert receipt.attempts < 20
+    assert receipt.tries < 20
     assert not mine._open, "the broker was blamed"
 
 

@@ -256,7 +256,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(delivery, "held"), (arrival, "write_receipt"), (delivery.execution, "run_with_committed_claim")],
+    [(delivery, "waiting_out_outages"), (arrival, "write_row"), (delivery.execution, "run_with_committed_claim")],
 )
 @override_settings(RELIABLE_JOBS={"MAX_INTERRUPTIONS": 2})
 def test_b1_an_error_of_the_worker_is_tried_again_and_ends_the_job(

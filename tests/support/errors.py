@@ -43,7 +43,7 @@ ENTRIES = (
     parking._outlive.__code__,
     ReliableTask.__call__.__code__,
     delivery.deliver.__code__,
-    bundle_transaction.Attempt.body.__code__,
+    bundle_transaction.Try.run_function.__code__,
 )
 
 

@@ -148,7 +148,7 @@ def test_b11_a_message_is_held_by_the_clock_however_long_each_try_takes(
         raise NotStarted("no route to host")
 
     with pytest.raises(Exception, match="no route to host"):
-        arrival.held("default", "A job", attempt)
+        arrival.waiting_out_outages("default", "A job", attempt)
     assert now[0] <= settings.HOLD + 127.0
 
 
@@ -167,7 +167,7 @@ def test_a_lock_that_stays_is_waited_for_with_pauses_and_logged(
         raise NotStarted("database is locked") from OperationalError("database is locked")
 
     with pytest.raises(Reject):
-        arrival.held("default", "A job", attempt)
+        arrival.waiting_out_outages("default", "A job", attempt)
     assert settings.HOLD <= now[0] <= settings.HOLD + 1.0
     assert len([moment for moment in tries if moment > arrival.CONFLICTS_PASS]) <= settings.HOLD + 3
     assert "Holding the message" in caplog.text
