@@ -22,7 +22,7 @@ from reliable_jobs.compat.django_transaction import is_of_a_test, open_blocks
 from reliable_jobs.errors import AmbiguousTransaction
 from reliable_jobs.models import Job
 
-logger = logging.getLogger("reliable_jobs.databases")
+logger = logging.getLogger(__name__)
 
 #: How long an answer is believed, in seconds; a shorter time when the database could not be asked.
 BELIEVED = 60.0

@@ -11,7 +11,7 @@ from django.db import OperationalError, ProgrammingError, router, transaction
 from reliable_jobs.compat.django import may_hold
 from reliable_jobs.conf import settings
 
-logger = logging.getLogger("reliable_jobs.schedule")
+logger = logging.getLogger(__name__)
 
 SWEEP_TASK = "reliable_jobs.sweep"
 PRUNE_TASK = "reliable_jobs.prune"

@@ -23,7 +23,7 @@ from reliable_jobs.task.sensitive import HIDDEN
 if TYPE_CHECKING:
     from celery import Task
 
-logger = logging.getLogger("reliable_jobs.admin")
+logger = logging.getLogger(__name__)
 
 #: Characters shown of arguments and result.
 SHOWN = 20_000

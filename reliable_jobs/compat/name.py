@@ -8,7 +8,7 @@ import logging
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-logger = logging.getLogger("reliable_jobs.compat")
+logger = logging.getLogger(__name__)
 
 _MISSING = object()
 #: What leads from a property, a method or a decorated function to the function below it.

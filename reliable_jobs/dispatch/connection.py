@@ -26,7 +26,7 @@ from reliable_jobs.dispatch import amqp_frames
 from reliable_jobs.dispatch.receipt import UNENCODABLE, BrokerTimeout, Depth, Receipt
 from reliable_jobs.message.row_to_message import Outgoing
 
-logger = logging.getLogger("reliable_jobs.publisher")
+logger = logging.getLogger(__name__)
 
 #: Bytes that are written at once.
 CHUNK = 64 * 1024

@@ -17,7 +17,7 @@ from django.db import Error, connections
 
 from reliable_jobs.compat.django import driver_of
 
-logger = logging.getLogger("reliable_jobs.relay")
+logger = logging.getLogger(__name__)
 
 CHANNEL = "reliable_jobs"
 #: How long a relay goes on looking every few milliseconds after it last found something, in seconds.

@@ -28,7 +28,7 @@ from reliable_jobs.dispatch import notify
 from reliable_jobs.dispatch.publisher import publisher
 from reliable_jobs.message.row_to_message import Outgoing, Rendered, first_outgoing
 
-logger = logging.getLogger("reliable_jobs.outbox")
+logger = logging.getLogger(__name__)
 
 #: Jobs of one transaction that its commit publishes; the rest is born unsent and published by the sweeper.
 MAX_ON_COMMIT = 1000

@@ -25,7 +25,7 @@ from reliable_jobs.dispatch.connection import Link
 from reliable_jobs.dispatch.receipt import Depth, Receipt, is_refusal
 from reliable_jobs.message.row_to_message import Outgoing
 
-logger = logging.getLogger("reliable_jobs.publisher")
+logger = logging.getLogger(__name__)
 
 #: Idle connections kept per process.
 MAX_IDLE = 10

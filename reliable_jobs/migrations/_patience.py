@@ -15,7 +15,7 @@ from typing import Any
 
 from django.db import OperationalError, migrations, transaction
 
-logger = logging.getLogger("reliable_jobs.migrations")
+logger = logging.getLogger(__name__)
 
 #: Milliseconds that a change waits for its lock at a time, and how often.
 LOCK_TIMEOUT_MS, TRIES = 1000, 60

@@ -33,7 +33,7 @@ from reliable_jobs.run.state import NotStarted
 if TYPE_CHECKING:
     from reliable_jobs.protocols import RunnableTask
 
-logger = logging.getLogger("reliable_jobs.delivery")
+logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 #: Where the request's delivery_info carries the message's content type, encoding and bytes.

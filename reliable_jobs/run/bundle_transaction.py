@@ -43,7 +43,7 @@ from reliable_jobs.run.round_trips import (
 from reliable_jobs.run.sql_words import ends_transaction
 from reliable_jobs.run.state import NotStarted, Run
 
-logger = logging.getLogger("reliable_jobs.bundle")
+logger = logging.getLogger(__name__)
 
 #: Jobs between two looks at the depth of the stack.
 LOOK_EVERY = 8

@@ -31,7 +31,7 @@ from reliable_jobs.status import CELERY_STATES, CLOSES, Status
 if TYPE_CHECKING:
     from reliable_jobs.protocols import RunnableTask
 
-logger = logging.getLogger("reliable_jobs.delivery")
+logger = logging.getLogger(__name__)
 
 #: How long a redelivered message waits for its row, in seconds: the session of a killed worker may hold it a moment
 #: longer than the worker lived.

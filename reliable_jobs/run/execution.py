@@ -38,7 +38,7 @@ from reliable_jobs.status import Reason, Status
 if TYPE_CHECKING:
     from reliable_jobs.protocols import RunnableTask
 
-logger = logging.getLogger("reliable_jobs.execution")
+logger = logging.getLogger(__name__)
 
 LEFT_OPEN = (
     "The task function returned with a transaction still open (an atomic block entered and not left, a raw BEGIN?); "

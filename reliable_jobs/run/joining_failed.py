@@ -8,7 +8,7 @@ from django.db import DatabaseError, OperationalError
 
 from reliable_jobs.lifecycle.db_errors import sqlstate
 
-logger = logging.getLogger("reliable_jobs.execution")
+logger = logging.getLogger(__name__)
 
 #: What servers and proxies answer if they refuse the text, and not what is in it: syntax error, feature not supported,
 #: no such prepared statement.

@@ -24,7 +24,7 @@ from reliable_jobs.compat.django import database_settings, driver_of, settings_o
 from reliable_jobs.compat.django_transaction import in_transaction
 from reliable_jobs.conf import settings
 
-logger = logging.getLogger("reliable_jobs.worker")
+logger = logging.getLogger(__name__)
 
 #: Whether this worker does it.
 active = False

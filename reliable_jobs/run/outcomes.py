@@ -35,7 +35,7 @@ from reliable_jobs.status import EventKind, Reason, Status
 if TYPE_CHECKING:
     from reliable_jobs.protocols import RunnableTask
 
-logger = logging.getLogger("reliable_jobs.execution")
+logger = logging.getLogger(__name__)
 
 #: Exit codes with which billiard ends a child on a signal: -(256 - signum).
 _SIGNAL_EXITS = range(-256, -190)

@@ -22,7 +22,7 @@ from django.db import connections
 from reliable_jobs.compat.celery_pool import is_pool
 from reliable_jobs.compat.psycopg import waits_in_c
 
-logger = logging.getLogger("reliable_jobs.worker")
+logger = logging.getLogger(__name__)
 
 #: The pool's class in a worker; None in other processes. Children of a prefork pool inherit it.
 running: type | None = None

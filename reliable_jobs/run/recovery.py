@@ -32,7 +32,7 @@ from reliable_jobs.status import EventKind, Reason, Status
 if TYPE_CHECKING:
     from reliable_jobs.protocols import RunnableTask
 
-logger = logging.getLogger("reliable_jobs.execution")
+logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 #: Why a run that was broken off is not begun again.

@@ -24,7 +24,7 @@ from reliable_jobs.run.trail import TRAIL, Trail
 if TYPE_CHECKING:
     from reliable_jobs.protocols import RunnableTask
 
-logger = logging.getLogger("reliable_jobs.delivery")
+logger = logging.getLogger(__name__)
 
 #: Seconds before a message that could not be recorded goes back: it comes again at once.
 PAUSE = 1.0

@@ -31,7 +31,7 @@ from reliable_jobs.status import CLOSES, EventKind, Reason
 if TYPE_CHECKING:
     from reliable_jobs.protocols import RunnableTask
 
-logger = logging.getLogger("reliable_jobs.delivery")
+logger = logging.getLogger(__name__)
 
 
 def write_failure(task: RunnableTask, trail: Trail, error: BaseException) -> None:

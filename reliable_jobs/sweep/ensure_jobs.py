@@ -16,7 +16,7 @@ from django.db.models import QuerySet
 from reliable_jobs.message.row_to_message import as_key
 from reliable_jobs.models import Job
 
-logger = logging.getLogger("reliable_jobs.sweeper")
+logger = logging.getLogger(__name__)
 
 _PAGE = 500
 

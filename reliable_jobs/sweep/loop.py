@@ -13,7 +13,7 @@ from reliable_jobs.compat.django import close_connections
 from reliable_jobs.sweep import sweeper
 
 _T = TypeVar("_T")
-logger = logging.getLogger("reliable_jobs.sweeper")
+logger = logging.getLogger(__name__)
 
 
 class SweepLoop:

@@ -21,7 +21,7 @@ from reliable_jobs.compat.django import delete_alone, may_hold
 from reliable_jobs.conf import settings
 from reliable_jobs.models import Job, JobEvent, JobQuerySet
 
-logger = logging.getLogger("reliable_jobs.pruner")
+logger = logging.getLogger(__name__)
 
 #: Jobs that one transaction deletes.
 BATCH = 1000

@@ -26,7 +26,7 @@ from reliable_jobs.compat.django import close_connections
 from reliable_jobs.dispatch.notify import ACTIVE, Ear
 from reliable_jobs.sweep import pruner, sweeper
 
-logger = logging.getLogger("reliable_jobs.relay")
+logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 #: Pause between two looks while there was work lately, in seconds.

@@ -30,7 +30,7 @@ from reliable_jobs.status import FINAL, Status
 from reliable_jobs.sweep import unconfirmed
 from reliable_jobs.sweep.ensure_jobs import sweep_declared
 
-logger = logging.getLogger("reliable_jobs.sweeper")
+logger = logging.getLogger(__name__)
 
 #: What one batch may spend on the broker. Not a request's budget: a sweep has time.
 PUBLISH_TIMEOUT = 10.0

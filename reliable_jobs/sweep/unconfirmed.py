@@ -13,7 +13,7 @@ from reliable_jobs.dispatch.receipt import Receipt
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.status import EventKind, Status
 
-logger = logging.getLogger("reliable_jobs.sweeper")
+logger = logging.getLogger(__name__)
 
 
 def take_back(alias: str, jobs: list[Job], receipt: Receipt) -> None:

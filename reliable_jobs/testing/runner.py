@@ -29,7 +29,7 @@ from reliable_jobs.status import Status
 from reliable_jobs.task.reliable_task import ReliableTask
 from reliable_jobs.testing.dispatch import in_order, override_dispatch
 
-logger = logging.getLogger("reliable_jobs.testing")
+logger = logging.getLogger(__name__)
 
 #: What a worker would be called in the rows.
 WORKER = "reliable_jobs.testing"

@@ -21,7 +21,7 @@ from reliable_jobs.sweep.loop import SweepLoop
 from reliable_jobs.worker import revocation, watchdog_steps
 from reliable_jobs.worker.parking import ParkingStep
 
-logger = logging.getLogger("reliable_jobs.worker")
+logger = logging.getLogger(__name__)
 
 #: A killed worker's statement would run on, its locks held, until the server notices (4.7 s measured; hours for a
 #: lost host). Settings that an older server does not know are left out.

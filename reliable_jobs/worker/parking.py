@@ -36,7 +36,7 @@ from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, HEADER, as_uu
 from reliable_jobs.models import Job
 from reliable_jobs.run.arrival import foreign_id, pointer_alias
 
-logger = logging.getLogger("reliable_jobs.worker")
+logger = logging.getLogger(__name__)
 
 #: How long the consumer waits for a message to be parked, in seconds.
 PATIENCE = 30.0

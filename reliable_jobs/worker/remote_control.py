@@ -19,7 +19,7 @@ from kombu.exceptions import InconsistencyError
 
 from reliable_jobs.compat.celery_worker import around_remote_control
 
-logger = logging.getLogger("reliable_jobs.worker")
+logger = logging.getLogger(__name__)
 
 #: Seconds between two attempts to start the remote control.
 AGAIN = 10.0

@@ -25,7 +25,7 @@ from reliable_jobs.status import CLOSES, EventKind
 from reliable_jobs.worker import revocation
 from reliable_jobs.worker.parking import aside, parked
 
-logger = logging.getLogger("reliable_jobs.worker")
+logger = logging.getLogger(__name__)
 
 #: The task event that closes a delivery which Celery would leave open, and the fields that its monitors read.
 _CLOSING: dict[str, dict[str, Any]] = {

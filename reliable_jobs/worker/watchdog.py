@@ -36,7 +36,7 @@ from reliable_jobs.models import Job
 from reliable_jobs.status import EventKind, Status
 from reliable_jobs.worker import broker_sockets
 
-logger = logging.getLogger("reliable_jobs.watchdog")
+logger = logging.getLogger(__name__)
 
 #: With this status a process ends whose worker could not be brought back: BSD's EX_TEMPFAIL, "try again".
 EXIT_STATUS = 75

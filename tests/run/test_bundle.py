@@ -400,11 +400,11 @@ def test_a_hook_that_fails_keeps_no_other_from_running_and_undoes_nothing(jobs: 
 
 
 def test_no_log_line_tells_what_an_error_said(jobs: InProcess, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", logger="reliable_jobs.bundle")
+    caplog.set_level("INFO", logger="reliable_jobs.run")
     enqueue((0,), (1, "secret"))
     (message,) = jobs.take()
     jobs.deliver(message)
-    mine = [record.getMessage() for record in caplog.records if record.name == "reliable_jobs.bundle"]
+    mine = [record.getMessage() for record in caplog.records if record.name == "reliable_jobs.run.bundle_transaction"]
     assert mine
     assert "hunter2" not in "".join(mine)
 

@@ -172,7 +172,7 @@ def refer(transactional_db: None) -> Iterator[Callable[..., type[models.Model]]]
 def test_c3_a_job_that_another_row_protects_is_kept_and_the_others_go(
     refer: Callable[..., Any], on_delete: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level("INFO", "reliable_jobs.pruner")
+    caplog.set_level("INFO", "reliable_jobs.sweep")
     monkeypatch.setattr(pruner, "BATCH", 2)
     receipt = refer(on_delete)
     protected = {make("failed", 200).pk for _ in range(3)}

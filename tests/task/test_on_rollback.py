@@ -78,7 +78,7 @@ def test_e2_a_call_that_raises_is_undone_alone(jobs: InProcess, caplog: pytest.L
         self.on_rollback(Effect.objects.create, name="other")
         raise KeyError("why it failed")
 
-    with caplog.at_level(logging.ERROR, "reliable_jobs.execution"):
+    with caplog.at_level(logging.ERROR, "reliable_jobs.run"):
         job = run(jobs, task(parse))
     assert job.status == "failed"
     assert "why it failed" in job.error

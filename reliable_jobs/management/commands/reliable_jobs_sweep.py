@@ -13,7 +13,7 @@ from reliable_jobs.compat.django import close_connections
 from reliable_jobs.management.base import JobCommand, seconds
 from reliable_jobs.sweep import sweeper
 
-logger = logging.getLogger("reliable_jobs.sweeper")
+logger = logging.getLogger(__name__)
 
 #: How soon a signal ends a pause, in seconds.
 TICK = 0.1
