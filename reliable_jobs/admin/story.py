@@ -217,7 +217,8 @@ def _failed(job: Job) -> str:
         how = ", the last one killed by the hard time limit" if job.reason == Reason.TIME_LIMIT else ""
         return f"Failed: {job.crashes} starts never reported{how}. Requeue it when the cause is fixed."
     if job.reason == Reason.INTERRUPTED:
-        return f"Failed: too many runs were interrupted. {_error(job)}. Requeue it when the database is well."
+        # Too many times; or once, where its task has reruns = False: the error says which.
+        return f"Failed: interrupted. {_error(job)}. Requeue it when the cause is fixed."
     if job.reason == Reason.REJECTED:
         return f"Failed: the task rejected it ({_error(job)}). Requeue it when the cause is fixed."
     tries = f"{job.failures} attempt{'' if job.failures == 1 else 's'}"

@@ -672,7 +672,7 @@ def _in(**delta: float) -> datetime.datetime:
         ({"status": "failed", "reason": "time limit", "crashes": 3}, "killed by the hard time limit"),
         ({"status": "failed", "reason": "parked", "error": "no code"}, "Parked: no code. Requeue it once"),
         ({"status": "failed", "reason": "rejected", "error": "No"}, "the task rejected it (No)"),
-        ({"status": "failed", "reason": "interrupted"}, "too many runs were interrupted"),
+        ({"status": "failed", "reason": "interrupted", "error": "11 runs"}, "Failed: interrupted. 11 runs."),
         (
             {"status": "cancelled", "error": "cancelled by Ada", "finished_at": NOW},
             "Cancelled by Ada 2026-01-31 13:00:00",
