@@ -12,7 +12,7 @@ from celery.contrib.django.task import DjangoTask
 from reliable_jobs.protocols import P, R_co, RunP, RunR_co, Runs
 
 if TYPE_CHECKING:
-    from celery import Signature
+    from celery.canvas import Signature  # in celery/__init__.py type checkers do not find it
     from celery.result import EagerResult
 
     from reliable_jobs.results import JobResult
