@@ -108,7 +108,9 @@ def gone(name: register.Name, monkeypatch: pytest.MonkeyPatch) -> None:
         replace(name, monkeypatch, lambda *args, **kwargs: None)
     else:
         owner, attribute = owner_of(name)
-        monkeypatch.delattr(owner, attribute)
+        for one in owner.__mro__ if isinstance(owner, type) else (owner,):
+            if one is not object and attribute in vars(one):
+                monkeypatch.delattr(one, attribute)
 
 
 def replace(name: register.Name, monkeypatch: pytest.MonkeyPatch, by: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -32,10 +34,12 @@ UTC = datetime.timezone.utc
 
 
 @pytest.fixture
-def handler(monkeypatch: pytest.MonkeyPatch) -> ConnectionHandler:
-    made = ConnectionHandler({"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}})
+def handler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ConnectionHandler]:
+    # A file: Django does not close a database in memory.
+    made = ConnectionHandler({"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "db")}})
     monkeypatch.setattr(compat_django, "connections", made)
-    return made
+    yield made
+    made.close_all()
 
 
 def test_a_connection_is_closed_and_the_next_use_makes_another(handler: ConnectionHandler) -> None:
@@ -67,6 +71,7 @@ def test_an_error_that_is_caught_still_dooms_the_transaction() -> None:
         assert transaction.get_rollback()
 
 
+@pytest.mark.django_db  # asking for the most parameters connects
 def test_what_a_database_can_do_is_read_off_its_features(handler: ConnectionHandler) -> None:
     sqlite = handler["default"]
     assert has_partial_indexes(sqlite)
