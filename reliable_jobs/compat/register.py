@@ -135,8 +135,8 @@ class Library:
 
     def installed(self) -> str:
         try:
-            return importlib.metadata.version(self.distribution)
-        except importlib.metadata.PackageNotFoundError:
+            return importlib.metadata.version(self.distribution) or "of an unknown version"
+        except (importlib.metadata.PackageNotFoundError, KeyError):
             return "of an unknown version"
 
     def error(self, problem: str) -> IncompatibleLibrary:
@@ -200,10 +200,11 @@ def _caller() -> tuple[str, int]:
 
 @functools.cache
 def _installed(distribution: str) -> tuple[int, ...]:
-    """Empty, and so older than any, where a deployment has left the packages' metadata out."""
+    """Empty, and so older than any, where a deployment has left the packages' metadata out, or a broken upgrade some
+    without a version (None, or a KeyError)."""
     try:
-        return _version(importlib.metadata.version(distribution))
-    except importlib.metadata.PackageNotFoundError:
+        return _version(importlib.metadata.version(distribution) or "")
+    except (importlib.metadata.PackageNotFoundError, KeyError):
         return ()
 
 

@@ -190,12 +190,13 @@ def _record_many(
     )
 
 
-def rescue(using: str, limit: int, *, actor: str = "sweeper") -> int:
+def rescue(using: str, limit: int, *, actor: str = "sweeper", after_restart: bool = False) -> int:
     """Take jobs back from dead runs: the lease is over and nobody holds the row. Returns how many.
 
-    Takes none until the database has been up for a lease: its clients may not have reconnected yet.
+    Args:
+        after_restart: also where the database has not been up for a lease. Its clients may not have reconnected yet.
     """
-    if not _has_been_up_for_a_lease(using):
+    if not after_restart and not _has_been_up_for_a_lease(using):
         return 0
     with transaction.atomic(using=using):
         lost = list(Job.objects.using(using).lost_runs().defer("payload", "envelope").lock()[:limit])

@@ -129,7 +129,9 @@ def in_words(connection: Any, text: str, count: int = 1) -> str:
     Args:
         count: of ids, or of rows.
     """
-    return _in_words(text, connection.vendor, zone_of(connection) == "UTC", skips_locked(connection), count)
+    # A text of hundreds of rows is tens of kilobytes, and one for every number of them would be kept.
+    make = _in_words if count <= 100 else _in_words.__wrapped__
+    return make(text, connection.vendor, zone_of(connection) == "UTC", skips_locked(connection), count)
 
 
 @functools.lru_cache(maxsize=1024)

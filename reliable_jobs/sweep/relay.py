@@ -47,10 +47,12 @@ class Relay:
         self.app = app
         self.interval = interval
         self.published = 0
-        #: Messages that the broker did not confirm.
-        self.unconfirmed = 0
-        #: Whether the last round met an error, or left due rows because the broker was away or did not confirm.
+        #: Messages that can't be sent as they are: no queue takes them, or their rows can't be read.
+        self.returned = 0
+        #: Whether the last round met an error.
         self.failed = False
+        #: Whether the last round left due rows, because the broker was away or did not confirm.
+        self.left_due = False
         self._wake = threading.Event()
         self._stopped = False
         self._sweep_at = self._prune_at = 0.0
@@ -77,13 +79,14 @@ class Relay:
                 ear.stop()
 
     def drain(self) -> bool:
-        """Until nothing is due that could be published. Whether all was: False also when the broker was away, did not
-        confirm or returned a message, or when :meth:`stop` came first."""
+        """Until nothing is due that could be published. Whether all was: False also where a round met an error, the
+        last one left due rows, a message was returned, or :meth:`stop` came first."""
         done = False
         with self._second_thread():
             while not self._stopped and not done:
+                # What a round did not get confirmed is due again at once, for as long as others are.
                 done = not self._round() or self.failed
-        return done and not self.failed and not self.unconfirmed
+        return done and not (self.failed or self.left_due or self.returned)
 
     @contextlib.contextmanager
     def _second_thread(self) -> Iterator[None]:
@@ -113,7 +116,7 @@ class Relay:
 
     def _round(self) -> bool:
         """Publish what is due; sweep and prune when it is time. Says whether anything was published."""
-        self.failed = False
+        self.failed = self.left_due = False
         found = self._by_two(lambda more: sweeper.publish_due(self.app, more))
         if time.monotonic() >= self._sweep_at and not self._stopped:
             self._sweep_at = time.monotonic() + SWEEP_EVERY
@@ -138,8 +141,8 @@ class Relay:
         reports = [self._try(lambda: work(help_out))]
         reports += [future.result() for future in helps if future is not None]
         done = [report for report in reports if report is not None]
-        self.unconfirmed += sum(report.unconfirmed for report in done)
-        self.failed |= any(report.left_due for report in done)
+        self.returned += sum(report.returned for report in done)
+        self.left_due |= any(report.left_due for report in done)
         return sum(report.published for report in done)
 
     def _try(self, work: Callable[[], _T]) -> _T | None:

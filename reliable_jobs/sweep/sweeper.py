@@ -57,6 +57,8 @@ class Report:
     published: int = 0
     republished: int = 0
     unconfirmed: int = 0
+    #: Of them, those that no queue takes, or whose rows can't be read.
+    returned: int = 0
     rescued: int = 0
     #: Jobs that a sweep of declared querysets has enqueued.
     found: int = 0
@@ -197,6 +199,7 @@ def _publish(app: Celery, alias: str, jobs: list[Job], report: Report) -> Receip
     left = [job for job in jobs if job.pk not in receipt.confirmed]
     if left:
         report.unconfirmed += len(left)
+        report.returned += sum(job.pk in receipt.returned for job in left)
         unconfirmed.take_back(alias, left, receipt)
     return receipt
 

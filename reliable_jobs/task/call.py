@@ -209,11 +209,13 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
         args, kwargs = () if args is None else args, {} if kwargs is None else kwargs
         plain = not options and not link and not link_error and not shadow
         if plain and isinstance(args, (list, tuple)) and isinstance(kwargs, dict):
-            self._check_arguments(args, kwargs)
             template = template_of(self, super().apply_async, args, kwargs)
-            filled = template.fill(job_id, args, kwargs) if template is not None else None
-            if filled is not None:
-                return filled
+            if template is not None:
+                # Not before: an apply_async between this one and Celery's may add arguments.
+                self._check_arguments(args, kwargs)
+                filled = template.fill(job_id, args, kwargs)
+                if filled is not None:
+                    return filled
         capture = Capture()
         self.render_into(capture, args, kwargs, str(job_id), link, link_error, shadow, **options)
         if capture.rendered is None:

@@ -267,7 +267,7 @@ class _Trial:
         for _ in range(_ROUNDS):
             # Time passes until the lease of the dead run is over.
             rows.filter(status=Status.RUNNING).update(lease_at=Now() - datetime.timedelta(seconds=1))
-            lifecycle.rescue(self.alias, 1000, actor="reliable_jobs.testing")
+            lifecycle.rescue(self.alias, 1000, actor="reliable_jobs.testing", after_restart=True)
             if redeliver:
                 redeliver = False
                 with as_worker():

@@ -27,6 +27,17 @@ def test_every_undocumented_name_is_as_it_was_read() -> None:
     assert [str(problem) for problem in register.problems(load=True)] == []
 
 
+@pytest.mark.parametrize("version", [lambda name: None, lambda name: {}[name]], ids=["None", "KeyError"])
+def test_metadata_without_a_version_keep_no_site_from_starting(version: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(register.importlib.metadata, "version", version)
+    register._installed.cache_clear()
+    try:
+        register.verify()
+        assert "of an unknown version" in str(LIBRARIES[0].error("gone"))
+    finally:
+        register._installed.cache_clear()
+
+
 @pytest.mark.parametrize(("library", "use", "name"), NAMES, ids=IDS)
 def test_a_name_that_is_gone_is_reported(
     library: register.Library, use: register.Use, name: register.Name, monkeypatch: pytest.MonkeyPatch

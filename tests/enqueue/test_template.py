@@ -223,6 +223,23 @@ def test_a_mixin_behind_ours_is_asked_for_every_call(rows: InProcess, monkeypatc
     assert seen == ["t1"] * 3 + ["t2"] * 3
 
 
+class ArgumentOfTenant(DjangoTask):
+    def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
+        return super().apply_async(args, {**(kwargs or {}), "tenant": "t1"}, *rest, **options)
+
+
+class WithArgumentOfTenant(ReliableTask, ArgumentOfTenant): ...
+
+
+@shared_task(base=WithArgumentOfTenant, name="template.with_argument_of_tenant")
+def with_argument_of_tenant(x: int, *, tenant: str) -> None: ...
+
+
+def test_a_mixin_behind_ours_may_add_an_argument(rows: InProcess) -> None:
+    job = Job.objects.get(pk=with_argument_of_tenant.delay(1).id)
+    assert json.loads(bytes(job.payload))[:2] == [[1], {"tenant": "t1"}]
+
+
 def test_where_json_is_another_ones_celery_renders_each(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Template.make(echo, (1,), {}) is not None
     own = json.dumps(template._PROBE, default=str)

@@ -16,6 +16,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from reliable_jobs.dispatch import notify, on_commit
+from reliable_jobs.dispatch.publisher import publisher
 from reliable_jobs.models import Job
 from reliable_jobs.sweep import pruner, relay, sweeper
 from reliable_jobs.sweep.relay import Relay
@@ -67,6 +68,27 @@ def test_draining_fails_where_a_job_was_not_confirmed(jobs: InProcess, by_relay:
     with pytest.raises(CommandError, match="Not all due jobs could be published; 1 were"):
         call_command("reliable_jobs_relay", "--drain")
     assert len(jobs.take()) == 1, "the others go out"
+
+
+def test_draining_goes_on_after_a_batch_that_was_not_confirmed(
+    jobs: InProcess, by_relay: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        tasks.effect.delay(f"due {number}")
+    publish, batches = publisher(app).publish, []
+
+    def at_first_one_alone(messages: Any, **options: Any) -> Any:
+        batches.append(len(messages))
+        if len(batches) > 1:
+            return publish(messages, **options)
+        receipt = publish(messages[:1], **options)
+        receipt.error = ConnectionResetError("in mid-batch")
+        return receipt
+
+    monkeypatch.setattr(publisher(app), "publish", at_first_one_alone)
+    call_command("reliable_jobs_relay", "--drain")
+    assert batches == [3, 2]
+    assert len(jobs.take()) == 3
 
 
 def test_a_relay_that_was_stopped_begins_no_pruning(

@@ -10,7 +10,7 @@ from unittest import skipUnless
 import pytest
 from celery import shared_task
 from django.db import NotSupportedError, connection, connections, transaction
-from django.test import TransactionTestCase
+from django.test import TransactionTestCase, override_settings
 
 from reliable_jobs import ReliableTask
 from reliable_jobs.models import Job
@@ -125,6 +125,14 @@ def test_an_atomic_task_passes_and_the_test_keeps_its_database(database: None) -
 def test_a_task_that_is_retried_passes(database: None) -> None:
     report = crash_at_every_statement(fails_first, ["x", 1], effects=[Effect], only=by_the_body)
     assert sorted(row["name"] for row in report.expected[0]) == ["x", "x-undone"]
+
+
+@servers
+def test_a_server_that_has_just_been_started_makes_no_difference(database: None, stack: Stack) -> None:
+    # For a sweeper, which must spare the runs of clients that have not reconnected.
+    stack.settings["LEASE"] = 10.0**7
+    with override_settings(RELIABLE_JOBS=stack.settings):
+        assert crash_at_every_statement(not_atomic, ["x"], effects=[Parent], only=by_the_body).steps
 
 
 @servers
