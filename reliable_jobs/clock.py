@@ -39,7 +39,7 @@ def from_now_sql(vendor: str, utc: bool) -> str:
     return f"{now} + %s * INTERVAL '1 second'"  # make_interval() takes five times as long to plan
 
 
-class Now(functions.Now):  # noqa: TID251 - the one place
+class Now(functions.Now):  # noqa: TID251 - the rule sends everybody else to this class
     """Django's ``Now``, in the zone that Django stores times in: see :func:`now_sql`."""
 
     def as_mysql(self, compiler: Any, connection: Any, **extra: Any) -> Any:

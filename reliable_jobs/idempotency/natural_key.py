@@ -74,6 +74,7 @@ class IdempotentTask(ReliableTask[P, R_co]):
             )
         run = inspect.getattr_static(cls, "run")
         if cls.run is not Task.run and not hasattr(run, "_reliable_guard"):
+            # mypy takes it for a method of this class; it is that of the project's subclass.
             cls.run = _guarded(run)  # type: ignore[method-assign]
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *positional: Any, **options: Any) -> AsyncResult[Any]:

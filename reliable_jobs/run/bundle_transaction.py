@@ -142,7 +142,8 @@ class Try:
                 yield
                 savepoint.keep()
             except BaseException as error:
-                raise savepoint.undo(error)  # noqa: B904 - mostly the error itself
+                # Without "from", which would take the task function's error its own cause.
+                raise savepoint.undo(error)  # noqa: B904
             if self._succeeded and not savepoint.settle(self._settle, alone=False):
                 raise RunTakenAway("a job of the bundle was taken away while it ran")
 

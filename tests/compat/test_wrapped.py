@@ -97,6 +97,7 @@ class LikeWrapt(Proxy):
         super().__init__(function)
         self.__wrapped__ = function
 
+    # As wrapt has it; for mypy a property can't stand for the attribute of object.
     @property
     def __class__(self) -> Any:  # type: ignore[override]
         return type(self.function)

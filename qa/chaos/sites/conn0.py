@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from qa.chaos.sites.common import *  # noqa: F403
+from qa.chaos.sites.common import *
 from qa.chaos.sites.common import POSTGRESQL, RELIABLE_JOBS
 
 DATABASES = {"default": {**POSTGRESQL, "CONN_MAX_AGE": 0}}

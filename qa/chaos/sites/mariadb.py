@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qa.chaos.sites.common import *  # noqa: F403
+from qa.chaos.sites.common import *
 from qa.chaos.sites.common import DATABASE_NAME, DATABASE_PORT
 
 DATABASES: dict[str, Any] = {

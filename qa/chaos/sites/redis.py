@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from qa.chaos.sites.common import *  # noqa: F403
+from qa.chaos.sites.common import *
 from qa.chaos.sites.common import BROKER_PORT, POSTGRESQL
 
 DATABASES = {"default": POSTGRESQL}

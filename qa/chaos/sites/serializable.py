@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from django.db.backends.postgresql.psycopg_any import IsolationLevel
 
-from qa.chaos.sites.common import *  # noqa: F403
+from qa.chaos.sites.common import *
 from qa.chaos.sites.common import POSTGRESQL, POSTGRESQL_OPTIONS
 
 OPTIONS = {**POSTGRESQL_OPTIONS, "isolation_level": IsolationLevel.SERIALIZABLE}
