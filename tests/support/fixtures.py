@@ -178,10 +178,11 @@ def private_postgres() -> Iterator[Any]:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Show what the workers and producers said when a test fails."""
+    """Show what the workers and producers said when a test fails, which jobs are unfinished, and who holds what."""
     outcome: Any = yield
     report = outcome.get_result()
     stack = getattr(item, "funcargs", {}).get("stack")
     if report.when == "call" and report.failed and stack is not None:
+        report.sections.append(("the database", stack.state()))
         for process in stack.processes:
             report.sections.append((f"{process.name}, its last words", process.log[-6000:]))

@@ -130,6 +130,24 @@ class Stack(Queues):
                 f"WHERE datname = current_database() AND pid <> pg_backend_pid() AND {which}"
             ).fetchone()[0]
 
+    def state(self) -> str:
+        """The unfinished jobs with their events, and the sessions with what they hold or wait for. For a person."""
+        questions = (
+            "SELECT id, status, reason, sends, crashes, interruptions, epoch, due_at - now(), check_at - now(), "
+            "lease_at - now(), worker, (SELECT array_agg(kind || ' ' || at || ' ' || detail ORDER BY event.id) "
+            "FROM reliable_jobs_jobevent event WHERE job_id = job.id) "
+            "FROM reliable_jobs_job job WHERE finished_at IS NULL LIMIT 20",
+            "SELECT pid, state, now() - xact_start, wait_event, pg_blocking_pids(pid), left(query, 200) "
+            "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+        try:
+            with psycopg.connect(self.database_url, autocommit=True, connect_timeout=5) as connection:
+                return "\n".join(
+                    " | ".join(map(str, row)) for question in questions for row in connection.execute(question)
+                )
+        except psycopg.Error as error:  # a private server that the test has stopped
+            return repr(error)
+
     # --- processes ----------------------------------------------------------------------------------------------------
 
     def environment(self, *, database_url: str | None = None, broker_url: str | None = None, **more: Any) -> dict:

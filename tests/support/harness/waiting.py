@@ -21,15 +21,21 @@ def wait_until(condition: Callable[[], _T], what: str, seconds: float = PATIENCE
     """Poll until the condition is true and return what it answered.
 
     Raises:
-        AssertionError: it was not within ``seconds``; the message says what was waited for.
+        AssertionError: it was not within ``seconds``; the message says what was waited for, and whether the condition
+            itself hung.
     """
-    deadline = time.monotonic() + seconds
+    deadline, asked, longest = time.monotonic() + seconds, 0, 0.0
     while True:
+        began = time.monotonic()
         answer = condition()
         if answer:
             return answer
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds:g} s: {what}")
+        ended = time.monotonic()
+        asked, longest = asked + 1, max(longest, ended - began)
+        if ended > deadline:
+            raise AssertionError(
+                f"not within {seconds:g} s: {what} (asked {asked} times, at most {longest:.1f} s each)"
+            )
         time.sleep(every)
 
 
