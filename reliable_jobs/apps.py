@@ -11,11 +11,15 @@ class ReliableJobsConfig(AppConfig):
 
     def ready(self) -> None:
         from reliable_jobs import checks, databases  # noqa: F401 - importing the checks registers them
-        from reliable_jobs.compat import register
+        from reliable_jobs.compat import celery_app, register
+        from reliable_jobs.compat.celery import configured_app
         from reliable_jobs.schedule import create_periodic_tasks
         from reliable_jobs.worker import bootstrap
+        from reliable_jobs.workflow import capture  # noqa: F401 - it answers the app's methods from here on
 
         register.verify()
         bootstrap.connect()
+        if (app := configured_app()) is not None:
+            celery_app.adopt(app)
         post_migrate.connect(databases.forget, dispatch_uid="reliable_jobs.databases")
         post_migrate.connect(create_periodic_tasks, sender=self, dispatch_uid="reliable_jobs.periodic_tasks")

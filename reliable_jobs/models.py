@@ -122,8 +122,8 @@ class Job(models.Model):
     status = models.CharField(max_length=10, choices=Status.choices, default=Status.WAITING)
     reason = models.CharField(max_length=12, choices=Reason.choices, default=Reason.NONE, blank=True)
 
-    #: No claim succeeds before this time (database clock).
-    due_at = models.DateTimeField()
+    #: No claim succeeds before this time (database clock). NULL: held, until a step that has this id is written.
+    due_at = models.DateTimeField(null=True, blank=True)
     #: When the sweeper next looks at a published row.
     check_at = models.DateTimeField(null=True, blank=True)
     #: Publishes since the row last became waiting; 0 = no message is believed out.
@@ -161,6 +161,10 @@ class Job(models.Model):
 
     root_id = models.UUIDField(null=True, blank=True)
     parent_id = models.UUIDField(null=True, blank=True)
+    #: The task is not a reliable one: the row is an outbox entry only, and ends as ``sent``.
+    relay_only = models.BooleanField(default=False, db_default=False)
+    #: The job whose failure this one is told of: its worker calls the task with request, exception and traceback.
+    errback_of = models.UUIDField(null=True, blank=True)
 
     #: JSON text of the return value; NULL for none, or ``ignore_result``.
     result = models.TextField(null=True, blank=True)  # noqa: DJ001 - "" is no JSON; NULL is "no result"

@@ -24,9 +24,9 @@ from reliable_jobs.compat.celery_results import (
 )
 from reliable_jobs.dispatch.on_commit import is_uncommitted
 from reliable_jobs.errors import NotCommitted
+from reliable_jobs.message.row_to_message import foreign_id
 from reliable_jobs.models import Job
 from reliable_jobs.protocols import R_co
-from reliable_jobs.run.arrival import foreign_id
 from reliable_jobs.run.delivery import result_of
 from reliable_jobs.status import CELERY_STATES, Reason
 

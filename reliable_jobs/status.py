@@ -24,6 +24,9 @@ class Status(models.TextChoices):
     CANCELLED = "cancelled", "cancelled"
     #: Its ``expires`` had passed before it could start. Final until a person requeues it.
     EXPIRED = "expired", "expired"
+    #: A message of a task that is not reliable, which a job or a workflow has started: the broker has confirmed it, and
+    #: what becomes of it is its worker's business. Written by whoever published it, from waiting.
+    SENT = "sent", "sent"
 
 
 FINAL = (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.EXPIRED)
@@ -31,12 +34,14 @@ UNFINISHED = (Status.WAITING, Status.RUNNING)
 
 #: Every move that lifecycle/ may make; anything else is a bug and raises there.
 TRANSITIONS: dict[str, tuple[str, ...]] = {
-    Status.WAITING: (Status.WAITING, Status.RUNNING, *FINAL),
+    Status.WAITING: (Status.WAITING, Status.RUNNING, Status.SENT, *FINAL),
     Status.RUNNING: (Status.WAITING, *FINAL),
     Status.SUCCEEDED: (Status.WAITING,),
     Status.FAILED: (Status.WAITING,),
     Status.CANCELLED: (Status.WAITING,),
     Status.EXPIRED: (Status.WAITING,),
+    #: Requeued by a person, or met by a worker in which its task is a reliable one.
+    Status.SENT: (Status.WAITING,),
 }
 
 #: What Celery calls it, for result backends and ``AsyncResult.state``.
@@ -47,6 +52,7 @@ CELERY_STATES: dict[str, str] = {
     Status.FAILED: "FAILURE",
     Status.CANCELLED: "REVOKED",
     Status.EXPIRED: "REVOKED",
+    Status.SENT: "PENDING",
 }
 
 
@@ -78,6 +84,10 @@ class Reason(models.TextChoices):
     REVOKED = "revoked", "revoked"
     #: Requeued by a person and not run since.
     REQUEUED = "requeued", "requeued"
+    #: A step of a chain that will not come: an earlier step has failed.
+    EARLIER_STEP = "earlier step", "an earlier step failed"
+    #: A message of a task that is not reliable, which the broker could not route.
+    UNROUTABLE = "unroutable", "unroutable"
 
 
 class EventKind(models.TextChoices):

@@ -21,9 +21,8 @@ from django.utils.functional import cached_property
 
 from reliable_jobs.admin.story import holders
 from reliable_jobs.clock import Now
-from reliable_jobs.message.row_to_message import as_uuid
+from reliable_jobs.message.row_to_message import as_uuid, foreign_id
 from reliable_jobs.models import Job
-from reliable_jobs.run.arrival import foreign_id
 from reliable_jobs.status import Reason, Status
 
 if TYPE_CHECKING:

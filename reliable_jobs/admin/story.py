@@ -135,6 +135,8 @@ def _waiting(job: Job, now: datetime.datetime, last: JobEvent | None, depth: Dep
     elif job.reason == Reason.REQUEUED:
         by = f" by {last.actor}" if last is not None and last.kind == EventKind.REQUEUE and last.actor else ""
         text = f"Requeued{by}: {_due(job, now)}."
+    elif job.due_at is None:
+        return Story("Held: it has replaced itself by other tasks, and ends with the last of them.", "idle")
     elif job.due_at > now:
         text = f"Scheduled: not before {moment(job.due_at)}, in {span(job.due_at - now)}."
     else:
@@ -148,14 +150,16 @@ def _due(job: Job, now: datetime.datetime) -> str:
     return f"due {_when(job.due_at, now)}"
 
 
-def _when(at: datetime.datetime, now: datetime.datetime) -> str:
+def _when(at: datetime.datetime | None, now: datetime.datetime) -> str:
+    if at is None:
+        return "when a later step is written"
     return f"in {span(at - now)}" if at > now else "now"
 
 
 def _sent(job: Job, now: datetime.datetime, last: JobEvent | None, depth: Depth | None) -> str:
     """Where its message is."""
     if job.sends == 0:
-        if job.due_at > now:
+        if job.due_at is None or job.due_at > now:
             return ""
         text = " Not sent yet: the sweeper publishes it at its next round."
         if (now - job.due_at).total_seconds() > 60:
@@ -205,6 +209,9 @@ def _settled(job: Job, now: datetime.datetime) -> Story:
         how = "Revoked" if job.reason == Reason.REVOKED else "Cancelled"
         by = f" {job.error.removeprefix('cancelled ')}" if job.error.startswith("cancelled by ") else ""
         return Story(f"{how}{by}{at}. It does not run unless somebody requeues it.{kept}", "idle")
+    if job.status == Status.SENT:
+        text = f"Sent{at}: the broker has its message. Its task is not a reliable one, so nothing more is known here."
+        return Story(text, "idle")
     if job.status == Status.EXPIRED:
         return Story(f"Expired{at}, before it could start. It does not run unless somebody requeues it.{kept}", "idle")
     return Story(f"{_failed(job)}{kept}", "bad")
@@ -219,6 +226,10 @@ def _failed(job: Job) -> str:
     if job.reason == Reason.INTERRUPTED:
         # Too many times; or once, where its task has reruns = False: the error says which.
         return f"Failed: interrupted. {_error(job)}. Requeue it when the cause is fixed."
+    if job.reason == Reason.UNROUTABLE:
+        return f"Failed: no queue took its message ({_error(job)}). Requeue it when the queue exists."
+    if job.reason == Reason.EARLIER_STEP:
+        return f"Failed: {_error(job)}. Requeue that job when the cause is fixed; this one follows it."
     if job.reason == Reason.REJECTED:
         return f"Failed: the task rejected it ({_error(job)}). Requeue it when the cause is fixed."
     tries = f"{job.failures} attempt{'' if job.failures == 1 else 's'}"

@@ -156,13 +156,22 @@ def renders_alike(task: Any, apply_async: Any, backend_class: Any) -> bool:
         and getattr(task, "_dump_pydantic_arguments", None) is None
         and _are_celerys(
             (app_task, (apply_async, task._get_exec_options, task.shadow_name)),
-            (app_base, (task.app.send_task, task.app.producer_or_acquire)),
+            (app_base, (own_method(task.app, "send_task"), own_method(task.app, "producer_or_acquire"))),
             (app_amqp, (amqp.create_task_message, amqp.send_task_message)),
             (app_routes, (amqp.router.route, amqp.router.lookup_route)),
         )
         and (issubclass(backend_class, AsyncBackendMixin) or backend_class.on_task_call is Backend.on_task_call)
         and all(type(route) is MapRoute for route in amqp.router.routes)
     )
+
+
+def own_method(app: Any, name: str) -> Any:
+    """A method of an app without what celery_app.py has put in front of it."""
+    known = vars(app).get(name)
+    if known is not None:
+        return getattr(known, "below", known)
+    classes = (cls for cls in type(app).__mro__ if not vars(cls).get("writes_rows"))
+    return next(vars(cls)[name] for cls in classes if name in vars(cls))
 
 
 def _are_celerys(*steps: tuple[ModuleType, tuple[Any, ...]]) -> bool:

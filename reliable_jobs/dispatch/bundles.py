@@ -67,7 +67,9 @@ def _is_plain(message: Outgoing, task: Any) -> bool:
     headers = message.headers
     limits = list(headers.get("timelimit") or (None, None))
     the_tasks = limits in ([None, None], [task.time_limit, task.soft_time_limit])
-    return bool(the_tasks and headers[HEADER]["send"] == 1 and headers.get("group") is None)
+    # Without a pointer: a row that was written when its task was no reliable one.
+    first = HEADER in headers and headers[HEADER]["send"] == 1
+    return bool(the_tasks and first and headers.get("group") is None)
 
 
 def _bundle(task: Any, using: str, jobs: Sequence[Outgoing]) -> Outgoing:

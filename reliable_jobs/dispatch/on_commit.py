@@ -20,12 +20,13 @@ from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 from django.db import connections, transaction
 
-from reliable_jobs import databases
+from reliable_jobs import databases, lifecycle
 from reliable_jobs.compat.django import made_connections
 from reliable_jobs.compat.django_transaction import commits_on_exit, in_transaction
 from reliable_jobs.conf import settings
 from reliable_jobs.dispatch import notify
 from reliable_jobs.dispatch.publisher import publisher
+from reliable_jobs.dispatch.receipt import Receipt
 from reliable_jobs.message.row_to_message import Outgoing, Rendered, first_outgoing
 
 logger = logging.getLogger(__name__)
@@ -59,13 +60,22 @@ def publishes(app: Celery, alias: str, jobs: int) -> bool:
     return pending + jobs <= MAX_ON_COMMIT and not publisher(app).breaker_open
 
 
-def dispatch_on_commit(app: Celery, alias: str, usual_name: str, jobs: Iterable[tuple[uuid.UUID, Rendered]]) -> None:
+def dispatch_on_commit(
+    app: Celery,
+    alias: str,
+    usual_name: str,
+    jobs: Iterable[tuple[uuid.UUID, Rendered]],
+    *,
+    relay_only: bool = False,
+) -> None:
     """Publish the first message of new rows when the open transaction commits; at once where none is open.
 
     Args:
         alias, usual_name: see :func:`databases.of_new_job`.
+        relay_only: the rows end when the broker has confirmed their messages.
     """
-    hook = _DispatchOnCommit(app, alias, [first_outgoing(job_id, rendered, usual_name) for job_id, rendered in jobs])
+    messages = [first_outgoing(job_id, rendered, usual_name, relay_only=relay_only) for job_id, rendered in jobs]
+    hook = _DispatchOnCommit(app, alias, messages)
     transaction.on_commit(hook, using=alias)
 
 
@@ -147,6 +157,7 @@ class _DispatchOnCommit(_Noted):
 
 def dispatch(app: Celery, messages: list[Outgoing]) -> None:
     """Publish within the request's budget. Nothing is written, whatever comes of it: the rows' grace covers a failure.
+    But rows whose task is not a reliable one end here, with the broker's confirm.
 
     A failure is logged once, by the breaker.
     """
@@ -155,3 +166,14 @@ def dispatch(app: Celery, messages: list[Outgoing]) -> None:
     receipt = broker.publish(messages)
     for job_id, why in receipt.returned.items():
         logger.warning("Job %s was not routed (%s); the sweeper tries again.", job_id, why)
+    mark_sent(messages, receipt)
+
+
+def mark_sent(messages: Iterable[Outgoing], receipt: Receipt) -> None:
+    """Write the confirms of those messages whose rows end with it."""
+    by_alias: dict[str, list[uuid.UUID]] = {}
+    for message in messages:
+        if message.relayed_from and message.id in receipt.confirmed:
+            by_alias.setdefault(message.relayed_from, []).append(message.id)
+    for alias, ids in by_alias.items():
+        lifecycle.mark_sent(ids, alias)

@@ -52,6 +52,8 @@ class New(NamedTuple):
     #: Not begun after that moment, or after so many seconds.
     expires_at: datetime.datetime | None
     expires_in: float | None
+    #: Of jobs of workflows only, in the order of ``sql.WORKFLOW``.
+    workflow: tuple[Any, ...] = ()
 
 
 class Each(NamedTuple):
@@ -72,8 +74,13 @@ def insert(alias: str, new: New, *, unless_there: bool = False) -> bool:
         django.db.Error: as any write.
     """
     # As the ORM does: a caller that catches the error must not commit what PostgreSQL has given up.
+    values = (*new[:-1], *new.workflow)
+    if new.workflow:
+        statement = sql.INSERT_IN_WORKFLOW_UNLESS_THERE if unless_there else sql.INSERT_IN_WORKFLOW
+    else:
+        statement = sql.INSERT_UNLESS_THERE if unless_there else sql.INSERT
     with doomed_by_error(alias):
-        return sql.write(alias, sql.INSERT_UNLESS_THERE if unless_there else sql.INSERT, *new) == 1
+        return sql.write(alias, statement, *values) == 1
 
 
 def random_ids() -> Iterator[str]:
@@ -108,13 +115,14 @@ def insert_many(alias: str, common: New, blocks: Iterable[Iterable[Each]]) -> No
 def _insert_each(connection: Any, cursor: Any, common: New, each: Iterable[Each]) -> None:
     rows = iter(each)
     most = most_parameters(connection)
-    size = min(_BLOCK, most // len(common)) if most else _BLOCK
+    size = min(_BLOCK, most // (len(common) - 1)) if most else _BLOCK
     while block := list(itertools.islice(rows, size)):
         params: list[Any] = []
         for job in block:
             job_id = uuid.UUID(job.id)
             root_id = common.root_id or job_id
-            params += common._replace(id=job_id, root_id=root_id, payload=job.payload, envelope=job.envelope)
+            new = common._replace(id=job_id, root_id=root_id, payload=job.payload, envelope=job.envelope)
+            params += new[:-1]
         cursor.execute(sql.in_words(connection, sql.INSERT, len(block)), sql.prepared(connection, params))
 
 

@@ -34,6 +34,12 @@ class Request:
     key_forever: bool = False
     #: The caller named the id, so it may exist already.
     id_given: bool = False
+    #: A step of a workflow that a settlement writes: where its id exists, that job stays as it is.
+    follows: bool = False
+    #: The task is not a reliable one.
+    relay_only: bool = False
+    #: The job whose failure this one is told of.
+    errback_of: uuid.UUID | None = None
 
 
 def insert_unless_there(new: insert.New, request: Request, alias: str) -> uuid.UUID | None:
@@ -44,6 +50,8 @@ def insert_unless_there(new: insert.New, request: Request, alias: str) -> uuid.U
         return None  # by far most of them: ids that Celery's canvas has chosen
     for _ in range(_KEY_ROUNDS):
         found = holders.first() or (jobs.filter(pk=request.job_id).first() if request.id_given else None)
+        if found is not None and request.follows and request.key is None:
+            return found.pk
         if found is not None:
             return _same_or_conflict(found, request)
         with transaction.atomic(using=alias), bounded_wait(alias, task, request.key):

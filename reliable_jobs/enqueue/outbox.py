@@ -50,7 +50,8 @@ def _write(app: Celery, request: Request, alias: str, usual_name: str) -> uuid.U
         if existing is not None:
             return existing
     if immediate:
-        on_commit.dispatch_on_commit(app, alias, usual_name, [(request.job_id, request.rendered)])
+        messages = [(request.job_id, request.rendered)]
+        on_commit.dispatch_on_commit(app, alias, usual_name, messages, relay_only=request.relay_only)
     else:
         wake = settings.DISPATCH == "relay" and not later
         on_commit.leave_to_sweeper(alias, [str(request.job_id)], wake=wake)
@@ -151,6 +152,7 @@ def _new(request: Request, *, later: bool, sends: int) -> insert.New:
         check_in=settings.GRACE if sends else None,
         expires_at=expires if isinstance(expires, datetime.datetime) else None,
         expires_in=expires if isinstance(expires, (int, float)) else None,
+        workflow=(request.relay_only, request.errback_of) if request.relay_only or request.errback_of else (),
     )
 
 

@@ -51,7 +51,9 @@ class Capture:
     serializer = None
     channel = None
 
-    def __init__(self) -> None:
+    def __init__(self, *, relay_only: bool = False) -> None:
+        #: The task is not a reliable one: what Celery would send travels as it is.
+        self.relay_only = relay_only
         self.rendered: Rendered | None = None
         #: As Celery gave it: arguments, keyword arguments, and what is to follow.
         self.body: Any = None
@@ -88,7 +90,7 @@ class Capture:
             return
         self.body, self.serialised_by = body, serializer
         headers = dict(headers or {})
-        if serializer in PICKLE:
+        if serializer in PICKLE and not self.relay_only:
             raise InvalidOption(
                 f"{headers.get('task')}: the pickle serializer is refused, a forged message could run any code. "
                 "Use json (the default), or msgpack or yaml."
@@ -105,8 +107,9 @@ class Capture:
         payload = data.encode() if isinstance(data, str) else data
         if content_type == "application/json" and b'"__type__"' in payload:
             check_readable(headers.get("task"), payload)
-        if len(payload) > (MAX_FOLLOWING_BYTES if self.follows else settings.MAX_PAYLOAD_BYTES):
-            raise explain.too_large(headers.get("task"), body, serializer, len(payload), self.follows)
+        passed_on = self.follows or self.relay_only
+        if len(payload) > (MAX_FOLLOWING_BYTES if passed_on else settings.MAX_PAYLOAD_BYTES):
+            raise explain.too_large(headers.get("task"), body, serializer, len(payload), passed_on)
         if compression:
             payload, headers["compression"] = compress(payload, compression)
         for option in _NOT_PROPERTIES:
@@ -127,6 +130,8 @@ class Capture:
         }
         if self.sensitive:
             envelope["sensitive"] = True
+        if self.relay_only and as_uuid(headers.get("id")) is None:
+            envelope["headers"]["id"] = headers.get("id")  # the row has another id: see foreign_id()
         text = _envelope_text(headers.get("task"), envelope)
         self.rendered = Rendered(
             task=headers["task"],

@@ -25,6 +25,7 @@ from reliable_jobs.lifecycle.operations import (
     rescue,
 )
 from reliable_jobs.lifecycle.receipts import park, take_receipt
+from reliable_jobs.lifecycle.relayed import fail_unsendable, mark_sent, take_in
 from reliable_jobs.lifecycle.settle import expire, fail, run_again, succeed, succeed_many
 from reliable_jobs.lifecycle.transition import (
     Claim,
@@ -45,9 +46,11 @@ __all__ = [
     "expire",
     "extend_lease",
     "fail",
+    "fail_unsendable",
     "hand_back",
     "hold_by_token",
     "last_death",
+    "mark_sent",
     "park",
     "record",
     "requeue",
@@ -57,5 +60,6 @@ __all__ = [
     "succeed",
     "succeed_many",
     "succeeded_by",
+    "take_in",
     "take_receipt",
 ]

@@ -43,7 +43,7 @@ def _lock_if_fit(job_id: uuid.UUID, content_version: int, using: str) -> Claim |
         return Refusal.FINAL if job.is_final else Refusal.LOCKED
     if job.content_version != content_version:
         return Refusal.STALE
-    if job.due_at > now:
+    if job.due_at is None or job.due_at > now:
         return Refusal.NOT_DUE
     return Claim(job, using, now)
 

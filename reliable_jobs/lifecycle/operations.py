@@ -175,7 +175,7 @@ def _explain_skips(ids: Sequence[uuid.UUID], locked: set[uuid.UUID], using: str,
         status = statuses.get(pk)
         if status is None:
             report.skipped[pk] = "no such job"
-        elif status in FINAL:
+        elif status in (*FINAL, Status.SENT):
             report.skipped[pk] = f"already {status}"
         else:
             report.skipped[pk] = "running"

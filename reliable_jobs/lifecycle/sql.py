@@ -92,6 +92,12 @@ INSERT = f"INSERT {_INTO}"
 #: A new job; or nothing, where its id or its key exists.
 INSERT_UNLESS_THERE = f"INSERT {{or_ignore}} {_INTO} {{on_conflict}}"
 
+#: What only the jobs of workflows have, after the columns of INSERT.
+WORKFLOW = ("relay_only", "errback_of")
+_INTO_OF_WORKFLOW = _INTO.replace("requeues)", f"requeues, {', '.join(WORKFLOW)})").replace("{rows}", "{workflow_rows}")
+INSERT_IN_WORKFLOW = f"INSERT {_INTO_OF_WORKFLOW}"
+INSERT_IN_WORKFLOW_UNLESS_THERE = f"INSERT {{or_ignore}} {_INTO_OF_WORKFLOW} {{on_conflict}}"
+
 #: New jobs by the thousand (PostgreSQL): COPY takes values only, so the times are asked for.
 NEW_TIMES = "SELECT {new_times}"
 COPY = """
@@ -148,6 +154,7 @@ def _in_words(text: str, vendor: str, utc: bool, skips: bool, count: int) -> str
         claimed_and_sent=", ".join(CLAIMED_AND_SENT),
         ids=", ".join(["%s"] * count),
         rows=", ".join([_ROW.format(**words)] * count),
+        workflow_rows=_ROW.format(**words).rstrip()[:-1] + ", %s" * len(WORKFLOW) + ")",
     )
     return " ".join((made.replace('"', "`") if vendor == "mysql" else made).split())
 

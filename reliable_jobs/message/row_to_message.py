@@ -22,7 +22,7 @@ HEADER = "reliable_jobs"
 POINTER = ("content_version", "using", "send", "requeues")
 #: The columns that a message is made of, and how often it has been sent: all that is read of a row that is published.
 SENT = (
-    *("task", "queue", "priority", "content_version", "sends", "requeues"),
+    *("task", "queue", "priority", "content_version", "sends", "requeues", "relay_only"),
     *("payload", "content_type", "content_encoding", "envelope"),
 )
 ENVELOPE_VERSION = 1
@@ -77,6 +77,19 @@ class Outgoing:
     content_encoding: str
     headers: dict[str, Any]
     properties: dict[str, Any]
+    #: Of a row that ends with the broker's confirm, its database.
+    relayed_from: str = ""
+
+
+_FOREIGN = uuid.UUID("6f3c7e52-9a0e-5b57-8c55-1f4ad4a3c0de")
+
+
+def foreign_id(task_id: Any) -> uuid.UUID:
+    """The row's id for any Celery task id: itself where it is a UUID, one derived from it otherwise."""
+    try:
+        return uuid.UUID(str(task_id))
+    except ValueError:
+        return uuid.uuid5(_FOREIGN, str(task_id))
 
 
 def as_uuid(value: Any) -> uuid.UUID | None:
@@ -104,21 +117,24 @@ def outgoing(job: Job, using: str) -> Outgoing:
 
     The row's ``sends`` is the number of this send, so it has been raised.
     """
-    return _outgoing(job.id, job, (job.content_version, using, job.sends, job.requeues))
+    return _outgoing(job.id, job, (job.content_version, using, job.sends, job.requeues), job.relay_only)
 
 
-def first_outgoing(job_id: uuid.UUID, rendered: Rendered, using: str) -> Outgoing:
+def first_outgoing(job_id: uuid.UUID, rendered: Rendered, using: str, *, relay_only: bool = False) -> Outgoing:
     """The same for a row that is being written, and the first time it is sent."""
-    return _outgoing(job_id, rendered, (0, using, 1, 0))
+    return _outgoing(job_id, rendered, (0, using, 1, 0), relay_only)
 
 
-def _outgoing(job_id: uuid.UUID, columns: Job | Rendered, pointer: tuple[int, str, int, int]) -> Outgoing:
+def _outgoing(
+    job_id: uuid.UUID, columns: Job | Rendered, pointer: tuple[int, str, int, int], relay_only: bool
+) -> Outgoing:
     # Most hold no value of a type that JSON does not know; looking for those takes four fifths of the time.
     envelope = (kombu_json if '"__type__"' in columns.envelope else json).loads(columns.envelope)
     text = str(job_id)
     headers = {**USUAL_HEADERS, "id": text, "root_id": text, "task": columns.task, **envelope["headers"]}
-    headers[HEADER] = dict(zip(POINTER, pointer, strict=True))
-    properties = {"delivery_mode": 2, **envelope["properties"], "message_id": text, "correlation_id": text}
+    if not relay_only:
+        headers[HEADER] = dict(zip(POINTER, pointer, strict=True))
+    properties = {"delivery_mode": 2, **envelope["properties"], "message_id": text, "correlation_id": headers["id"]}
     if columns.priority is not None:
         properties["priority"] = columns.priority
     return Outgoing(
@@ -131,6 +147,7 @@ def _outgoing(job_id: uuid.UUID, columns: Job | Rendered, pointer: tuple[int, st
         content_encoding=columns.content_encoding,
         headers=headers,
         properties=properties,
+        relayed_from=pointer[1] if relay_only else "",
     )
 
 

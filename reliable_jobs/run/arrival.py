@@ -20,12 +20,13 @@ from django.db import connections
 from kombu.serialization import dumps
 from kombu.utils import json as kombu_json
 
+from reliable_jobs import lifecycle
 from reliable_jobs.clock import Now
 from reliable_jobs.compat.django import driver_of, skip_health_check
 from reliable_jobs.conf import settings
 from reliable_jobs.databases import write_alias
 from reliable_jobs.lifecycle import db_errors
-from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, HEADER, as_uuid
+from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, HEADER, as_uuid, foreign_id
 from reliable_jobs.models import Job
 from reliable_jobs.run import kept_connections
 from reliable_jobs.run.state import NotStarted
@@ -38,7 +39,6 @@ _T = TypeVar("_T")
 
 #: Where the request's delivery_info carries the message's content type, encoding and bytes.
 CONTENT = "reliable_content"
-_FOREIGN = uuid.UUID("6f3c7e52-9a0e-5b57-8c55-1f4ad4a3c0de")
 _HEADERS = (
     *("lang", "task", "id", "shadow", "group", "group_index", "retries", "timelimit", "root_id", "parent_id"),
     *("argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers", "stamps"),
@@ -87,14 +87,6 @@ def read_delivery(task: RunnableTask) -> Delivery:
     )
 
 
-def foreign_id(task_id: Any) -> uuid.UUID:
-    """The row's id for any Celery task id: itself where it is a UUID, one derived from it otherwise."""
-    try:
-        return uuid.UUID(str(task_id))
-    except ValueError:
-        return uuid.uuid5(_FOREIGN, str(task_id))
-
-
 def pointer_alias(pointer: Any) -> str:
     """The database that a message's pointer names; where it names none of ours, the one that a job would go to."""
     using = pointer.get("using") if isinstance(pointer, dict) else None
@@ -128,7 +120,10 @@ def ensure_row(task: RunnableTask, delivery: Delivery) -> None:
 
 def write_row(task: RunnableTask, job_id: uuid.UUID, using: str, request: Any = None) -> None:
     """Get or create the receipt of a message from elsewhere: however often it is delivered, there is one row."""
-    if Job.objects.using(using).find(job_id) is not None:
+    found = Job.objects.using(using).find(job_id)
+    if found is not None:
+        if found.relay_only:
+            lifecycle.take_in(job_id, using)
         return
     request = request or task.request
     embed = {name: request.get(name) for name in ("callbacks", "errbacks", "chain", "chord")}

@@ -127,7 +127,8 @@ def interruption(task: RunnableTask, run: Run, cause: BaseException, signal: Bas
     text, trace, told = outcomes.as_shown(task, cause)
     if task.reruns and signal is None and db_errors.is_conflict(cause, claim.using):
         began = task.request.get("reliable_began", time.monotonic())
-        took = max(0.0, (claim.now - claim.job.due_at).total_seconds()) + time.monotonic() - began
+        late = (claim.now - (claim.job.due_at or claim.now)).total_seconds()
+        took = max(0.0, late) + time.monotonic() - began
         window = conflict_window(settings.MAX_CONFLICTS, took)
         try:
             conflicts = _interruptions_since(claim.job.pk, claim.using, window)

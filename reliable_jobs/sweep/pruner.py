@@ -20,11 +20,14 @@ from reliable_jobs.clock import Now
 from reliable_jobs.compat.django import delete_alone, may_hold
 from reliable_jobs.conf import settings
 from reliable_jobs.models import Job, JobEvent, JobQuerySet
+from reliable_jobs.status import Status
 
 logger = logging.getLogger(__name__)
 
 #: Jobs that one transaction deletes.
 BATCH = 1000
+#: Days for which the rows of messages that were only passed on are kept.
+SENT_DAYS = 1.0
 #: Protected jobs that the log counts.
 COUNTED = 10_000
 #: Jobs that such a row refers to are not deleted.
@@ -48,7 +51,7 @@ def prune(*, limit: int = 100_000) -> int:
     def one(alias: str) -> None:
         nonlocal total
         here = 0
-        for status, days in settings.RETENTION.items():
+        for status, days in {**settings.RETENTION, Status.SENT: SENT_DAYS}.items():
             if days is None:
                 continue
             kept: set[uuid.UUID] = set()

@@ -22,6 +22,7 @@ from reliable_jobs import databases, lifecycle
 from reliable_jobs.clock import Now
 from reliable_jobs.compat.django import skips_locked
 from reliable_jobs.conf import settings
+from reliable_jobs.dispatch import on_commit
 from reliable_jobs.dispatch.publisher import publisher
 from reliable_jobs.dispatch.receipt import Receipt
 from reliable_jobs.message.row_to_message import SENT, outgoing
@@ -195,6 +196,7 @@ def _publish(app: Celery, alias: str, jobs: list[Job], report: Report) -> Receip
         except (AttributeError, KeyError, TypeError, ValueError) as error:  # one bad row must not hold up the others
             unreadable[job.pk] = f"unreadable envelope: {error!r}"
     receipt = publisher(app).publish(messages, timeout=PUBLISH_TIMEOUT)
+    on_commit.mark_sent(messages, receipt)
     receipt.returned.update(unreadable)
     left = [job for job in jobs if job.pk not in receipt.confirmed]
     if left:
@@ -271,7 +273,7 @@ def _frontier(alias: str, queue: str) -> dict[int | None, datetime.datetime]:
     )
     newest: dict[int | None, datetime.datetime] = {}
     for row in recent:
-        if row["sends"] == 1 and row["failures"] == 0:
+        if row["sends"] == 1 and row["failures"] == 0 and row["due_at"] is not None:
             known = newest.get(row["priority"])
             newest[row["priority"]] = row["due_at"] if known is None else max(known, row["due_at"])
     return newest

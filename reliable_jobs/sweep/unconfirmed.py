@@ -7,6 +7,7 @@ import logging
 import uuid
 from typing import Any
 
+from reliable_jobs import lifecycle
 from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
 from reliable_jobs.dispatch.receipt import Receipt
@@ -18,7 +19,8 @@ logger = logging.getLogger(__name__)
 
 def take_back(alias: str, jobs: list[Job], receipt: Receipt) -> None:
     """What a failed batch did not confirm goes back: it costs no doubling. What was returned keeps its doubling, so
-    that an exchange that does not exist is not tried every second, and says so in the job's history."""
+    that an exchange that does not exist is not tried every second, and says so in the job's history. If its task is not
+    a reliable one, it is failed."""
     returned = [job for job in jobs if job.pk in receipt.returned]
     rest = [job for job in jobs if job.pk not in receipt.returned]
     for sends in {job.sends for job in rest}:
@@ -30,7 +32,10 @@ def take_back(alias: str, jobs: list[Job], receipt: Receipt) -> None:
         Job.objects.using(alias).filter(pk__in=ids, status=Status.WAITING, sends=sends).update(**changes)
     for job in returned:
         logger.warning("Job %s was not routed: %s", job.pk, receipt.returned[job.pk])
-    _record_returns(alias, {job.pk: receipt.returned[job.pk] for job in returned})
+    relayed = {job.pk: receipt.returned[job.pk] for job in returned if job.relay_only}
+    if relayed:
+        lifecycle.fail_unsendable(relayed, alias, actor="sweeper")
+    _record_returns(alias, {job.pk: receipt.returned[job.pk] for job in returned if job.pk not in relayed})
 
 
 def _record_returns(alias: str, returned: dict[uuid.UUID, str]) -> None:

@@ -6,8 +6,8 @@ import datetime
 import functools
 import itertools
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from celery import Task
 from django.db import transaction
@@ -19,6 +19,7 @@ from reliable_jobs.errors import EnqueueError, InvalidOption, UnserialisableArgu
 from reliable_jobs.message.row_to_message import Rendered, as_key, as_uuid
 from reliable_jobs.protocols import P, R_co
 from reliable_jobs.task import stages
+from reliable_jobs.task.arguments import Arguments
 from reliable_jobs.task.call_variants import CallVariants
 from reliable_jobs.task.sensitive import Sensitive
 from reliable_jobs.task.times import Times
@@ -30,15 +31,11 @@ if TYPE_CHECKING:
     from reliable_jobs.task.options import Args, BulkOptions, CeleryOptions, Kwargs
 
 
-class Call(Times, Sensitive, CallVariants[P, R_co]):
+class Call(Times, Arguments, Sensitive, CallVariants[P, R_co]):
     """What a caller uses of :class:`~reliable_jobs.task.reliable_task.ReliableTask`."""
 
     #: Of this task's plain calls in this process, once there was one; see enqueue/template.py.
     template: Template | None = None
-    #: Whether the task function has a ``yield``: calling one runs nothing of it.
-    is_generator = False
-    #: Raises TypeError where arguments don't fit the task function. Set with each class: see task/function.py.
-    argument_check: Callable[..., Any] | None = None
 
     def apply_async(
         self,
@@ -99,6 +96,11 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
             times = {"countdown": countdown, "eta": eta, "expires": expires}
             given = {name: value for name, value in times.items() if value is not None}
             return super().apply_async(args, kwargs, task_id, None, link, link_error, shadow, **options, **given)
+        unit = stages.unit.current()
+        if unit is not None:
+            # What follows a job is written where its settlement is; a group's calls in one transaction.
+            using, transactional = unit.using, True
+            options = unit.with_lineage(options)  # type: ignore[assignment, arg-type]
         job_id = uuid.uuid4() if task_id is None else self._given_id(task_id)
         text = None if key is None else as_key(key)
         if key is not None and text is None:
@@ -113,6 +115,7 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
             key=text,
             key_forever=key_forever,
             id_given=task_id is not None,
+            **(unit.marks if unit is not None else {}),
             **self._times(countdown, eta, expires),
         )
         written = stages.outbox.enqueue(app, request, using=using, transactional=transactional)
@@ -257,6 +260,9 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
     def _follows_a_job(self) -> bool:
         """Whether Celery or the settlement of a job makes this call, not a task function. A plain task's own calls
         can't be told from what Celery starts for it."""
+        unit = stages.unit.entered()
+        if unit is not None:
+            return unit.follows
         parent = self.app.current_worker_task
         if parent is None:
             return False
@@ -276,22 +282,3 @@ class Call(Times, Sensitive, CallVariants[P, R_co]):
         """
         kwargs.setdefault("backend", OfTask(self))
         return stages.results.JobResult(task_id, app=self.app, task_name=self.name, **kwargs)
-
-    def _refuse_generator(self) -> NoReturn:
-        raise InvalidOption(
-            f"{self.name} is a generator function (it has a yield), so a worker's call would run nothing of it. "
-            "Use a loop in the function, or return a list."
-        )
-
-    def _check_arguments(self, args: Any, kwargs: Any) -> None:
-        """As Celery does at the call, unless the task has ``typing = False``. Raises TypeError."""
-        if self.argument_check is not None and self.typing:
-            self.argument_check(*args, **kwargs)
-
-    def misfit(self, args: Any, kwargs: Any) -> str | None:
-        """Why these arguments don't fit the code at hand; None when they do, or the task has ``typing = False``."""
-        try:
-            self._check_arguments(args, kwargs)
-        except TypeError as error:
-            return str(error)
-        return None

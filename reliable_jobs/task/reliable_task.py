@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+from celery import Celery
 from django.db import transaction
 
 from reliable_jobs.backoff import DAY, TEN_HOURS
+from reliable_jobs.compat import celery_app
 from reliable_jobs.conf import settings
 from reliable_jobs.protocols import P, R_co
 from reliable_jobs.run import pools
@@ -66,6 +68,12 @@ class ReliableTask(RunControl, Call[P, R_co]):
     keeps_connections: ClassVar[bool] = True
     _tracer: Any = None
     _answering_tracer: Any = None
+
+    @classmethod
+    def on_bound(cls, app: Celery) -> None:
+        """Celery's hook: a task of the class meets the app that it belongs to."""
+        super().on_bound(app)
+        celery_app.adopt(app)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from reliable_jobs import databases, lifecycle, models, results
     from reliable_jobs.enqueue import bulk, keys, outbox
     from reliable_jobs.run import delivery, execution, outcomes, state, tracing, unreported_errors
+    from reliable_jobs.workflow import unit
 
 __all__ = [
     "bulk",
@@ -26,6 +27,7 @@ __all__ = [
     "results",
     "state",
     "tracing",
+    "unit",
     "unreported_errors",
 ]
 
@@ -41,6 +43,7 @@ def __getattr__(name: str) -> Any:
     from reliable_jobs import databases, lifecycle, models, results
     from reliable_jobs.enqueue import bulk, keys, outbox
     from reliable_jobs.run import delivery, execution, outcomes, state, tracing, unreported_errors
+    from reliable_jobs.workflow import unit
 
     imported = (
         bulk,
@@ -55,6 +58,7 @@ def __getattr__(name: str) -> Any:
         results,
         state,
         tracing,
+        unit,
         unreported_errors,
     )
     globals().update(zip(__all__, imported, strict=True))

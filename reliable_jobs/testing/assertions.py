@@ -29,7 +29,8 @@ class EnqueuedJob:
     kwargs: dict[str, Any]
     queue: str
     key: str | None
-    due_at: datetime.datetime
+    #: None while it is held: it has replaced itself by other tasks.
+    due_at: datetime.datetime | None
     status: str
 
     def __str__(self) -> str:

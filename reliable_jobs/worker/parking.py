@@ -32,9 +32,9 @@ from reliable_jobs.compat.celery_worker import (
 from reliable_jobs.compat.django import close_connections
 from reliable_jobs.databases import write_alias
 from reliable_jobs.lifecycle import db_errors
-from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, HEADER, as_uuid
+from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, HEADER, as_uuid, foreign_id
 from reliable_jobs.models import Job
-from reliable_jobs.run.arrival import foreign_id, pointer_alias
+from reliable_jobs.run.arrival import pointer_alias
 
 logger = logging.getLogger(__name__)
 

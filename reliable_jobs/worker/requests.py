@@ -19,7 +19,7 @@ from reliable_jobs import lifecycle
 from reliable_jobs.compat.billiard import ExceptionInfo, exit_status
 from reliable_jobs.compat.celery_worker import check_eta, is_terminating, payload_of, was_revoked
 from reliable_jobs.errors import NotRecorded
-from reliable_jobs.message.row_to_message import HEADER
+from reliable_jobs.message.row_to_message import HEADER, foreign_id
 from reliable_jobs.run import arrival
 from reliable_jobs.status import CLOSES, EventKind
 from reliable_jobs.worker import revocation
@@ -111,9 +111,7 @@ class ReliableRequest(GivenBackRequest):
             return bool(super().revoked())
         except Exception as error:  # the result backend's, which Celery tells first
             logger.warning("Job %s: Celery could not announce that it is revoked: %r", self.id, error)
-            revocation.cancel_aside(
-                arrival.foreign_id(self.id), arrival.pointer_alias(self._pointer()), terminated=False
-            )
+            revocation.cancel_aside(foreign_id(self.id), arrival.pointer_alias(self._pointer()), terminated=False)
             self.acknowledge()
             return True
 
@@ -137,7 +135,7 @@ class ReliableRequest(GivenBackRequest):
 
     def died(self, kind: str, how: str) -> None:
         def write() -> None:
-            job_id, using = arrival.foreign_id(self.id), arrival.pointer_alias(self._pointer())
+            job_id, using = foreign_id(self.id), arrival.pointer_alias(self._pointer())
             lifecycle.record(job_id, using, kind, str(self.hostname), how)
 
         aside(write, f"{kind} of job {self.id}")  # never raises: the message is to be given back in any case

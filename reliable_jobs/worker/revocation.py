@@ -18,7 +18,7 @@ from reliable_jobs import databases, lifecycle
 from reliable_jobs.clock import Now
 from reliable_jobs.compat.celery_worker import revoked_at
 from reliable_jobs.conf import settings
-from reliable_jobs.message.row_to_message import HEADER, as_uuid
+from reliable_jobs.message.row_to_message import HEADER, as_uuid, foreign_id
 from reliable_jobs.models import JobEvent
 from reliable_jobs.run import arrival
 from reliable_jobs.status import EventKind, Reason
@@ -39,7 +39,7 @@ def on_revoked(
     """Celery acked a message as revoked: its job is cancelled. Flower's revoke and ``terminate`` too."""
     if not getattr(sender, "writes_outbox", False):
         return
-    alias, job_id = arrival.pointer_alias(request.get(HEADER)), arrival.foreign_id(request.id)
+    alias, job_id = arrival.pointer_alias(request.get(HEADER)), foreign_id(request.id)
     if expired:
         # Only a message from elsewhere carries its expiry; ours has it in the row.
         aside(lambda: expire_foreign(sender, request, job_id, alias), f"expiry of job {job_id}")
@@ -110,7 +110,7 @@ def _outweighs(requeued: float | None, revoked: float) -> bool:
 def newer_than_requeue(task_id: str, alias: str) -> bool:
     """Whether a job was revoked after a person's last requeue. False where the database does not say so in time: the
     sweep loop looks again."""
-    stamp, job_id = revoked_at().get(task_id), arrival.foreign_id(task_id)
+    stamp, job_id = revoked_at().get(task_id), foreign_id(task_id)
     if stamp is None:
         return False
     age, newer = time.monotonic() - stamp, list[bool]()

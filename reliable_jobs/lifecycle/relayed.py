@@ -1,0 +1,59 @@
+"""Rows of messages whose task is not a reliable one: they end when the broker has confirmed the message."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping
+
+from django.db import transaction
+from django.db.models import F
+
+from reliable_jobs.clock import Now
+from reliable_jobs.lifecycle.db_errors import clean
+from reliable_jobs.lifecycle.transition import ERROR_LIMIT, record, transition
+from reliable_jobs.models import Job
+from reliable_jobs.status import EventKind, Reason, Status
+
+
+def mark_sent(ids: Iterable[uuid.UUID], using: str) -> int:
+    """The broker has confirmed these messages. A row that this does not reach is published again: at least once.
+
+    Returns:
+        how many rows have become ``sent``.
+    """
+    with transaction.atomic(using=using):
+        rows = Job.objects.using(using)
+        waiting = rows.filter(pk__in=list(ids), status=Status.WAITING, relay_only=True)
+        locked = list(waiting.lock().values_list("pk", flat=True))
+        # Its finished_at is when it was sent: the pruner goes by it.
+        return rows.filter(pk__in=locked).update(
+            status=Status.SENT, epoch=F("epoch") + 1, check_at=None, finished_at=Now()
+        )
+
+
+def fail_unsendable(why: Mapping[uuid.UUID, str], using: str, *, actor: str) -> int:
+    """No queue takes these messages, or they can't be read: no worker will say so later, so the row does now.
+
+    Returns:
+        how many rows have become ``failed``.
+    """
+    with transaction.atomic(using=using):
+        rows = Job.objects.using(using).filter(pk__in=list(why), status=Status.WAITING, relay_only=True)
+        failed = 0
+        for job in rows.defer("payload", "envelope").lock():
+            error = clean(why[job.pk], ERROR_LIMIT)
+            if transition(job, using, Status.FAILED, reason=Reason.UNROUTABLE, error=error):
+                record(job.pk, using, EventKind.UNROUTABLE, actor, error)
+                failed += 1
+    return failed
+
+
+def take_in(job_id: uuid.UUID, using: str) -> bool:
+    """The message has come to a worker in which its task is a reliable one (it was adopted since): from here on the row
+    is an ordinary job."""
+    with transaction.atomic(using=using):
+        rows = Job.objects.using(using).filter(pk=job_id, relay_only=True, status__in=[Status.WAITING, Status.SENT])
+        job = rows.lock().first()
+        return job is not None and transition(
+            job, using, Status.WAITING, relay_only=False, finished_at=None, due_at=Now(), sends=1
+        )

@@ -1,0 +1,131 @@
+"""A unit of work: inside it, every message that Celery makes through the app becomes a row of the open transaction.
+
+``apply_async(producer=…)`` can't do that for a canvas: chains and chords drop the producer on their way. So it is
+ambient, for the thread (or greenlet) that entered it. workflow/capture.py makes the rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import uuid
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """What the rows of a unit of work have in common."""
+
+    app: Any
+    #: Database alias, with an open transaction.
+    using: str
+    #: Of the rows' messages, where the call does not say: Celery would take them from the current task, which a sweeper
+    #: does not have.
+    root_id: str | None = None
+    parent_id: str | None = None
+    priority: int | None = None
+    #: Its rows follow a job: one that exists already stays as it is, because the settlement has been tried before or
+    #: the job was requeued. Not so for a caller's own group.
+    follows: bool = True
+    #: The failed job that its rows are to be told of; see workflow/errbacks.py.
+    errback_of: uuid.UUID | None = None
+
+    @property
+    def marks(self) -> dict[str, Any]:
+        """What sets its rows apart: of ``enqueue.keys.Request``."""
+        return {"follows": self.follows, "errback_of": self.errback_of}
+
+    def with_lineage(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options of a call, and what they leave out of the unit's own."""
+        ours = {"root_id": self.root_id, "parent_id": self.parent_id, "priority": self.priority}
+        missing = {name: value for name, value in ours.items() if value is not None and options.get(name) is None}
+        return {**options, **missing} if missing else options
+
+
+class _Here(threading.local):
+    def __init__(self) -> None:
+        self.units: list[Unit] = []
+        #: The call of a group that is in progress and has no transaction yet.
+        self.group: GroupCall | None = None
+
+
+_here = _Here()
+
+
+def current() -> Unit | None:
+    """The unit of work of this thread; None outside of one. The calls of a group are one, which this begins: its
+    transaction is opened for the first that is a row."""
+    if not _here.units and _here.group is not None:
+        _here.group.begin()
+    return _here.units[-1] if _here.units else None
+
+
+def entered() -> Unit | None:
+    """As :func:`current`, and begins nothing."""
+    return _here.units[-1] if _here.units else None
+
+
+@contextlib.contextmanager
+def unit_of_work(
+    app: Any,
+    using: str,
+    *,
+    root_id: Any = None,
+    parent_id: Any = None,
+    priority: int | None = None,
+    follows: bool = True,
+    errback_of: uuid.UUID | None = None,
+) -> Iterator[Unit]:
+    """Inside, what Celery's canvas sends becomes rows of the open transaction: of reliable tasks and of others, by
+    signature or by name.
+
+    Args:
+        app: whose messages.
+        using: database alias, with an open transaction.
+        root_id, parent_id, priority: of the rows, where a call does not say.
+        follows: the rows follow a job; one that exists already stays as it is.
+        errback_of: the failed job that the rows are to be told of.
+
+    Example::
+
+        with transaction.atomic(using="default"), unit_of_work(app, "default"):
+            (resize.si(1) | publish.si(1)).apply_async()
+    """
+    made = Unit(
+        app,
+        using,
+        root_id=None if root_id is None else str(root_id),
+        parent_id=None if parent_id is None else str(parent_id),
+        priority=priority,
+        follows=follows,
+        errback_of=errback_of,
+    )
+    _here.units.append(made)
+    try:
+        yield made
+    finally:
+        _here.units.remove(made)
+
+
+class GroupCall(Protocol):
+    """The call of a group outside a unit of work."""
+
+    def begin(self) -> None:
+        """Open its transaction and enter a unit of work."""
+
+
+def group_call() -> Any:
+    """The call of a group that is in progress in this thread, the outermost one; None outside of one."""
+    return _here.group
+
+
+@contextlib.contextmanager
+def calling_group(group: GroupCall) -> Iterator[None]:
+    """Inside, :func:`current` begins the group where there is no unit of work."""
+    _here.group = group
+    try:
+        yield
+    finally:
+        _here.group = None

@@ -1,0 +1,269 @@
+"""Calls of Celery's canvas are rows of the caller's transaction: nothing reaches the broker before the COMMIT, and a
+ROLLBACK leaves nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import select
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import redis
+from celery import Celery, Task, chain, group, shared_task, signature
+from celery.app import backends
+from django.db import transaction
+
+from reliable_jobs import ReliableApp, ReliableTask
+from reliable_jobs.compat.celery_app import adopt
+from reliable_jobs.models import Job
+from reliable_jobs.sweep import pruner
+from reliable_jobs.workflow import unit
+from reliable_jobs.workflow.unit import unit_of_work
+from tests.celery_app import app
+from tests.support import inprocess
+from tests.support.inprocess import InProcess
+from tests.testapp.models import Effect
+
+jobs = inprocess.jobs
+rows = inprocess.rows
+
+
+def note(*args: Any, name: str) -> str:
+    Effect.objects.create(name=name)
+    return name
+
+
+plain = shared_task(name="test_capture.plain")(note)
+rel = shared_task(base=ReliableTask, name="test_capture.rel")(note)
+UNKNOWN = "test_capture.elsewhere"
+
+
+class Broker:
+    """A port on which nobody answers, and which knows whether somebody has knocked."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        self._listening = listening
+
+    @property
+    def was_asked(self) -> bool:
+        return bool(select.select([self._listening], [], [], 0)[0])
+
+
+@pytest.fixture
+def guarded(transactional_db: None, settings: Any) -> Iterator[Broker]:
+    settings.RELIABLE_JOBS = {"DISPATCH": "relay"}  # the commit publishes nothing either
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        with inprocess.broker(f"amqp://guest:guest@127.0.0.1:{port}//", "guarded"):
+            yield Broker(listening)
+
+
+@contextlib.contextmanager
+def result_backend(url: str) -> Iterator[None]:
+    before = app._backend_cache, app._local.__dict__.pop("backend", None)
+    cls, address = backends.by_url(url, app.loader)
+    app._backend_cache = cls(app=app, url=address)
+    connect = redis.connection.Connection._connect
+    sockets: list[socket.socket] = []
+
+    def noted(connection: Any) -> socket.socket:
+        sockets.append(connect(connection))
+        return sockets[-1]
+
+    try:
+        with mock.patch.object(redis.connection.Connection, "_connect", noted):
+            yield
+    finally:
+        app._backend_cache = before[0]
+        if before[1] is not None:
+            app._local.backend = before[1]
+        for one in sockets:
+            one.close()
+
+
+BACKENDS = ["disabled://", "redis://127.0.0.1:6379/9", "django-db"]
+#: Each with the number of rows that it writes.
+SHAPES: dict[str, tuple[Callable[[], Any], int]] = {
+    "task": (lambda: rel.delay(name="a"), 1),
+    "signature": (lambda: rel.s(name="a").set(countdown=9).apply_async(), 1),
+    "link": (lambda: rel.apply_async(kwargs={"name": "a"}, link=[plain.s(name="b"), rel.s(name="c")]), 1),
+    "errback": (lambda: rel.s(name="a").on_error(plain.si(name="b")).apply_async(), 1),
+    "chain": (lambda: (rel.s(name="a") | plain.s(name="b") | rel.s(name="c")).apply_async(), 1),
+    "group": (lambda: group(rel.s(name=name) for name in "abc").apply_async(), 3),
+    "mixed group": (lambda: group(plain.s(name="a"), rel.s(name="b"), plain.s(name="c")).apply_async(), 3),
+    "group of chains": (lambda: group(plain.s(name="a") | rel.s(name="b"), rel.s(name="c") | plain.s(name="d"))(), 2),
+    "group with a name": (lambda: group(signature(UNKNOWN, app=app), rel.s(name="b")).apply_async(), 2),
+    "chain of a group": (lambda: chain(group(rel.s(name="a"), group(rel.s(name="b"), plain.s(name="c")))).delay(), 3),
+}
+
+
+@pytest.mark.promise("I1")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_nothing_reaches_the_broker_before_the_commit_and_a_rollback_leaves_nothing(
+    guarded: Broker, shape: str, backend: str
+) -> None:
+    start, count = SHAPES[shape]
+    with result_backend(backend):
+        with transaction.atomic():
+            start()
+            assert Job.objects.count() == count
+            transaction.set_rollback(True)
+        assert (Job.objects.count(), guarded.was_asked) == (0, False)
+        with transaction.atomic():
+            start()
+            assert not guarded.was_asked
+    assert set(Job.objects.values_list("status", flat=True)) == {"waiting"}
+    assert Job.objects.count() == count
+
+
+@pytest.mark.promise("I1")
+@pytest.mark.parametrize("shape", ["group", "mixed group", "group of chains", "chain of a group"])
+def test_a_group_called_in_autocommit_is_all_or_nothing(
+    guarded: Broker, shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, count = SHAPES[shape]
+    enqueue, calls = unit_enqueue(), itertools.count(1)
+
+    def fail_at_the_last(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == count:
+            raise RuntimeError("no power")
+        return enqueue(*args, **kwargs)
+
+    monkeypatch.setattr("reliable_jobs.enqueue.outbox.enqueue", fail_at_the_last)
+    with pytest.raises(RuntimeError, match="no power"):
+        start()
+    assert (Job.objects.count(), guarded.was_asked) == (0, False)
+    monkeypatch.undo()
+    start()
+    assert Job.objects.count() == count
+
+
+def unit_enqueue() -> Any:
+    from reliable_jobs.enqueue import outbox
+
+    return outbox.enqueue
+
+
+def test_every_task_of_a_mixed_group_runs(jobs: InProcess) -> None:
+    group(plain.s(name="a"), rel.s(name="b"), plain.s(name="c").set(countdown=0.01)).apply_async()
+    jobs.finish()
+    assert [jobs.effects(name) for name in "abc"] == [1, 1, 1]
+    assert dict(Job.objects.values_list("task", "status")) == {plain.name: "sent", rel.name: "succeeded"}
+
+
+def test_a_group_of_plain_tasks_is_celerys(jobs: InProcess) -> None:
+    group(plain.s(name="a"), plain.s(name="b")).apply_async()
+    jobs.work()
+    assert ([jobs.effects(name) for name in "ab"], Job.objects.count()) == ([1, 1], 0)
+
+
+@pytest.mark.django_db(databases=[])
+def test_a_group_of_plain_tasks_asks_no_database() -> None:
+    with inprocess.memory_broker():
+        group(plain.s(name="a"), plain.s(name="b")).apply_async()
+
+
+# --- rows that are outbox entries only --------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("I3")
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: plain.apply_async(kwargs={"name": "a"}, task_id="no uuid", priority=3),
+        lambda: app.send_task(plain.name, kwargs={"name": "a"}, task_id="no uuid"),
+        lambda: signature(plain.name, kwargs={"name": "a"}, app=app).apply_async(task_id="no uuid"),
+    ],
+)
+def test_in_a_unit_of_work_a_plain_tasks_message_is_sent_with_the_commit(
+    jobs: InProcess, call: Callable[[], Any]
+) -> None:
+    with transaction.atomic(), unit_of_work(app, "default", root_id="r", parent_id="p", priority=7):
+        assert unit.current() is not None
+        assert call().id == "no uuid"
+        assert jobs.take() == []
+    (message,) = jobs.take()
+    headers = message.headers
+    assert (headers["id"], headers["root_id"], headers["parent_id"]) == ("no uuid", "r", "p")
+    assert message.properties["correlation_id"] == "no uuid"
+    assert message.properties["priority"] in (3, 7)
+    assert "reliable_jobs" not in headers
+    assert Job.objects.get().status == "sent"
+    jobs.deliver(message)
+    assert jobs.effects("a") == 1
+
+
+def test_in_a_unit_of_work_a_reliable_task_by_its_name_is_a_job(jobs: InProcess) -> None:
+    with transaction.atomic(), unit_of_work(app, "default"):
+        app.send_task(rel.name, kwargs={"name": "a"})
+    jobs.finish()
+    assert (jobs.effects("a"), Job.objects.get().status) == (1, "succeeded")
+
+
+@pytest.mark.promise("I2")
+def test_what_the_broker_has_not_confirmed_is_published_again(jobs: InProcess, settings: Any) -> None:
+    settings.RELIABLE_JOBS = {"DISPATCH": "relay"}
+    with transaction.atomic(), unit_of_work(app, "default"):
+        result = plain.delay(name="a")
+    assert (jobs.take(), jobs.row(result).status) == ([], "waiting")
+    jobs.sweep()
+    jobs.work()
+    assert (jobs.effects("a"), jobs.row(result).status) == (1, "sent")
+
+
+@pytest.mark.promise("I2")
+def test_a_message_that_comes_where_its_task_is_reliable_is_a_job(jobs: InProcess) -> None:
+    with transaction.atomic(), unit_of_work(app, "default"):
+        result = signature(UNKNOWN, kwargs={"name": "a"}, app=app).apply_async()
+    shared_task(base=ReliableTask, name=UNKNOWN)(note)
+    try:
+        jobs.work()
+        row = jobs.row(result)
+        assert (jobs.effects("a"), row.status, row.relay_only) == (1, "succeeded", False)
+    finally:
+        app.tasks.unregister(UNKNOWN)
+
+
+def test_a_sent_row_is_pruned_after_a_day(jobs: InProcess) -> None:
+    with transaction.atomic(), unit_of_work(app, "default"):
+        plain.delay(name="a")
+    assert pruner.prune() == 0
+    Job.objects.update(finished_at="2001-01-01T00:00:00+00:00")
+    assert pruner.prune() == 1
+
+
+# --- the app ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_app_is_adopted_by_the_first_reliable_task_once_and_keeps_what_is_below() -> None:
+    other = Celery("other", set_as_current=False)
+    called: list[str] = []
+    below = other.send_task
+    other.send_task = lambda name, *args, **kwargs: called.append(name) or below(name, *args, **kwargs)
+    other.conf.broker_url = "memory://"
+    other.task(base=ReliableTask, name="test_capture.of_other")(note).bind(other)
+    once = other.send_task, other.producer_or_acquire
+    adopt(other)
+    assert (other.send_task, other.producer_or_acquire) == once
+    other.send_task("x")
+    assert called == ["x"]
+
+
+def test_the_mixin_does_the_same(rows: InProcess) -> None:
+    class App(ReliableApp, Celery):
+        pass
+
+    mine = App("mine", set_as_current=False)
+    mine.conf.update(broker_url="memory://", task_default_queue=rows.queue)
+    adopt(mine)
+    assert "send_task" not in vars(mine)
+    task = mine.task(base=Task, name="test_capture.of_mine")(note)
+    with transaction.atomic(), unit_of_work(mine, "default"):
+        task.delay(name="a")
+        group(task.s(name="b"), task.s(name="c")).apply_async()
+    assert list(Job.objects.values_list("task", "relay_only")) == [("test_capture.of_mine", True)] * 3
