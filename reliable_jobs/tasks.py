@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from celery import Task, shared_task
+from celery import Task, maybe_signature, shared_task
 from celery.result import AsyncResult
 
 from reliable_jobs.dispatch import bundles
@@ -18,6 +18,8 @@ from reliable_jobs.run import bundle
 from reliable_jobs.schedule import PRUNE_TASK, SWEEP_TASK
 from reliable_jobs.sweep import pruner, sweeper
 from reliable_jobs.sweep.loop import SweepLoop
+from reliable_jobs.task import ReliableTask
+from reliable_jobs.workflow import errbacks
 
 #: Set while this process is a beat; see worker/bootstrap.py.
 beat_loop: SweepLoop | None = None
@@ -41,6 +43,19 @@ def sweep() -> dict[str, int]:
 def prune() -> int:
     """Prune once, here and now."""
     return pruner.prune()
+
+
+class _ErrbackTask(ReliableTask[..., None]):
+    """Called by nobody: workflow/errbacks.py writes its jobs."""
+
+    atomic = False
+    ignore_result = True
+
+
+@shared_task(base=_ErrbackTask, name=errbacks.CARRIER)
+def call_errback(request: Any, exception: Any, traceback: str, errback: dict[str, Any]) -> None:
+    """Call an errback that is no reliable task with the failed job's request, its exception and traceback."""
+    maybe_signature(errback)(request, exception, traceback)
 
 
 class _BundleTask(Task):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from celery.result import AsyncResult
+from kombu.utils import json as kombu_json
 
 from reliable_jobs.compat.celery import CELERY
 
@@ -15,6 +16,8 @@ with CELERY.importing():
     from celery import _state
     from celery.backends.asynchronous import AsyncBackendMixin
     from celery.backends.base import DisabledBackend
+    from celery.utils.functional import arity_greater
+    from celery.utils.serialization import ensure_serializable
 
 
 @CELERY.undocumented(
@@ -85,6 +88,55 @@ def stored_result(backend: Any, task_id: str) -> dict[str, Any]:
 def store_result(task: Any, value: Any, state: str) -> None:
     """Bring the result backend in line with a settled row: a worker may have died between its commit and the store."""
     task.backend.store_result(task.request.id, value, state, request=task.request)
+
+
+@CELERY.undocumented(
+    "functional.arity_greater",
+    at="celery.utils.functional:arity_greater",
+    takes=("fun", "n"),
+    tests=["test_followups"],
+)
+@CELERY.undocumented("Task.__header__", inside="celery.app.task:Task.apply_async", tests=["test_followups"])
+@CELERY.undocumented(
+    "Backend._errback_arity_greater",
+    inside="celery.backends.base:Backend._call_task_errbacks",
+    since="5.7",
+    tests=["test_followups"],
+)
+def is_new_errback(app: Any, errback: Any) -> bool:
+    """Whether Celery calls an errback with request, exception and traceback, and not as a task with the failed one's
+    id. It looks at the arguments that the function takes; one that is not known here gets the id."""
+    if errback.get("subtask_type") is not None or errback.task not in app.tasks:
+        return False
+    header = getattr(app.tasks[errback.task], "__header__", None)
+    if header is None or isinstance(header, functools.partial):  # of a bound task
+        return False
+    counts = getattr(app.backend, "_errback_arity_greater", None)
+    return bool(arity_greater(header, 1) if counts is None else counts(errback, 1))
+
+
+@CELERY.undocumented(
+    "serialization.ensure_serializable",
+    at="celery.utils.serialization:ensure_serializable",
+    takes=("items", "encoder"),
+    tests=["test_followups"],
+)
+def stored_exception(error: BaseException) -> dict[str, Any]:
+    """An exception as result backends store it in JSON."""
+    kind = type(error)
+    args = ensure_serializable(error.args, kombu_json.dumps)
+    return {"exc_type": kind.__qualname__, "exc_message": list(args), "exc_module": kind.__module__}
+
+
+@CELERY.undocumented(
+    "Backend.exception_to_python",
+    at="celery.backends.base:Backend.exception_to_python",
+    takes=("exc",),
+    tests=["test_followups"],
+)
+def exception_of(app: Any, stored: Any) -> Any:
+    """The exception that :func:`stored_exception` stored; of a class that is not known here one of the same name."""
+    return app.backend.exception_to_python(stored)
 
 
 @CELERY.undocumented("_state.task_join_will_block", at="celery._state:task_join_will_block", tests=["test_results"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from reliable_jobs.compat.billiard import described
@@ -106,9 +106,13 @@ def in_other_thread() -> Callable[[], contextlib.AbstractContextManager[None]]:
     "Context.callbacks",
     "Context.chain",
     inside="celery.app.trace:build_tracer",
-    tests=["test_canvas", "test_promise_3_exactly_once_effects"],
+    tests=["test_canvas", "test_followups"],
 )
-def leave_to_tracer(request: Any, *, callbacks: list[Any], chain: list[Any] | None) -> None:
-    """Leave the tracer no more than this to dispatch after a success: it reads both off the request then. The rest is
-    written with the settlement."""
-    request.callbacks, request.chain = callbacks or None, chain
+@CELERY.undocumented(
+    "Context.errbacks", inside="celery.backends.base:Backend.mark_as_failure", tests=["test_followups"]
+)
+def put_on(request: Any, following: Mapping[str, Any]) -> None:
+    """Put what is to follow a job on its request, or take it off. The tracer reads it there after a task function, and
+    would dispatch what is written with the settlement once more."""
+    for name in ("callbacks", "errbacks", "chain"):
+        setattr(request, name, following[name])

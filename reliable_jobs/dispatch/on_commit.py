@@ -67,14 +67,19 @@ def dispatch_on_commit(
     jobs: Iterable[tuple[uuid.UUID, Rendered]],
     *,
     relay_only: bool = False,
+    content_version: int = 0,
 ) -> None:
     """Publish the first message of new rows when the open transaction commits; at once where none is open.
 
     Args:
         alias, usual_name: see :func:`databases.of_new_job`.
         relay_only: the rows end when the broker has confirmed their messages.
+        content_version: of the rows.
     """
-    messages = [first_outgoing(job_id, rendered, usual_name, relay_only=relay_only) for job_id, rendered in jobs]
+    messages = [
+        first_outgoing(job_id, rendered, usual_name, relay_only=relay_only, content_version=content_version)
+        for job_id, rendered in jobs
+    ]
     hook = _DispatchOnCommit(app, alias, messages)
     transaction.on_commit(hook, using=alias)
 

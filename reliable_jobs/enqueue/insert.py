@@ -55,6 +55,13 @@ class New(NamedTuple):
     #: Of jobs of workflows only, in the order of ``sql.WORKFLOW``.
     workflow: tuple[Any, ...] = ()
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """By name, without the id."""
+        named = {name: value for name, value in self._asdict().items() if name not in ("id", "workflow")}
+        marks = self.workflow or (False, None)
+        return {**named, **dict(zip(sql.WORKFLOW, marks, strict=True))}
+
 
 class Each(NamedTuple):
     """What sets one of many jobs apart."""

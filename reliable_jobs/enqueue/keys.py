@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from django.db import OperationalError, connections, transaction
 
+from reliable_jobs import lifecycle
 from reliable_jobs.enqueue import insert
 from reliable_jobs.errors import KeyBusy, KeyConflict
 from reliable_jobs.message.decode import same_call
@@ -42,22 +43,27 @@ class Request:
     errback_of: uuid.UUID | None = None
 
 
-def insert_unless_there(new: insert.New, request: Request, alias: str) -> uuid.UUID | None:
-    """Insert; or return the id of the job that has the key or the task id already."""
+def insert_unless_there(new: insert.New, request: Request, alias: str) -> tuple[uuid.UUID | None, int]:
+    """Insert; or return the id of the job that has the key or the task id already. With it, the content version of what
+    was written: a row that keeps the place of a workflow's step is written over."""
     task, jobs = request.rendered.task, Job.objects.using(alias)
     holders = jobs.filter(task=task, live_key=request.key) if request.key is not None else jobs.none()
-    if request.key is None and insert.insert(alias, new, unless_there=True):
-        return None  # by far most of them: ids that Celery's canvas has chosen
+    if request.key is None:
+        if insert.insert(alias, new, unless_there=True):
+            return None, 0  # by far most of them: ids that Celery's canvas has chosen
+        version = lifecycle.take_over(request.job_id, alias, new.columns)
+        if version:
+            return None, version
     for _ in range(_KEY_ROUNDS):
         found = holders.first() or (jobs.filter(pk=request.job_id).first() if request.id_given else None)
         if found is not None and request.follows and request.key is None:
-            return found.pk
+            return found.pk, 0
         if found is not None:
-            return _same_or_conflict(found, request)
+            return _same_or_conflict(found, request), 0
         with transaction.atomic(using=alias), bounded_wait(alias, task, request.key):
             inserted = insert.insert(alias, new, unless_there=True)
         if inserted:
-            return None
+            return None, 0
     raise KeyBusy(
         f"{task}: key {request.key!r} changed hands {_KEY_ROUNDS} times while it was being enqueued; try again."
     )

@@ -43,15 +43,22 @@ def _write(app: Celery, request: Request, alias: str, usual_name: str) -> uuid.U
     later = _is_for_later(request)
     immediate = not later and on_commit.publishes(app, alias, 1)
     new = _new(request, later=later, sends=1 if immediate else 0)
+    version = 0
     if request.key is None and not request.id_given:
         insert.insert(alias, new)
     else:
-        existing = keys.insert_unless_there(new, request, alias)
+        existing, version = keys.insert_unless_there(new, request, alias)
         if existing is not None:
             return existing
     if immediate:
-        messages = [(request.job_id, request.rendered)]
-        on_commit.dispatch_on_commit(app, alias, usual_name, messages, relay_only=request.relay_only)
+        on_commit.dispatch_on_commit(
+            app,
+            alias,
+            usual_name,
+            [(request.job_id, request.rendered)],
+            relay_only=request.relay_only,
+            content_version=version,
+        )
     else:
         wake = settings.DISPATCH == "relay" and not later
         on_commit.leave_to_sweeper(alias, [str(request.job_id)], wake=wake)

@@ -24,9 +24,10 @@ from reliable_jobs.lifecycle.operations import (
     requeue,
     rescue,
 )
-from reliable_jobs.lifecycle.receipts import park, take_receipt
+from reliable_jobs.lifecycle.receipts import fail_steps, park, take_receipt
 from reliable_jobs.lifecycle.relayed import fail_unsendable, mark_sent, take_in
 from reliable_jobs.lifecycle.settle import expire, fail, run_again, succeed, succeed_many
+from reliable_jobs.lifecycle.taken_over import take_over
 from reliable_jobs.lifecycle.transition import (
     Claim,
     Refusal,
@@ -46,6 +47,7 @@ __all__ = [
     "expire",
     "extend_lease",
     "fail",
+    "fail_steps",
     "fail_unsendable",
     "hand_back",
     "hold_by_token",
@@ -61,5 +63,6 @@ __all__ = [
     "succeed_many",
     "succeeded_by",
     "take_in",
+    "take_over",
     "take_receipt",
 ]

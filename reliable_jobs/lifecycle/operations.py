@@ -258,9 +258,22 @@ def last_death(job_id: uuid.UUID, using: str) -> JobEvent | None:
     )
 
 
-def hand_back(job_id: uuid.UUID, using: str, *, worker: str, why: str, delay: float, traceback: str = "") -> str | None:
+def hand_back(
+    job_id: uuid.UUID,
+    using: str,
+    *,
+    worker: str,
+    why: str,
+    delay: float,
+    traceback: str = "",
+    failed: Callable[[Job], None] | None = None,
+) -> str | None:
     """A worker without the job's code gives it back; after DEPLOY_GRACE it is parked. Returns the status written, the
-    one found where the job does not wait or is held, or None where there is no row."""
+    one found where the job does not wait or is held, or None where there is no row.
+
+    Args:
+        failed: writes what follows the parked job, in this transaction.
+    """
     with transaction.atomic(using=using):
         job = Job.objects.using(using).annotate(now=Now()).filter(pk=job_id, status=Status.WAITING).lock().first()
         if job is None:
@@ -268,7 +281,8 @@ def hand_back(job_id: uuid.UUID, using: str, *, worker: str, why: str, delay: fl
             return seen.status if seen else None
         claim = Claim(job, using, job.now)  # type: ignore[attr-defined]
         if job.deadline_at is not None and job.deadline_at <= claim.now:
-            fail(claim, worker, Reason.PARKED, why, traceback, kind=EventKind.PARKED)
+            if fail(claim, worker, Reason.PARKED, why, traceback, kind=EventKind.PARKED) and failed is not None:
+                failed(job)
             return Status.FAILED
         run_again(
             claim,

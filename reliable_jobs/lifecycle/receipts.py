@@ -1,21 +1,39 @@
-"""Rows that are born settled: of a message that nothing here can run, and of work that is no job's."""
+"""Rows that are born settled: of a message that nothing here can run, of steps that will not come, and of work that is
+no job's."""
 
 from __future__ import annotations
 
 import json
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from django.db import transaction
+from kombu.serialization import dumps
+from kombu.utils import json as kombu_json
 
 from reliable_jobs.clock import Now
 from reliable_jobs.lifecycle.db_errors import clean
 from reliable_jobs.lifecycle.transition import ERROR_LIMIT, TRACEBACK_LIMIT, record
-from reliable_jobs.message.row_to_message import ENVELOPE_VERSION
+from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, foreign_id
 from reliable_jobs.models import Job
 from reliable_jobs.status import EventKind, Reason, Status
 
 
-def park(job: Job, using: str, *, worker: str, why: str, traceback: str = "") -> bool:
-    """Keep a message from elsewhere that nothing here can run, as a failed row that can be requeued."""
+def park(
+    job: Job,
+    using: str,
+    *,
+    worker: str,
+    why: str,
+    traceback: str = "",
+    failed: Callable[[Job], None] | None = None,
+) -> bool:
+    """Keep a message from elsewhere that nothing here can run, as a failed row that can be requeued.
+
+    Args:
+        failed: writes what follows the failed job, in this transaction.
+    """
     job.status = Status.FAILED
     job.reason = Reason.PARKED
     job.error = clean(why, ERROR_LIMIT)
@@ -26,7 +44,56 @@ def park(job: Job, using: str, *, worker: str, why: str, traceback: str = "") ->
         changed = Job.objects.using(using).filter(pk=job.pk, finished_at=None).update(finished_at=Now())
         if changed:
             record(job.pk, using, EventKind.PARKED, worker, why, traceback)
+            if failed is not None:
+                failed(job)
     return bool(changed)
+
+
+def fail_steps(
+    steps: Iterable[Mapping[str, Any]],
+    using: str,
+    *,
+    parent_id: uuid.UUID,
+    root_id: uuid.UUID | None,
+    error: str,
+    is_reliable: Callable[[str], bool],
+) -> None:
+    """Steps of a chain will not come, because an earlier one has failed: somebody may wait for their results. Where a
+    step's id exists already, that job stays as it is.
+
+    Args:
+        steps: as the message has them, with their ids.
+        parent_id: the job that has failed.
+        is_reliable: says of a task's name whether its row is a job.
+    """
+    jobs = []
+    for step in steps:
+        options, name = step.get("options") or {}, str(step.get("task") or "")
+        if not options.get("task_id"):
+            continue
+        content_type, content_encoding, payload = dumps((step.get("args") or (), step.get("kwargs") or {}, {}), "json")
+        headers = {"task": name, "id": options["task_id"]}
+        envelope = {"v": ENVELOPE_VERSION, "exchange": "", "routing_key": "", "headers": headers, "properties": {}}
+        jobs.append(
+            Job(
+                id=foreign_id(options["task_id"]),
+                task=name[:255],
+                queue="",
+                status=Status.FAILED,
+                reason=Reason.EARLIER_STEP,
+                error=clean(error, ERROR_LIMIT),
+                due_at=Now(),
+                finished_at=Now(),
+                payload=payload.encode() if isinstance(payload, str) else payload,
+                content_type=content_type,
+                content_encoding=content_encoding,
+                envelope=kombu_json.dumps(envelope),
+                root_id=root_id,
+                parent_id=parent_id,
+                relay_only=not is_reliable(name),
+            )
+        )
+    Job.objects.using(using).bulk_create(jobs, ignore_conflicts=True)
 
 
 def take_receipt(name: str, key: str, using: str) -> tuple[Job, bool]:

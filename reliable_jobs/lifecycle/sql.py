@@ -113,7 +113,7 @@ COPIED_TO_ALL = ("waiting", "", "", "", "", 0, 0, 0, 0, 0, 0)
 
 _WANTED = {
     *("id", "task", "status", "due_at", "expires_at", "epoch", "content_version", "deadline_at", "failures", "crashes"),
-    *("interruptions", "live_key", "key_forever", "started_at"),
+    *("interruptions", "live_key", "key_forever", "started_at", "errback_of"),
 }
 _COLUMNS = tuple(field.attname for field in Job._meta.concrete_fields)
 #: What a claim wants to know of its row, in the model's order; anything else is read when somebody asks for it.

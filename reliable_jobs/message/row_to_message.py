@@ -120,9 +120,11 @@ def outgoing(job: Job, using: str) -> Outgoing:
     return _outgoing(job.id, job, (job.content_version, using, job.sends, job.requeues), job.relay_only)
 
 
-def first_outgoing(job_id: uuid.UUID, rendered: Rendered, using: str, *, relay_only: bool = False) -> Outgoing:
+def first_outgoing(
+    job_id: uuid.UUID, rendered: Rendered, using: str, *, relay_only: bool = False, content_version: int = 0
+) -> Outgoing:
     """The same for a row that is being written, and the first time it is sent."""
-    return _outgoing(job_id, rendered, (0, using, 1, 0), relay_only)
+    return _outgoing(job_id, rendered, (content_version, using, 1, 0), relay_only)
 
 
 def _outgoing(

@@ -24,6 +24,7 @@ from reliable_jobs.message import result_text
 from reliable_jobs.models import Job
 from reliable_jobs.run import execution, recovery, unreported_errors
 from reliable_jobs.run.arrival import Delivery, ensure_row, read_delivery, waiting_out_outages
+from reliable_jobs.run.settling import shown
 from reliable_jobs.run.state import NotStarted, Outcome
 from reliable_jobs.run.trail import TRAIL, Trail
 from reliable_jobs.status import CELERY_STATES, CLOSES, Status
@@ -54,9 +55,10 @@ def deliver(task: RunnableTask, args: Any, kwargs: Any) -> Any:
     trail.reached = True
     try:
         delivery = read_delivery(task)
-        ended = waiting_out_outages(
-            delivery.using, f"Job {delivery.job_id}", functools.partial(_run, task, delivery, trail, args, kwargs)
-        )
+        with shown(task):
+            ended = waiting_out_outages(
+                delivery.using, f"Job {delivery.job_id}", functools.partial(_run, task, delivery, trail, args, kwargs)
+            )
         if isinstance(ended.error, Ignore):
             setattr(ended.error, CLOSES, "task-retried" if ended.status == Status.WAITING else "task-succeeded")
         trail.answer = (ended.value, ended.error)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, SoftTimeLimitExceeded
 from django.db import Error as DatabaseError
 from django.db import connections, transaction
 
@@ -29,11 +29,12 @@ from reliable_jobs.conf import settings
 from reliable_jobs.errors import BrokenTransaction, RunTakenAway
 from reliable_jobs.lifecycle import Claim, Refusal, db_errors
 from reliable_jobs.message import result_text
-from reliable_jobs.run import followups, kept_connections, native, outcomes, recovery
+from reliable_jobs.run import kept_connections, native, outcomes, recovery, settling
 from reliable_jobs.run.arrival import Delivery
 from reliable_jobs.run.round_trips import ConstraintViolated, FunctionSavepoint, is_cut_off
 from reliable_jobs.run.state import NotStarted, Outcome, Run
 from reliable_jobs.status import Reason, Status
+from reliable_jobs.workflow import errbacks
 
 if TYPE_CHECKING:
     from reliable_jobs.protocols import RunnableTask
@@ -138,10 +139,10 @@ def _run_in_transaction(
             if ended.raised is not None and is_cut_off(run):
                 raise ended.raised  # nothing is left of the transaction
             try:
-                won = savepoint.settle(functools.partial(ended.settle, run.claim), alone=ended.alone)
+                won = savepoint.settle(functools.partial(settling.settle, task, ended, run.claim), alone=ended.alone)
             except ConstraintViolated as violated:
                 ended = outcomes.from_exception(task, run, violated.__cause__ or violated)
-                won = ended.settle(run.claim)
+                won = settling.settle(task, ended, run.claim)
             if not won:
                 raise RunTakenAway(f"Job {run.claim.job.pk} was taken away while it ran; what this run did is undone.")
         if kept_connections.reset_if_open(using, depth):
@@ -180,9 +181,22 @@ def _run_leased(task: RunnableTask, run: Run, args: Any, kwargs: Any) -> Outcome
 
         def write() -> bool:
             with transaction.atomic(using=claim.using):
-                return ended.settle(claim)
+                won = settling.settle(task, ended, claim)
+                if not won:
+                    transaction.set_rollback(True, using=claim.using)
+                return won
 
-        won = recovery.until_settled(run, ended, write)
+        try:
+            won = recovery.until_settled(run, ended, write)
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception as error:
+            transient = isinstance(error, DatabaseError) and db_errors.is_transient(error, claim.using)
+            if transient or ended.status != Status.SUCCEEDED or not settling.following(task):
+                raise
+            # What follows can't be written, now or ever: the job has not succeeded, and what it did stays done.
+            ended = outcomes.failure(task, run, error)
+            won = recovery.until_settled(run, ended, write)
     if not won:
         message = f"Job {claim.job.pk} was taken away while it ran; its end is not recorded."
         logger.warning("%s", message)
@@ -239,6 +253,8 @@ def _call_function(
         if savepoint is not None:
             savepoint.keep()
         return unfit
+    if job.errback_of is not None:
+        args = errbacks.arguments(task.app, run.claim.using, job, args)
     request.retries = job.failures
     request.reliable_run = run
     value, text, reason = None, None, Reason.NONE
@@ -263,14 +279,5 @@ def _call_function(
     if run.again is not None:
         return outcomes.again(task, run, run.again, signal or outcomes.asked(run.again))
     settle = functools.partial(lifecycle.succeed, worker=run.worker, result=text, reason=reason)
-    follow = followups.take(task, value) if signal is None and (request.callbacks or request.chain) else None
-    if follow is None:
-        return Outcome(settle, value=value, error=signal, alone=True, status=Status.SUCCEEDED)
-
-    def settle_and_follow(claim: Claim) -> bool:
-        if not settle(claim):
-            return False
-        follow()
-        return True
-
-    return Outcome(settle_and_follow, value=value, error=signal, status=Status.SUCCEEDED)
+    alone = signal is not None or not settling.following(task)
+    return Outcome(settle, value=value, error=signal, alone=alone, status=Status.SUCCEEDED)

@@ -25,7 +25,7 @@ from reliable_jobs.conf import settings
 from reliable_jobs.errors import BrokenTransaction, CrashLimitExceeded, InterruptionLimitExceeded
 from reliable_jobs.lifecycle import Claim, Refusal, db_errors
 from reliable_jobs.models import Job, JobEvent
-from reliable_jobs.run import kept_connections, outcomes, pools
+from reliable_jobs.run import kept_connections, outcomes, pools, settling
 from reliable_jobs.run.state import Interrupted, Outcome, Run
 from reliable_jobs.status import EventKind, Reason, Status
 
@@ -55,7 +55,7 @@ def after_broken_transaction(task: RunnableTask, run: Run, ended: Outcome | None
         else:
             written = blame(task, run, error)
         with transaction.atomic(using=claim.using):
-            if not written.settle(claim):
+            if not settling.settle(task, written, claim):
                 raise Ignore(f"job {claim.job.pk}: {Refusal.LOCKED.value}")
         return written
 
@@ -198,7 +198,10 @@ def fail_for_crashes(task: RunnableTask, run: Run) -> Outcome | Refusal:
 
     def settle() -> bool:
         with transaction.atomic(using=claim.using):
-            return lifecycle.fail(claim, run.worker, reason, str(error), "", kind=EventKind.CRASH)
+            won = lifecycle.fail(claim, run.worker, reason, str(error), "", kind=EventKind.CRASH)
+            if won:
+                settling.write_failure(task, claim, error)
+            return won
 
     ended = Outcome(lambda claim: True, error=error, status=Status.FAILED)
     return ended if until_settled(run, ended, settle) else Refusal.LOCKED

@@ -19,7 +19,9 @@ from reliable_jobs.compat.celery_run import answer_of_tracer, current_request
 from reliable_jobs.errors import FunctionOutOfMemory, NotRecorded
 from reliable_jobs.lifecycle import db_errors
 from reliable_jobs.run import unreported_errors
+from reliable_jobs.run.settling import shown
 from reliable_jobs.run.trail import TRAIL, Trail
+from reliable_jobs.workflow.following import Following
 
 if TYPE_CHECKING:
     from reliable_jobs.protocols import RunnableTask
@@ -47,7 +49,9 @@ def that_answers(task: RunnableTask, tracer: Callable[..., Any], *, keep_frames:
         # Inside a bundle the row is the bundle's business.
         alone = request.get("reliable_bundle") is None and isinstance(info, dict)
         if alone:
-            request = {**request, "delivery_info": {**info, TRAIL: trail}}
+            trail.following = Following.of(request)
+            nothing = Following().as_request_has_it()
+            request = {**request, **nothing, "delivery_info": {**info, TRAIL: trail}}
         try:
             answer = tracer(task_id, args, kwargs, request)
         except Reject as asked:
@@ -97,7 +101,7 @@ def _recorded(
         fired: the tracer has told the hooks of this error, so the job ends by it now.
     """
     try:
-        with _pushed(task, args, kwargs, request):
+        with _pushed(task, args, kwargs, request), shown(task):
             (unreported_errors.write_failure if fired else unreported_errors.write_interruption)(task, trail, error)
             assert trail.answer is not None
             _, told = trail.answer

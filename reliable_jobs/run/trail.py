@@ -22,6 +22,8 @@ class Trail:
     error: BaseException | None = None
     #: The run that was claimed before a hook of the project's, until it goes on.
     run: Any = None
+    #: What is to follow the job: taken off its request, and written with its settlement.
+    following: Any = None
     #: Guards that are entered, one inside the other.
     depth: int = 0
 

@@ -22,7 +22,7 @@ from reliable_jobs.compat.django_transaction import is_of_a_test, open_blocks
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import NotRecorded, WorkerFailed
 from reliable_jobs.lifecycle import Refusal, db_errors
-from reliable_jobs.run import kept_connections, outcomes, recovery
+from reliable_jobs.run import kept_connections, outcomes, recovery, settling
 from reliable_jobs.run.arrival import Delivery, ensure_row, read_delivery, waiting_out_outages
 from reliable_jobs.run.state import Interrupted, NotStarted, Outcome, Run
 from reliable_jobs.run.trail import Trail
@@ -174,7 +174,7 @@ def _claim_and_settle(task: RunnableTask, delivery: Delivery, ending: Callable[[
         if isinstance(claim, Refusal):
             return claim
         ended = ending(Run(claim, delivery.worker))
-        return ended if ended.settle(claim) else Refusal.LOCKED
+        return ended if settling.settle(task, ended, claim) else Refusal.LOCKED
 
 
 def _clean_connection(using: str) -> None:

@@ -115,7 +115,7 @@ class Call(Times, Arguments, Sensitive, CallVariants[P, R_co]):
             key=text,
             key_forever=key_forever,
             id_given=task_id is not None,
-            **(unit.marks if unit is not None else {}),
+            **(unit.marks if unit is not None else {"follows": task_id is not None and self._follows_a_job()}),
             **self._times(countdown, eta, expires),
         )
         written = stages.outbox.enqueue(app, request, using=using, transactional=transactional)

@@ -48,7 +48,7 @@ def _guarded(hook: Callable[..., Any], *, calls: bool) -> Callable[..., Any]:
         trail.depth += 1
         value = None
         try:
-            with _claimed(self, trail):
+            with stages.settling.shown(self), _claimed(self, trail):
                 value = hook(self, *args, **kwargs)
             if calls and trail.depth == 1 and not trail.reached:
                 raise CallNotReached(

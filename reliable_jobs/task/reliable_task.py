@@ -62,7 +62,7 @@ class ReliableTask(RunControl, Call[P, R_co]):
     bundle: int = 1
     sensitive: bool | Iterable[str] = ()
 
-    #: Tells run/followups.py and worker/bootstrap.py that a call of this task becomes a row.
+    #: Tells workflow/capture.py and worker/bootstrap.py that a call of this task becomes a row.
     writes_outbox: ClassVar[bool] = True
     #: Tells run/kept_connections.py not to close the worker's database connections around it.
     keeps_connections: ClassVar[bool] = True

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reliable_jobs import databases, lifecycle, models, results
     from reliable_jobs.enqueue import bulk, keys, outbox
-    from reliable_jobs.run import delivery, execution, outcomes, state, tracing, unreported_errors
+    from reliable_jobs.run import delivery, execution, outcomes, settling, state, tracing, unreported_errors
     from reliable_jobs.workflow import unit
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "outbox",
     "outcomes",
     "results",
+    "settling",
     "state",
     "tracing",
     "unit",
@@ -42,7 +43,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from reliable_jobs import databases, lifecycle, models, results
     from reliable_jobs.enqueue import bulk, keys, outbox
-    from reliable_jobs.run import delivery, execution, outcomes, state, tracing, unreported_errors
+    from reliable_jobs.run import delivery, execution, outcomes, settling, state, tracing, unreported_errors
     from reliable_jobs.workflow import unit
 
     imported = (
@@ -56,6 +57,7 @@ def __getattr__(name: str) -> Any:
         outbox,
         outcomes,
         results,
+        settling,
         state,
         tracing,
         unit,

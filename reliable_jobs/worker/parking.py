@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import bootsteps
+from celery.app import app_or_default
 from celery.worker import state as worker_state
 from kombu.utils import json as kombu_json
 
@@ -31,10 +32,12 @@ from reliable_jobs.compat.celery_worker import (
 )
 from reliable_jobs.compat.django import close_connections
 from reliable_jobs.databases import write_alias
+from reliable_jobs.errors import JobParked
 from reliable_jobs.lifecycle import db_errors
 from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, HEADER, as_uuid, foreign_id
 from reliable_jobs.models import Job
 from reliable_jobs.run.arrival import pointer_alias
+from reliable_jobs.workflow import followups
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +147,9 @@ def park_message(message: Any, why: str, worker: str, trace: str = "") -> None:
         alias = pointer_alias(pointer)
         job_id = foreign_id(headers["id"])
         delay = handback_delay(2.0)  # about 8 s each time: how long it has been so already is not asked here
-        if lifecycle.hand_back(job_id, alias, worker=worker, why=why, delay=delay, traceback=trace) is None:
+        failed = functools.partial(_failed, alias, why)
+        status = lifecycle.hand_back(job_id, alias, worker=worker, why=why, delay=delay, traceback=trace, failed=failed)
+        if status is None:
             # As in run/delivery.py: a row made of it would bring back a job whose transaction was rolled back (I1).
             logger.warning(
                 "Job %s has no row (pruned, or its transaction was rolled back); message dropped (%s).", job_id, why
@@ -171,7 +176,14 @@ def park_message(message: Any, why: str, worker: str, trace: str = "") -> None:
             default=repr,
         ),
     )
-    lifecycle.park(job, write_alias(), worker=worker, why=why, traceback=trace)
+    alias = write_alias()
+    failed = functools.partial(_failed, alias, why)
+    lifecycle.park(job, alias, worker=worker, why=why, traceback=trace, failed=failed)
+
+
+def _failed(using: str, why: str, job: Job) -> None:
+    """Errbacks and the later steps of a chain, of a job that no run will end."""
+    followups.row_failed(app_or_default(), using, job, JobParked(why))
 
 
 def _column(value: Any, limit: int) -> str:

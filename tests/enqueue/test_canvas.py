@@ -165,5 +165,6 @@ def test_c8_what_no_broker_takes_is_refused_with_its_reason(jobs: InProcess, mon
     monkeypatch.setattr(render, "MAX_FOLLOWING_BYTES", 90_000)
     (large.s(100_000) | length.s()).apply_async()
     jobs.work()
-    job = Job.objects.get()
+    job = Job.objects.get(task=large.name)
     assert (job.status, "more than a broker" in job.error) == ("failed", True), job.error
+    assert Job.objects.get(task=length.name).status == "failed"

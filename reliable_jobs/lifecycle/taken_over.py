@@ -1,0 +1,63 @@
+"""Rows that keep a place: a later step of a workflow is written into the row that has its id."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from django.db import transaction
+from django.db.models import F, Q
+
+from reliable_jobs.clock import Now
+from reliable_jobs.lifecycle.transition import check_allowed
+from reliable_jobs.models import Job
+from reliable_jobs.status import Reason, Status
+
+_TIMES = ("due_in", "not_before", "check_in", "expires_at", "expires_in")
+
+
+def take_over(job_id: uuid.UUID, using: str, new: Mapping[str, Any]) -> int:
+    """Write a step into the row that has its id: one that is held for it, or that was failed because an earlier step
+    had failed. The content version rises, so a message of what the row was before is stale.
+
+    Args:
+        new: as a new row has it, by the names of ``enqueue.insert.New``.
+
+    Returns:
+        the content version, or 0 where the job of this id is another one, and stays as it is.
+    """
+    columns = dict(new)
+    due_in, not_before, check_in, expires_at, expires_in = (columns.pop(name) for name in _TIMES)
+    with transaction.atomic(using=using):
+        rows = Job.objects.using(using).filter(pk=job_id)
+        keeps_place = Q(status=Status.FAILED, reason=Reason.EARLIER_STEP) | Q(status=Status.WAITING, due_at=None)
+        job = rows.filter(keeps_place).defer("payload", "envelope").lock(wait=True).first()
+        if job is None:
+            return 0
+        check_allowed(job, Status.WAITING)
+        rows.update(
+            **columns,
+            status=Status.WAITING,
+            reason=Reason.NONE,
+            epoch=F("epoch") + 1,
+            content_version=F("content_version") + 1,
+            due_at=not_before if not_before is not None else _from_now(due_in),
+            check_at=None if check_in is None else _from_now(check_in),
+            expires_at=expires_at if expires_in is None else _from_now(expires_in),
+            failures=0,
+            crashes=0,
+            interruptions=0,
+            started_at=None,
+            finished_at=None,
+            deadline_at=None,
+            error="",
+            traceback="",
+            result=None,
+        )
+        return job.content_version + 1
+
+
+def _from_now(seconds: float) -> Any:
+    return Now() + datetime.timedelta(seconds=seconds)

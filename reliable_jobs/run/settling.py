@@ -1,0 +1,82 @@
+"""The end of a run, written with what follows: callbacks and chain after a success, errbacks after a failure."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from reliable_jobs.compat.celery_run import put_on
+from reliable_jobs.lifecycle import Claim, db_errors
+from reliable_jobs.run.state import Outcome
+from reliable_jobs.run.trail import trail_of
+from reliable_jobs.status import Status
+from reliable_jobs.workflow import followups
+from reliable_jobs.workflow.following import Ended, Following
+
+if TYPE_CHECKING:
+    from reliable_jobs.protocols import RunnableTask
+
+
+def following(task: RunnableTask) -> Following:
+    """What is to follow the job that runs, which has been taken off its request."""
+    trail = trail_of(task.request)
+    return Following() if trail is None or trail.following is None else trail.following
+
+
+@contextlib.contextmanager
+def shown(task: RunnableTask) -> Iterator[None]:
+    """Inside, the request shows what is to follow, as the project's code and ``replace()`` expect it. Outside it does
+    not: Celery's tracer would start it, too."""
+    request = task.request
+    put_on(request, following(task).as_request_has_it())
+    try:
+        yield
+    finally:
+        put_on(request, Following().as_request_has_it())
+
+
+def settle(task: RunnableTask, ended: Outcome, claim: Claim) -> bool:
+    """Write the end of a run in the open transaction; says whether this run still owned the job. If not, the caller
+    rolls back.
+
+    Raises:
+        Exception: of any kind, what follows a success can't be written.
+    """
+    left = following(task)
+    if not left:
+        return ended.settle(claim)
+    succeeded = ended.status == Status.SUCCEEDED and ended.error is None
+    if succeeded:
+        # Before: then the job's children are known when it is settled.
+        followups.after_success(_ended(task, claim), left, ended.value)
+    if not ended.settle(claim):
+        return False
+    if ended.status in (Status.FAILED, Status.EXPIRED) and ended.error is not None:
+        write_failure(task, claim, ended.error)
+    return True
+
+
+def write_failure(task: RunnableTask, claim: Claim, error: BaseException) -> None:
+    """What follows a job that has failed for good, in the transaction of that."""
+    left = following(task)
+    if left:
+        # The values of sensitive arguments are gone from an error that is told, and so they must be from its traceback.
+        secrets = task.secrets(task.request.args, task.request.kwargs)
+        trace = db_errors.redact(db_errors.trace(error), secrets)
+        followups.after_failure(_ended(task, claim), left, error, trace)
+
+
+def _ended(task: RunnableTask, claim: Claim) -> Ended:
+    request: Any = task.request
+    info = request.delivery_info or {}
+    return Ended(
+        app=task.app,
+        using=claim.using,
+        job_id=claim.job.pk,
+        task_id=str(request.id),
+        root_id=request.root_id,
+        queue=info.get("routing_key") or "",
+        priority=info.get("priority"),
+        ignores_result=bool(request.ignore_result),
+    )

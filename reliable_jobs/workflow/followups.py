@@ -1,0 +1,133 @@
+"""What follows a job, written in the transaction of its settlement.
+
+Celery's tracer dispatches callbacks, chain and errbacks after the task function and before the ack, outside any
+transaction: a worker that dies between them loses what is left, and a second delivery starts the first ones again. They
+are taken off the request before the tracer sees it (run/tracing.py), and applied here in a unit of work.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from celery import group, maybe_signature
+from celery.app.task import Context
+from celery.exceptions import SoftTimeLimitExceeded
+from django.db import Error as DatabaseError
+from django.db import transaction
+
+from reliable_jobs import lifecycle
+from reliable_jobs.compat.kombu import content_types
+from reliable_jobs.lifecycle import db_errors
+from reliable_jobs.message.decode import content
+from reliable_jobs.message.result_text import as_celery_stores
+from reliable_jobs.message.row_to_message import as_uuid, outgoing
+from reliable_jobs.models import Job
+from reliable_jobs.status import EventKind
+from reliable_jobs.workflow import errbacks
+from reliable_jobs.workflow.following import Ended, Following
+
+logger = logging.getLogger(__name__)
+
+
+def after_success(ended: Ended, following: Following, value: Any) -> None:
+    """Write the callbacks and the next step of a job's chain, in the open transaction, as Celery's tracer applies them.
+
+    Raises:
+        Exception: of any kind; one of them can't be applied. The job has not succeeded then.
+    """
+    args = (as_celery_stores(value),)
+    inherited = ended.priority if ended.app.conf.task_inherit_parent_priority else None
+    options = {"parent_id": ended.task_id, "root_id": ended.root, "priority": inherited}
+    with ended.unit():
+        callbacks = [maybe_signature(signature, app=ended.app) for signature in following.callbacks]
+        if len(callbacks) > 1:
+            singles = [callback for callback in callbacks if not isinstance(callback, group)]
+            callbacks = [callback for callback in callbacks if isinstance(callback, group)]
+            if singles:
+                callbacks.append(group(singles, app=ended.app))
+        for callback in callbacks:
+            callback.apply_async(args, **options)
+        if following.chain:
+            step = maybe_signature(following.chain[-1], app=ended.app)
+            step.apply_async(args, chain=list(following.chain[:-1]), **options)
+
+
+def after_failure(ended: Ended, following: Following, error: BaseException, traceback: str) -> None:
+    """Write the errbacks of a job that has failed for good, and the later steps of its chain as failed, in the open
+    transaction. An errback that can't be applied is left out and stands in the job's history: the end of the job must
+    be recorded.
+
+    Args:
+        error: as it may be shown.
+    """
+    for errback in following.errbacks:
+        try:
+            with transaction.atomic(using=ended.using), ended.unit():
+                errbacks.apply(ended.app, ended.using, errback, ended, error, traceback)
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception as trouble:
+            if isinstance(trouble, DatabaseError) and db_errors.is_transient(trouble, ended.using):
+                raise
+            logger.exception("Job %s has failed, and one of its errbacks can't be applied.", ended.job_id)
+            text = f"an errback can't be applied: {db_errors.describe(trouble)}"
+            lifecycle.record(ended.job_id, ended.using, EventKind.FAILURE, "errback", text, db_errors.trace(trouble))
+    steps = [step for signature in reversed(following.chain) for step in _steps(signature)]
+    if not following.chain:
+        return
+    lifecycle.fail_steps(
+        steps,
+        ended.using,
+        parent_id=ended.job_id,
+        root_id=as_uuid(ended.root),
+        error=f"an earlier step, job {ended.job_id}, failed: {db_errors.describe(error)}",
+        is_reliable=lambda name: getattr(ended.app.tasks.get(name), "writes_outbox", False),
+    )
+    tell = functools.partial(_tell_backend, ended, following, error, traceback)
+    transaction.on_commit(tell, using=ended.using, robust=True)
+
+
+def _steps(signature: Any) -> Iterator[Mapping[str, Any]]:
+    """The single tasks of a step whose results somebody may wait for: of a chord its body."""
+    kind, kwargs = signature.get("subtask_type"), signature.get("kwargs") or {}
+    if kind == "chord":
+        inner = [kwargs.get("body")]
+    elif kind in ("group", "chain"):
+        inner = list(kwargs.get("tasks") or ())
+    else:
+        yield signature
+        return
+    for part in inner:
+        if part:
+            yield from _steps(part)
+
+
+def _tell_backend(ended: Ended, following: Following, error: BaseException, traceback: str) -> None:
+    """The result backend is told that the later steps of the chain have failed, as Celery's tracer does it."""
+    fields = {"id": ended.task_id, "task": "", "chain": list(following.chain), "errbacks": None, "chord": None}
+    ended.app.backend.mark_as_failure(
+        ended.task_id,
+        error,
+        traceback,
+        request=Context(fields),
+        store_result=not ended.ignores_result,
+        call_errbacks=False,
+    )
+
+
+def row_failed(app: Any, using: str, job: Job, error: BaseException) -> None:
+    """:func:`after_failure` of a job that no run has ended: what follows is read off its row. Never raises but for the
+    database."""
+    try:
+        headers = outgoing(job, using).headers
+        follow = content(job, headers, trusted=content_types(app.conf.accept_content))[2]
+        following = Following.of(follow)
+    except (AttributeError, KeyError, TypeError, ValueError) as trouble:
+        logger.warning("Job %s: what was to follow can't be read: %s", job.pk, trouble)
+        return
+    if following:
+        ended = Ended(app, using, job.pk, str(headers["id"]), str(job.root_id or ""), job.queue, job.priority)
+        after_failure(ended, following, error, "")
