@@ -263,14 +263,16 @@ def check(worker: Worker, scenario: Scenario, name: str, error: str) -> None:
         told = worker.told.get(str(job.pk), Told())
         assert job.token is None, error
         assert "crash" not in [line.split(":")[0] for line in said.splitlines()] or scenario.dies, (error, said)
-        if job.status == "failed" and scenario.ends != "failed":
+        if job.status == "failed" and job.reason == "earlier step":
+            assert "Injected" in job.error, (error, job.error)
+        elif job.status == "failed" and scenario.ends != "failed":
             why = any(words in said for words in ("Injected", "the savepoint of the task function is still open"))
             assert why, f"{error}: failed, and the history does not say why: {job.error}\n{said}"
             assert "Traceback" in said, (error, said)
         elif job.status != scenario.ends:
             assert job.status == "failed", f"{error}: ended {job.status}"
             assert "Injected" in said, (error, said)
-        if job.status == "failed" and job.reason != "parked":
+        if job.status == "failed" and job.reason not in ("parked", "earlier step"):
             assert told.failed == 1, f"{error}: failure hooks fired {told.failed} times\n{said}"
         elif job.status == "succeeded":
             assert told.failed == 0, f"{error}: failure hooks fired for a success\n{said}"

@@ -102,6 +102,10 @@ def in_other_thread() -> Callable[[], contextlib.AbstractContextManager[None]]:
     return entered
 
 
+#: Of a request: nothing is to follow its job.
+NOTHING_FOLLOWS: Mapping[str, Any] = {"callbacks": None, "errbacks": None, "chain": None}
+
+
 @CELERY.undocumented(
     "Context.callbacks",
     "Context.chain",
@@ -112,7 +116,6 @@ def in_other_thread() -> Callable[[], contextlib.AbstractContextManager[None]]:
     "Context.errbacks", inside="celery.backends.base:Backend.mark_as_failure", tests=["test_followups"]
 )
 def put_on(request: Any, following: Mapping[str, Any]) -> None:
-    """Put what is to follow a job on its request, or take it off. The tracer reads it there after a task function, and
-    would dispatch what is written with the settlement once more."""
-    for name in ("callbacks", "errbacks", "chain"):
-        setattr(request, name, following[name])
+    """Put what is to follow a job on its request, or take it off (:data:`NOTHING_FOLLOWS`). The tracer reads it there
+    after a task function, and would dispatch what is written with the settlement once more."""
+    request.update({name: following[name] for name in NOTHING_FOLLOWS})

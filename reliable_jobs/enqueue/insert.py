@@ -58,9 +58,9 @@ class New(NamedTuple):
     @property
     def columns(self) -> dict[str, Any]:
         """By name, without the id."""
-        named = {name: value for name, value in self._asdict().items() if name not in ("id", "workflow")}
-        marks = self.workflow or (False, None)
-        return {**named, **dict(zip(sql.WORKFLOW, marks, strict=True))}
+        names = list(New.__annotations__)[:-1]
+        marks = dict(zip(sql.WORKFLOW, self.workflow or (False, None), strict=True))
+        return {**dict(zip(names[1:], self[1:], strict=False)), **marks}
 
 
 class Each(NamedTuple):

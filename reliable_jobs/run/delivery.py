@@ -19,12 +19,13 @@ from django.db import connections
 from reliable_jobs import lifecycle
 from reliable_jobs.backoff import crash_delay
 from reliable_jobs.compat.celery_results import store_result
+from reliable_jobs.compat.celery_run import NOTHING_FOLLOWS
 from reliable_jobs.lifecycle import Refusal, db_errors
 from reliable_jobs.message import result_text
 from reliable_jobs.models import Job
 from reliable_jobs.run import execution, recovery, unreported_errors
 from reliable_jobs.run.arrival import Delivery, ensure_row, read_delivery, waiting_out_outages
-from reliable_jobs.run.settling import shown
+from reliable_jobs.run.settling import show
 from reliable_jobs.run.state import NotStarted, Outcome
 from reliable_jobs.run.trail import TRAIL, Trail
 from reliable_jobs.status import CELERY_STATES, CLOSES, Status
@@ -55,10 +56,10 @@ def deliver(task: RunnableTask, args: Any, kwargs: Any) -> Any:
     trail.reached = True
     try:
         delivery = read_delivery(task)
-        with shown(task):
-            ended = waiting_out_outages(
-                delivery.using, f"Job {delivery.job_id}", functools.partial(_run, task, delivery, trail, args, kwargs)
-            )
+        show(task)
+        ended = waiting_out_outages(
+            delivery.using, f"Job {delivery.job_id}", functools.partial(_run, task, delivery, trail, args, kwargs)
+        )
         if isinstance(ended.error, Ignore):
             setattr(ended.error, CLOSES, "task-retried" if ended.status == Status.WAITING else "task-succeeded")
         trail.answer = (ended.value, ended.error)
@@ -68,7 +69,8 @@ def deliver(task: RunnableTask, args: Any, kwargs: Any) -> Any:
         trail.answer = (None, signal)
     except Exception as error:  # of the worker's own code: whatever it is, the job's history says so
         unreported_errors.write_interruption(task, trail, error)
-    # Without a call: from here on nothing may fail.
+    # Without a call of ours: from here on nothing may fail.
+    task.request.update(NOTHING_FOLLOWS)
     value, ends = trail.answer or (None, None)
     if ends is not None:
         raise ends

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from reliable_jobs.compat.celery_run import put_on
@@ -24,16 +22,10 @@ def following(task: RunnableTask) -> Following:
     return Following() if trail is None or trail.following is None else trail.following
 
 
-@contextlib.contextmanager
-def shown(task: RunnableTask) -> Iterator[None]:
-    """Inside, the request shows what is to follow, as the project's code and ``replace()`` expect it. Outside it does
-    not: Celery's tracer would start it, too."""
-    request = task.request
-    put_on(request, following(task).as_request_has_it())
-    try:
-        yield
-    finally:
-        put_on(request, Following().as_request_has_it())
+def show(task: RunnableTask) -> None:
+    """From here on the request shows what is to follow, as the project's code and ``replace()`` expect it. Celery's
+    tracer must not see it, which would start it, too: take it off with ``request.update(NOTHING_FOLLOWS)``."""
+    put_on(task.request, following(task).as_request_has_it())
 
 
 def settle(task: RunnableTask, ended: Outcome, claim: Claim) -> bool:

@@ -15,11 +15,11 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.states import FAILURE, IGNORED, REJECTED, RETRY
 
 from reliable_jobs.compat.billiard import described
-from reliable_jobs.compat.celery_run import answer_of_tracer, current_request
+from reliable_jobs.compat.celery_run import NOTHING_FOLLOWS, answer_of_tracer, current_request
 from reliable_jobs.errors import FunctionOutOfMemory, NotRecorded
 from reliable_jobs.lifecycle import db_errors
 from reliable_jobs.run import unreported_errors
-from reliable_jobs.run.settling import shown
+from reliable_jobs.run.settling import show
 from reliable_jobs.run.trail import TRAIL, Trail
 from reliable_jobs.workflow.following import Following
 
@@ -50,8 +50,7 @@ def that_answers(task: RunnableTask, tracer: Callable[..., Any], *, keep_frames:
         alone = request.get("reliable_bundle") is None and isinstance(info, dict)
         if alone:
             trail.following = Following.of(request)
-            nothing = Following().as_request_has_it()
-            request = {**request, **nothing, "delivery_info": {**info, TRAIL: trail}}
+            request = {**request, **NOTHING_FOLLOWS, "delivery_info": {**info, TRAIL: trail}}
         try:
             answer = tracer(task_id, args, kwargs, request)
         except Reject as asked:
@@ -101,7 +100,8 @@ def _recorded(
         fired: the tracer has told the hooks of this error, so the job ends by it now.
     """
     try:
-        with _pushed(task, args, kwargs, request), shown(task):
+        with _pushed(task, args, kwargs, request):
+            show(task)
             (unreported_errors.write_failure if fired else unreported_errors.write_interruption)(task, trail, error)
             assert trail.answer is not None
             _, told = trail.answer

@@ -12,6 +12,7 @@ from typing import Any
 from celery import Task
 from celery.exceptions import Ignore
 
+from reliable_jobs.compat.celery_run import NOTHING_FOLLOWS
 from reliable_jobs.errors import CallNotReached
 from reliable_jobs.run.trail import Trail, trail_of
 from reliable_jobs.task import stages
@@ -48,7 +49,8 @@ def _guarded(hook: Callable[..., Any], *, calls: bool) -> Callable[..., Any]:
         trail.depth += 1
         value = None
         try:
-            with stages.settling.shown(self), _claimed(self, trail):
+            stages.settling.show(self)
+            with _claimed(self, trail):
                 value = hook(self, *args, **kwargs)
             if calls and trail.depth == 1 and not trail.reached:
                 raise CallNotReached(
@@ -66,6 +68,7 @@ def _guarded(hook: Callable[..., Any], *, calls: bool) -> Callable[..., Any]:
                 raise
         finally:
             trail.depth -= 1
+            request.update(NOTHING_FOLLOWS)
         if trail.depth == 0 and trail.answer is not None:
             # What the row says stands, though the hook may have caught an error on the way.
             told, ended = trail.answer

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from celery.utils import uuid
 from django.db import transaction
 
 from reliable_jobs import databases
@@ -82,7 +82,7 @@ class _GroupCalls(_Rows):
 
     def hold(self, below: Any, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
         """Keep a call of a task that is not reliable."""
-        options["task_id"] = options.get("task_id") or uuid()
+        options["task_id"] = options.get("task_id") or str(uuid.uuid4())
         self._held.append((below, name, args, kwargs, options))
         return (options.get("result_cls") or self.app.AsyncResult)(options["task_id"])
 
@@ -113,7 +113,7 @@ def _as_row(here: Unit, below: Any, name: str, args: Any, kwargs: Any, options: 
 
 def _relayed(here: Unit, below: Any, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
     """Write a row that is an outbox entry only. Its delay is spent in the row; ``expires`` travels in the message."""
-    task_id = options["task_id"] = options.get("task_id") or uuid()
+    task_id = options["task_id"] = options.get("task_id") or str(uuid.uuid4())
     countdown, eta = options.pop("countdown", None), options.pop("eta", None)
     capture = Capture(relay_only=True)
     capture.follows = here.follows

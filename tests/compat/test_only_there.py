@@ -46,7 +46,7 @@ WORDS = {
     "wait",
     "wrapped",
 }
-WORDS |= {"_connection", "_transport", "callbacks", "receivers"}
+WORDS |= {"_connection", "_transport", "callbacks", "errbacks", "receivers"}
 
 
 def files() -> list[Path]:

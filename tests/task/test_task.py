@@ -15,6 +15,7 @@ from django.db import connection, transaction
 
 import reliable_jobs
 from reliable_jobs import ReliableTask, RetriedTask, reliable_task
+from reliable_jobs.compat import celery_app
 from reliable_jobs.errors import EnqueueError, FunctionOutOfMemory, InvalidOption
 from reliable_jobs.message.decode import arguments
 from reliable_jobs.models import Job
@@ -167,6 +168,7 @@ def test_a_subclass_may_add_its_own_call(jobs: InProcess) -> None:
 def test_the_package_gives_its_classes_by_name() -> None:
     given = {name: getattr(reliable_jobs, name) for name in reliable_jobs.__all__}
     assert given.pop("reliable_task") is decorator.reliable_task
+    assert given.pop("ReliableApp") is celery_app.ReliableApp
     assert all(issubclass(one, ReliableTask) for one in given.values())
     with pytest.raises(AttributeError, match="nothing"):
         _ = reliable_jobs.nothing  # type: ignore[attr-defined]

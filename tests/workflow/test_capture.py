@@ -104,9 +104,7 @@ SHAPES: dict[str, tuple[Callable[[], Any], int]] = {
 @pytest.mark.promise("I1")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_nothing_reaches_the_broker_before_the_commit_and_a_rollback_leaves_nothing(
-    guarded: Broker, shape: str, backend: str
-) -> None:
+def test_nothing_reaches_the_broker_before_the_commit(guarded: Broker, shape: str, backend: str) -> None:
     start, count = SHAPES[shape]
     with result_backend(backend):
         with transaction.atomic():
@@ -240,7 +238,7 @@ def test_a_sent_row_is_pruned_after_a_day(jobs: InProcess) -> None:
 # --- the app ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_app_is_adopted_by_the_first_reliable_task_once_and_keeps_what_is_below() -> None:
+def test_an_app_is_adopted_once_and_keeps_what_is_below() -> None:
     other = Celery("other", set_as_current=False)
     called: list[str] = []
     below = other.send_task

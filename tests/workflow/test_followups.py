@@ -93,7 +93,7 @@ FOLLOWING: dict[str, Callable[[], Any]] = {
 @pytest.mark.promise("I3")
 @pytest.mark.parametrize("atomic", [True, False])
 @pytest.mark.parametrize("shape", FOLLOWING)
-def test_what_follows_commits_with_the_settlement_or_not_at_all(
+def test_what_follows_commits_with_the_settlement(
     jobs: InProcess, monkeypatch: pytest.MonkeyPatch, shape: str, atomic: bool
 ) -> None:
     monkeypatch.setattr(rel, "atomic", atomic)
@@ -171,7 +171,7 @@ def test_stamps_travel_with_what_follows(jobs: InProcess) -> None:
     assert (message.headers["stamps"], message.headers["stamped_headers"]) == ({"tenant": "north"}, ["tenant"])
 
 
-def test_c9_a_step_of_a_chain_that_is_requeued_runs_again_and_what_has_been_started_stays(jobs: InProcess) -> None:
+def test_c9_a_requeued_step_runs_again_and_what_it_has_started_stays(jobs: InProcess) -> None:
     result = (rel.s(name="a") | rel.s(name="b")).apply_async()
     jobs.finish()
     public.requeue([result.parent.id], actor="me")
@@ -210,7 +210,7 @@ def test_an_errback_commits_with_the_failure_or_not_at_all(jobs: InProcess, monk
     assert Job.objects.exclude(pk=result.id).count() == 1
 
 
-def test_an_errback_that_cannot_be_applied_does_not_keep_the_others_back(jobs: InProcess) -> None:
+def test_an_errback_that_cannot_be_applied_holds_up_no_other(jobs: InProcess) -> None:
     broken = {"task": ERRBACKS["old"].name, "args": 5, "kwargs": {}, "options": {}, "subtask_type": None}
     result = fails.apply_async(link_error=[broken, ERRBACKS["old"].s()])
     jobs.finish()

@@ -29,7 +29,7 @@ MUTANTS = [
         "size-limit",
         "I7",
         "enqueue/render.py",
-        "if len(payload) > (MAX_FOLLOWING_BYTES if self.follows else settings.MAX_PAYLOAD_BYTES):",
+        "if len(payload) > (MAX_FOLLOWING_BYTES if passed_on else settings.MAX_PAYLOAD_BYTES):",
         "if False:",
         (f"{I7}::test_an_oversized_call_is_refused_at_the_call_and_writes_nothing",),
     ),

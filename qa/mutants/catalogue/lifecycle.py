@@ -41,7 +41,7 @@ MUTANTS = [
         "due-check",
         "I2",
         "lifecycle/claims.py",
-        "if job.due_at > now:",
+        "if job.due_at is None or job.due_at > now:",
         "if False:",
         (f"{I7}::test_a_message_that_comes_before_its_job_is_due_does_nothing",),
     ),
