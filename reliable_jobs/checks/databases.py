@@ -18,6 +18,8 @@ from reliable_jobs.compat.celery import configured_app
 from reliable_jobs.compat.django import settings_of, zone_of
 from reliable_jobs.models import Job
 
+#: Whose SQL lifecycle/sql.py speaks.
+SUPPORTED = ("postgresql", "mysql", "sqlite")
 #: How far a server's clock may be from ours.
 CLOCK_TOLERANCE = datetime.timedelta(minutes=5)
 #: Seconds that SQLite waits for its write lock where OPTIONS do not say (Python's default).
@@ -92,6 +94,22 @@ def check_autocommit(**kwargs: Any) -> list[CheckMessage]:
         )
         for alias, configured, _ in _of("")
         if not configured.get("AUTOCOMMIT", True)
+    ]
+
+
+@register(TAG)
+def check_vendor(**kwargs: Any) -> list[CheckMessage]:
+    usual = router.db_for_write(Job)
+    if connections[usual].vendor in SUPPORTED:
+        return []
+    return [
+        Error(
+            f"Jobs go to the database {usual!r}, which is {connections[usual].vendor}: reliable_jobs knows PostgreSQL, "
+            "MySQL, MariaDB and SQLite only, so every enqueue would fail.",
+            hint="Let a router's db_for_write() answer the alias of one of these for reliable_jobs. A job then commits "
+            "with the transactions of that database, and not with this one's.",
+            id="reliable_jobs.E021",
+        )
     ]
 
 

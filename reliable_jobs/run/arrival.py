@@ -93,6 +93,18 @@ def pointer_alias(pointer: Any) -> str:
     return using if isinstance(using, str) and using in connections else write_alias()
 
 
+def why_no_row(task: RunnableTask, delivery: Delivery) -> str:
+    """For a log: what a message without a row may mean."""
+    pointer = task.request.get(HEADER)
+    named = pointer.get("using") if isinstance(pointer, dict) else None
+    if named is not None and named != delivery.using:
+        return (
+            f"in {delivery.using!r}; its message names the database {named!r}, which this worker's DATABASES lack. The "
+            "sweepers of that one send it again"
+        )
+    return f"in {delivery.using!r} any more (pruned, or its transaction was undone)"
+
+
 def worker_name(task: RunnableTask) -> str:
     """This thread of this process in the database: a fresh id for each incarnation, because host names and pids come
     back, and because a settlement by another thread is not one's own."""

@@ -23,7 +23,7 @@ from reliable_jobs.compat.celery_run import NOTHING_FOLLOWS
 from reliable_jobs.lifecycle import Refusal, db_errors
 from reliable_jobs.message import result_text
 from reliable_jobs.models import Job
-from reliable_jobs.run import execution, recovery, unreported_errors
+from reliable_jobs.run import arrival, execution, recovery, unreported_errors
 from reliable_jobs.run.arrival import Delivery, ensure_row, read_delivery, waiting_out_outages
 from reliable_jobs.run.settling import show
 from reliable_jobs.run.state import NotStarted, Outcome
@@ -185,9 +185,7 @@ def _refused(task: RunnableTask, delivery: Delivery, why: Refusal) -> NoReturn:
             closes = _ENDED.get(Status(job.status), closes)
             _align_backend(task, job)
     elif why is Refusal.MISSING:
-        logger.warning(
-            "Job %s has no row any more (pruned, or its transaction was undone); message dropped.", delivery.job_id
-        )
+        logger.warning("Job %s has no row %s; message dropped.", delivery.job_id, arrival.why_no_row(task, delivery))
     elif why is Refusal.ALONE:
         lifecycle.step_back(delivery.job_id, delivery.using, crash_delay(2))  # about 2 s
     setattr(ignored, CLOSES, closes)

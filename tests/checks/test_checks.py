@@ -345,6 +345,14 @@ def test_a11_a_database_that_commits_nothing_by_itself_is_an_error(database: Any
     assert [message.id for message in databases.check_autocommit()] == ["reliable_jobs.E020"]
 
 
+def test_a_database_of_a_vendor_whose_sql_we_do_not_speak_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert databases.check_vendor() == []
+    monkeypatch.setattr(connection, "vendor", "oracle", raising=False)
+    (message,) = databases.check_vendor()
+    assert message.id == "reliable_jobs.E021"
+    assert "'default', which is oracle" in message.msg
+
+
 @pytest.mark.parametrize(
     ("pool", "named"), [(None, False), (True, False), ({}, False), ({"max_size": 2}, True), ({"min_size": 1}, True)]
 )

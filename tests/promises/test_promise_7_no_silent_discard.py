@@ -291,7 +291,7 @@ def test_a_message_without_a_row_does_nothing_and_is_said(stack: Stack, idle_que
     stack.publish(job)
     Job.objects.all().delete()
     worker = stack.worker()
-    worker.wait_for_line("has no row any more")
+    worker.wait_for_line("has no row in 'default' any more")
     worker.wait_for_line(" ignored")
     assert stack.effects("gone") == 0
     assert not Job.objects.exists()

@@ -297,6 +297,17 @@ def test_a_message_of_an_earlier_content_runs_nothing(jobs: InProcess, send: int
     assert jobs.row(result).status == "succeeded"
 
 
+def test_a_message_that_names_a_database_which_this_worker_lacks_says_so(
+    jobs: InProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    hooked.delay()
+    (message,) = jobs.take()
+    Job.objects.all().delete()
+    message.headers[HEADER]["using"] = "archive"
+    assert jobs.deliver(message).answer == "acked"
+    assert "names the database 'archive', which this worker's DATABASES lack" in caplog.text
+
+
 def test_a_message_whose_row_is_gone_is_dropped_with_a_warning(
     jobs: InProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -304,7 +315,7 @@ def test_a_message_whose_row_is_gone_is_dropped_with_a_warning(
     (message,) = jobs.take()
     Job.objects.all().delete()
     assert jobs.deliver(message).answer == "acked"
-    assert f"Job {result.id} has no row any more" in caplog.text
+    assert f"Job {result.id} has no row in 'default' any more" in caplog.text
     assert jobs.effects("hooked") == 0
     assert not Job.objects.exists()
 
