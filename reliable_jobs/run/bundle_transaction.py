@@ -37,11 +37,10 @@ from reliable_jobs.run.execution import LEFT_OPEN
 from reliable_jobs.run.round_trips import (
     ConstraintViolated,
     FunctionSavepoint,
-    check_deferred_constraints,
-    is_cut_off,
 )
 from reliable_jobs.run.sql_words import ends_transaction
 from reliable_jobs.run.state import NotStarted, Run
+from reliable_jobs.run.transaction_state import check_deferred_constraints, is_cut_off
 
 logger = logging.getLogger(__name__)
 

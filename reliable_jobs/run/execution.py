@@ -31,8 +31,9 @@ from reliable_jobs.lifecycle import Claim, Refusal, db_errors
 from reliable_jobs.message import result_text
 from reliable_jobs.run import kept_connections, native, outcomes, recovery, settling
 from reliable_jobs.run.arrival import Delivery
-from reliable_jobs.run.round_trips import ConstraintViolated, FunctionSavepoint, is_cut_off
+from reliable_jobs.run.round_trips import FunctionSavepoint, FunctionUndone
 from reliable_jobs.run.state import NotStarted, Outcome, Run
+from reliable_jobs.run.transaction_state import is_cut_off
 from reliable_jobs.status import Reason, Status
 from reliable_jobs.workflow import errbacks
 
@@ -139,9 +140,13 @@ def _run_in_transaction(
             if ended.raised is not None and is_cut_off(run):
                 raise ended.raised  # nothing is left of the transaction
             try:
-                won = savepoint.settle(functools.partial(settling.settle, task, ended, run.claim), alone=ended.alone)
-            except ConstraintViolated as violated:
-                ended = outcomes.from_exception(task, run, violated.__cause__ or violated)
+                won = savepoint.settle(
+                    functools.partial(settling.end, task, ended, run.claim),
+                    alone=ended.alone,
+                    before=functools.partial(settling.follow_success, task, ended, run.claim),
+                )
+            except FunctionUndone as undone:
+                ended = outcomes.from_exception(task, run, undone.__cause__ or undone)
                 won = settling.settle(task, ended, run.claim)
             if not won:
                 raise RunTakenAway(f"Job {run.claim.job.pk} was taken away while it ran; what this run did is undone.")

@@ -28,8 +28,8 @@ from reliable_jobs.errors import (
     ShownFailure,
 )
 from reliable_jobs.lifecycle import Claim, db_errors
-from reliable_jobs.run.round_trips import is_cut_off
 from reliable_jobs.run.state import Again, Interrupted, Outcome, Run
+from reliable_jobs.run.transaction_state import is_cut_off
 from reliable_jobs.status import EventKind, Reason, Status
 
 if TYPE_CHECKING:

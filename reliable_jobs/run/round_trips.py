@@ -21,7 +21,6 @@ then.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +42,7 @@ from reliable_jobs.compat.psycopg import begins_plainly, without_begin
 from reliable_jobs.lifecycle.db_errors import sqlstate
 from reliable_jobs.models import Job
 from reliable_jobs.run import joining_failed
-from reliable_jobs.run.state import Run
+from reliable_jobs.run.transaction_state import check_deferred_constraints
 
 _T = TypeVar("_T")
 _DIVISION_BY_ZERO = "22012"
@@ -144,8 +143,12 @@ class Join:
         return _TABLE in sql and bool(re.match(rf"(?:\s|/\*(?:.|\n)*?\*/)*{self.verb}\b", sql))
 
 
-class ConstraintViolated(Exception):
-    """What the task function wrote violates a deferred constraint; the cause says which. It is rolled back."""
+class FunctionUndone(Exception):
+    """What the task function wrote is rolled back, and the transaction can be used; the cause says why."""
+
+
+class ConstraintViolated(FunctionUndone):
+    """What the task function wrote violates a deferred constraint; the cause says which."""
 
 
 class FunctionSavepoint:
@@ -243,17 +246,21 @@ class FunctionSavepoint:
             return worse
         return error
 
-    def settle(self, write: Callable[[], bool], *, alone: bool) -> bool:
+    def settle(self, write: Callable[[], bool], *, alone: bool, before: Callable[[], None] | None = None) -> bool:
         """Write the settlement, and with it what is owed. Returns what ``write`` answered.
 
         Args:
             write: its first statement is the conditional UPDATE of the row; answers whether that won.
             alone: it is the only one, so that the COMMIT may come along.
+            before: writes what belongs to the settlement before it.
 
         Raises:
-            ConstraintViolated: see there; the transaction can be used.
+            FunctionUndone: ConstraintViolated, or ``before`` has failed.
+            Exception: ``before`` has failed, and the whole transaction is to be rolled back.
             django.db.Error: as any write or COMMIT.
         """
+        if before is not None:
+            self._first(before)
         if not self._owed:
             if self._entered:
                 # Neither kept nor undone: what was written in it would be committed with the settlement.
@@ -262,8 +269,8 @@ class FunctionSavepoint:
         self._owed = False
         outermost = len(open_blocks(self._connection)) == 2 and commits_on_exit(self._connection)
         commit = alone and outermost
-        before = ["SET CONSTRAINTS ALL IMMEDIATE", f'RELEASE SAVEPOINT "{self._name}"']
-        join = Join("UPDATE", before=before, commit=commit)
+        owed = ["SET CONSTRAINTS ALL IMMEDIATE", f'RELEASE SAVEPOINT "{self._name}"']
+        join = Join("UPDATE", before=owed, commit=commit)
         try:
             with self._connection.execute_wrapper(join):
                 won = write()
@@ -280,21 +287,14 @@ class FunctionSavepoint:
                 return False
             raise
 
-
-def is_cut_off(run: Run) -> bool:
-    """Whether the task function closed the connection of its transaction, or put another one in its place:
-    ``connection.connect()`` resets Django's books, so that they show no transaction at all. A session that was left
-    open so is closed: it holds the row's lock."""
-    connection: Any = connections[run.claim.using]
-    if run.session is None or driver_of(connection) is run.session:
-        return bool(was_closed(connection))
-    with contextlib.suppress(Exception):
-        run.session.close()
-    return True
-
-
-def check_deferred_constraints(connection: Any) -> None:
-    """Deferred constraints fail at the outer COMMIT, behind every savepoint; here it is the function's failure."""
-    if connection.vendor == "postgresql" and not will_roll_back(connection):
-        with connection.cursor() as cursor:
-            cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    def _first(self, before: Callable[[], None]) -> None:
+        try:
+            before()
+        except Exception as error:
+            if not self._owed:
+                raise  # the savepoint is gone
+            self._owed = False
+            self._leave(error)
+            if will_roll_back(self._connection) or was_closed(self._connection):
+                raise
+            raise FunctionUndone from error

@@ -29,19 +29,29 @@ def show(task: RunnableTask) -> None:
 
 
 def settle(task: RunnableTask, ended: Outcome, claim: Claim) -> bool:
-    """Write the end of a run in the open transaction; says whether this run still owned the job. If not, the caller
-    rolls back.
+    """Write the end of a run in the open transaction, with what follows; says whether this run still owned the job. If
+    not, the caller rolls back.
 
     Raises:
         Exception: of any kind, what follows a success can't be written.
     """
+    follow_success(task, ended, claim)
+    return end(task, ended, claim)
+
+
+def follow_success(task: RunnableTask, ended: Outcome, claim: Claim) -> None:
+    """What follows a success. Written before the end itself: then the job's children are known.
+
+    Raises:
+        Exception: of any kind.
+    """
     left = following(task)
-    if not left:
-        return ended.settle(claim)
-    succeeded = ended.status == Status.SUCCEEDED and ended.error is None
-    if succeeded:
-        # Before: then the job's children are known when it is settled.
+    if left and ended.status == Status.SUCCEEDED and ended.error is None:
         followups.after_success(_ended(task, claim), left, ended.value)
+
+
+def end(task: RunnableTask, ended: Outcome, claim: Claim) -> bool:
+    """The end itself, and what follows a failure."""
     if not ended.settle(claim):
         return False
     if ended.status in (Status.FAILED, Status.EXPIRED) and ended.error is not None:

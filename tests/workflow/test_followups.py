@@ -64,16 +64,16 @@ def noted(jobs: InProcess) -> list[str]:
 
 def break_off_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The first settlement's transaction breaks at its end; says how many other rows it had written."""
-    settle, written = settling.settle, []
+    end, written = settling.end, []
 
     def broken(task: Any, ended: Any, claim: Any) -> bool:
-        won = settle(task, ended, claim)
+        won = end(task, ended, claim)
         if not written:
             written.append(Job.objects.exclude(pk=claim.job.pk).count())
             raise RuntimeError("no power")
         return won
 
-    monkeypatch.setattr(settling, "settle", broken)
+    monkeypatch.setattr(settling, "end", broken)
     return written
 
 
