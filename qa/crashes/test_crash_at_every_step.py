@@ -4,11 +4,13 @@ commits and of their calls to the broker, and what is left recovers to effects t
 from __future__ import annotations
 
 import datetime
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import chain, group
 from django_celery_results.models import TaskResult
 
 from qa.crashes.crashes import Cut, Scenario, WarmProcesses, prefork_children
@@ -163,6 +165,62 @@ def test_jobs_of_a_parent_killed_anywhere_run_once(stack: Stack, warm: WarmProce
     all_of(cuts, lambda cut: (1, 1), lambda cut: (stack.effects(cut.name), stack.effects(f"{cut.name}-link")))
     all_of(cuts, lambda cut: [("succeeded", "SUCCESS")], ends)
     assert Job.objects.filter(task=tasks.effect.name).count() == 2 * len(cuts)
+
+
+#: Kind D of FOUND.md: what follows, by the ends of the names of its effects; a plain task's come at least once.
+FOLLOWS: dict[str, tuple[list[str], list[str]]] = {
+    "success": (["link", "group", "step"], ["plain-link", "plain-group", "plain-step"]),
+    "failure": (["id", "all"], []),
+    "failure, plain": ([], ["plain-id", "plain-all"]),
+}
+ERRBACKS = {
+    "id": tasks.errback_by_id,
+    "all": tasks.errback_with_all,
+    "plain-id": tasks.plain_errback_by_id,
+    "plain-all": tasks.plain_errback_with_all,
+}
+
+
+def with_links(name: str) -> None:
+    def one(task: Any, end: str) -> Any:
+        return task.si(name=f"{name}-{end}").set(queue=name)
+
+    parent = tasks.effect.si(name).set(queue=name)
+    for callback in (
+        one(tasks.effect, "link"),
+        one(tasks.plain_effect, "plain-link"),
+        group(one(tasks.effect, "group"), one(tasks.plain_effect, "plain-group")),
+    ):
+        parent.link(callback)
+    chain(parent, group(one(tasks.effect, "step"), one(tasks.plain_effect, "plain-step"))).apply_async()
+
+
+def with_errbacks(ends: list[str], name: str) -> None:
+    parent = tasks.fails.si(name).set(queue=name)
+    for end in ends:
+        parent.link_error(ERRBACKS[end].s(name=f"{name}-{end}").set(queue=name))
+    chain(parent, tasks.effect.si(f"{name}-later").set(queue=name)).apply_async()
+
+
+@pytest.mark.promise("I3")
+@pytest.mark.parametrize("after", FOLLOWS)
+def test_d_what_follows_a_parent_killed_anywhere_comes(stack: Stack, warm: WarmProcesses, after: str) -> None:
+    once, at_least_once = FOLLOWS[after]
+    errbacks = functools.partial(with_errbacks, [*once, *at_least_once])
+    scenario = Scenario(stack, warm, "worker", with_links if after == "success" else errbacks)
+    cuts = scenario.run()
+    assert scenario.undisturbed.passed("broker: publish") == 1
+    scenario.recover()
+    all_of(cuts, lambda cut: [1] * len(once), lambda cut: [stack.effects(f"{cut.name}-{end}") for end in once])
+    all_of(
+        cuts,
+        lambda cut: [1] * len(at_least_once),
+        lambda cut: [min(1, stack.effects(f"{cut.name}-{end}")) for end in at_least_once],
+    )
+    all_of(cuts, lambda cut: 0, lambda cut: stack.effects(f"{cut.name}-later"))
+    kept = {"success": {"succeeded", "sent"}, "failure": {"failed", "succeeded"}}
+    final = kept.get(after, {"failed", "succeeded", "sent"})
+    all_of(cuts, lambda cut: final, lambda cut: set(statuses(cut)))
 
 
 def test_a_non_atomic_run_killed_anywhere_repeats_what_was_not_settled(

@@ -43,6 +43,26 @@ def effect(name: str, value: str = "") -> str:
     return name
 
 
+@shared_task
+def plain_effect(*args: Any, name: str) -> None:
+    Effect.objects.create(name=name)
+
+
+def _told_the_id(task_id: str, *, name: str) -> None:
+    Effect.objects.create(name=name, value=task_id)
+
+
+def _told_all(request: Any, exc: Any, traceback: str, name: str) -> None:
+    Effect.objects.create(name=name, value=f"{request.id} {exc}")
+
+
+#: Errbacks in both of Celery's styles.
+errback_by_id = shared_task(base=ReliableTask, name="tests.errback_by_id")(_told_the_id)
+plain_errback_by_id = shared_task(name="tests.plain_errback_by_id")(_told_the_id)
+errback_with_all = shared_task(base=ReliableTask, name="tests.errback_with_all")(_told_all)
+plain_errback_with_all = shared_task(name="tests.plain_errback_with_all")(_told_all)
+
+
 @shared_task(base=ReliableTask)
 def fan_out(number: int) -> None:
     effect.bulk_delay((f"child {n}",) for n in range(number))
