@@ -14,12 +14,16 @@ class ReliableJobsConfig(AppConfig):
         from reliable_jobs.compat import celery_app, register
         from reliable_jobs.compat.celery import configured_app
         from reliable_jobs.schedule import create_periodic_tasks
+        from reliable_jobs.task import builtins
         from reliable_jobs.worker import bootstrap
         from reliable_jobs.workflow import capture  # noqa: F401 - it answers the app's methods from here on
 
         register.verify()
         bootstrap.connect()
+        celery_app.when_complete = builtins.make_reliable
         if (app := configured_app()) is not None:
             celery_app.adopt(app)
+            if app.finalized:  # else they come then
+                builtins.make_reliable(app)
         post_migrate.connect(databases.forget, dispatch_uid="reliable_jobs.databases")
         post_migrate.connect(create_periodic_tasks, sender=self, dispatch_uid="reliable_jobs.periodic_tasks")

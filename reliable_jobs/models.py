@@ -1,4 +1,4 @@
-"""The two tables. A scope (``due``, ``overdue`` …) repeats the condition of its partial index word for word, so that
+"""The three tables. A scope (``due``, ``overdue`` …) repeats the condition of its partial index word for word, so that
 PostgreSQL and SQLite can use it; tests/test_models.py reads the plans."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from django.db.models.expressions import DatabaseDefault
 from reliable_jobs.clock import Now
 from reliable_jobs.compat.django import has_partial_indexes, locks_no_keys, skips_locked
 from reliable_jobs.compat.django_models import DelegatingConstraint
-from reliable_jobs.status import FINAL, EventKind, Reason, Status
+from reliable_jobs.status import FINAL, OPEN, EventKind, GroupState, Reason, Status
 
 if TYPE_CHECKING:
     _DateTimeField = models.DateTimeField[Any, Any]
@@ -165,6 +165,10 @@ class Job(models.Model):
     relay_only = models.BooleanField(default=False, db_default=False)
     #: The job whose failure this one is told of: its worker calls the task with request, exception and traceback.
     errback_of = models.UUIDField(null=True, blank=True)
+    #: The group that waits for this row. A settlement that writes successors hands the debt on to them.
+    owes = models.UUIDField(null=True, blank=True)
+    #: Orders the parts of a group: six hexadecimal digits for each level. See enqueue/owing.py.
+    place = models.CharField(max_length=255, blank=True, default="", db_default="")
 
     #: JSON text of the return value; NULL for none, or ``ignore_result``.
     result = models.TextField(null=True, blank=True)  # noqa: DJ001 - "" is no JSON; NULL is "no result"
@@ -208,6 +212,12 @@ class Job(models.Model):
             models.Index(fields=["created_at"], name="reliable_job_requeued", condition=Q(requeues__gt=0)),
             models.Index(fields=["created_at"], name="reliable_job_crashed", condition=Q(crashes__gt=0)),
             models.Index(fields=["created_at"], name="reliable_job_parked", condition=Q(reason=Reason.PARKED)),
+            models.Index(
+                fields=["owes", "place"],
+                name="reliable_job_owes_open",
+                condition=Q(owes__isnull=False, status__in=OPEN),
+            ),
+            models.Index(fields=["owes", "place"], name="reliable_job_owes", condition=Q(owes__isnull=False)),
         )
         permissions = (("requeue_job", "Can requeue jobs"), ("cancel_job", "Can cancel jobs"))
 
@@ -222,6 +232,45 @@ class Job(models.Model):
     @property
     def is_final(self) -> bool:
         return self.status in FINAL
+
+
+class JobGroup(models.Model):
+    """The header of a chord, and what follows it. Only workflow/groups.py changes ``state``.
+
+    At each commit the header has ended exactly if nothing that owes it is unfinished: no size and no counter decides.
+    There are no foreign keys: their KEY SHARE locks would block the locks of runs.
+    """
+
+    #: Celery's group id.
+    id = models.UUIDField(primary_key=True, editable=False)
+    state = models.CharField(max_length=10, choices=GroupState.choices, default=GroupState.OPEN)
+    #: The id under which the chord's result is asked for: of the body, or of its last step.
+    body_id = models.UUIDField(null=True, blank=True)
+    #: The frozen signature of the body, as message/result_text.py writes values.
+    body = models.TextField()
+    #: The group of which this one is a part, until the rows of its body are.
+    owes = models.UUIDField(null=True, blank=True)
+    place = models.CharField(max_length=255, blank=True, default="", db_default="")
+    #: How many parts it was called with, where that is known: for people.
+    size = models.PositiveIntegerField(null=True, blank=True)
+    root_id = models.UUIDField(null=True, blank=True)
+    parent_id = models.UUIDField(null=True, blank=True)
+    priority = models.SmallIntegerField(null=True, blank=True)
+    #: Why it failed.
+    error = models.TextField(blank=True, default="")
+    created_at = StampField(db_default=functions.Now(), editable=False)  # noqa: TID251 - see StampField
+    decided_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        indexes = (
+            models.Index(fields=["owes"], name="reliable_group_owes", condition=Q(state=GroupState.OPEN)),
+            models.Index(fields=["created_at"], name="reliable_group_open", condition=Q(state=GroupState.OPEN)),
+            models.Index(fields=["body_id"], name="reliable_group_body"),
+            models.Index(fields=["decided_at"], name="reliable_group_decided", condition=Q(decided_at__isnull=False)),
+        )
+
+    def __str__(self) -> str:
+        return f"group {self.id} ({self.state})"
 
 
 class JobEvent(models.Model):

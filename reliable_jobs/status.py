@@ -31,6 +31,8 @@ class Status(models.TextChoices):
 
 FINAL = (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.EXPIRED)
 UNFINISHED = (Status.WAITING, Status.RUNNING)
+#: What a group waits for. Lists, as the conditions of indexes are compared with what a migration says.
+OPEN = ["waiting", "running", "sent"]
 
 #: Every move that lifecycle/ may make; anything else is a bug and raises there.
 TRANSITIONS: dict[str, tuple[str, ...]] = {
@@ -88,6 +90,19 @@ class Reason(models.TextChoices):
     EARLIER_STEP = "earlier step", "an earlier step failed"
     #: A message of a task that is not reliable, which the broker could not route.
     UNROUTABLE = "unroutable", "unroutable"
+
+
+class GroupState(models.TextChoices):
+    """Where the header of a chord stands."""
+
+    #: Parts are unfinished, or nobody has looked since the last one ended.
+    OPEN = "open", "open"
+    #: All parts succeeded, and the body has been written.
+    DONE = "done", "done"
+    #: A part did not succeed. A requeue of that part opens the group again.
+    FAILED = "failed", "failed"
+    #: Its body was revoked before it was written.
+    CANCELLED = "cancelled", "cancelled"
 
 
 class EventKind(models.TextChoices):

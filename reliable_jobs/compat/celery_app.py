@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from reliable_jobs.compat.celery import CELERY
@@ -25,6 +26,8 @@ class Hooks(Protocol):
 
 #: None until Django's apps are loaded: everything goes on to Celery then.
 hooks: Hooks | None = None
+#: Called with an adopted app that has all its tasks. None until Django's apps are loaded.
+when_complete: Callable[[Any], None] | None = None
 
 
 class ReliableApp:
@@ -65,6 +68,7 @@ class ReliableApp:
 
 def adopt(app: Any) -> None:
     """Put the methods of :class:`ReliableApp` in front of an existing app's own. Once is enough; more does no harm."""
+    app.on_after_finalize.connect(_complete, weak=False, dispatch_uid="reliable_jobs.complete")
     if isinstance(app, ReliableApp):
         return
     for name, method in (("send_task", _send_task), ("producer_or_acquire", _producer_or_acquire)):
@@ -72,6 +76,11 @@ def adopt(app: Any) -> None:
         if isinstance(known, _InFront):
             continue
         vars(app)[name] = _InFront(app, name, method, known)
+
+
+def _complete(sender: Any, **kwargs: Any) -> None:
+    if when_complete is not None:
+        when_complete(sender)
 
 
 class _InFront:

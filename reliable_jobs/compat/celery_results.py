@@ -163,6 +163,8 @@ class AnsweredResult(AsyncResult):
     backend is made when one looks: Celery makes one in each thread, which under ASGI may mean for each request.
     """
 
+    #: A reliable task's: tells which chords are ours.
+    of_reliable_task = True
     _made: Any = None
 
     def answer(self) -> dict[str, Any] | None:

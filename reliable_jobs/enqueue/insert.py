@@ -59,7 +59,7 @@ class New(NamedTuple):
     def columns(self) -> dict[str, Any]:
         """By name, without the id."""
         names = list(New.__annotations__)[:-1]
-        marks = dict(zip(sql.WORKFLOW, self.workflow or (False, None), strict=True))
+        marks = dict(zip(sql.WORKFLOW, self.workflow or sql.NO_WORKFLOW, strict=True))
         return {**dict(zip(names[1:], self[1:], strict=False)), **marks}
 
 

@@ -18,7 +18,7 @@ from reliable_jobs import databases
 from reliable_jobs.compat.django_transaction import in_transaction
 from reliable_jobs.conf import settings
 from reliable_jobs.dispatch import on_commit
-from reliable_jobs.enqueue import insert, keys
+from reliable_jobs.enqueue import insert, keys, owing
 from reliable_jobs.enqueue.insert import Each
 from reliable_jobs.enqueue.keys import Request
 from reliable_jobs.enqueue.template import Template
@@ -42,7 +42,8 @@ def enqueue(app: Celery, request: Request, *, using: str | None = None, transact
 def _write(app: Celery, request: Request, alias: str, usual_name: str) -> uuid.UUID:
     later = _is_for_later(request)
     immediate = not later and on_commit.publishes(app, alias, 1)
-    new = _new(request, later=later, sends=1 if immediate else 0)
+    owes, place = owing.of_new_row(app, request.rendered, alias)
+    new = _new(request, later=later, sends=1 if immediate else 0, owes=owes, place=place)
     version = 0
     if request.key is None and not request.id_given:
         insert.insert(alias, new)
@@ -129,8 +130,9 @@ def _seconds_until(moment: Any) -> Any:
     return moment
 
 
-def _new(request: Request, *, later: bool, sends: int) -> insert.New:
+def _new(request: Request, *, later: bool, sends: int, owes: uuid.UUID | None = None, place: str = "") -> insert.New:
     rendered = request.rendered
+    in_workflow = request.relay_only or request.errback_of or owes
     eta, expires = request.eta, request.expires
     if not django_settings.USE_TZ:
         # The database's times are naive then, and in a zone that depends on the database: what lies between is not.
@@ -159,7 +161,7 @@ def _new(request: Request, *, later: bool, sends: int) -> insert.New:
         check_in=settings.GRACE if sends else None,
         expires_at=expires if isinstance(expires, datetime.datetime) else None,
         expires_in=expires if isinstance(expires, (int, float)) else None,
-        workflow=(request.relay_only, request.errback_of) if request.relay_only or request.errback_of else (),
+        workflow=(request.relay_only, request.errback_of, owes, place) if in_workflow else (),
     )
 
 

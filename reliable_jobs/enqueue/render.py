@@ -25,9 +25,10 @@ from kombu.utils import json as kombu_json
 
 from reliable_jobs.compat.kombu import NoConnection
 from reliable_jobs.conf import settings
-from reliable_jobs.enqueue import explain
+from reliable_jobs.enqueue import announced, explain
 from reliable_jobs.errors import InvalidOption, UnserialisableArguments
-from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, PICKLE, USUAL_HEADERS, Rendered, as_uuid
+from reliable_jobs.message import debts
+from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, PICKLE, USUAL_HEADERS, Debt, Rendered, as_uuid
 
 #: How Celery would have published (dispatch/publisher.py has its own answers), and what is in the headers already.
 _NOT_PROPERTIES = (
@@ -88,8 +89,11 @@ class Capture:
         """
         if self.rendered is not None:
             return
-        self.body, self.serialised_by = body, serializer
         headers = dict(headers or {})
+        debt = _debt(headers, body)
+        if debt is not None:
+            body = (*body[:2], announced.shortened(debt, body[2]))
+        self.body, self.serialised_by = body, serializer
         if serializer in PICKLE and not self.relay_only:
             raise InvalidOption(
                 f"{headers.get('task')}: the pickle serializer is refused, a forged message could run any code. "
@@ -143,7 +147,16 @@ class Capture:
             envelope=text,
             root_id=as_uuid(headers.get("root_id")),
             parent_id=as_uuid(headers.get("parent_id")),
+            debt=debt,
         )
+
+
+def _debt(headers: dict[str, Any], body: Any) -> Debt | None:
+    """The group that the row is to owe: one of ours."""
+    if not isinstance(body, tuple) or len(body) < 3 or not (body[2].get("chord") or body[2].get("chain")):
+        return None
+    found = debts.of_message(headers, body[2])
+    return found if found is not None and announced.is_ours(found) else None
 
 
 def _priority(task: Any, value: Any) -> int | None:

@@ -14,6 +14,7 @@ from django.db.models import Case, F, Value, When
 from reliable_jobs.backoff import crash_delay
 from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
+from reliable_jobs.lifecycle import groups
 from reliable_jobs.lifecycle.db_errors import clean
 from reliable_jobs.lifecycle.locks import impatient, is_lock_timeout
 from reliable_jobs.lifecycle.settle import fail, run_again
@@ -58,6 +59,7 @@ def requeue(ids: Iterable[uuid.UUID], using: str, *, actor: str, queue: str | No
 
 def _requeue_batch(ids: Sequence[uuid.UUID], using: str, actor: str, queue: str | None, report: Report) -> None:
     with transaction.atomic(using=using):
+        groups.reopen_for(ids, using)
         rows = Job.objects.using(using)
         locked = list(rows.filter(pk__in=ids).exclude(status=Status.RUNNING).defer("payload").lock())
         _explain_skips(ids, {job.pk for job in locked}, using, report)
@@ -147,18 +149,21 @@ def cancel(ids: Iterable[uuid.UUID], using: str, *, actor: str, reason: str = Re
         batch = wanted[start : start + _BATCH]
         with transaction.atomic(using=using):
             rows = Job.objects.using(using)
+            why = clean(f"cancelled by {actor}", ERROR_LIMIT)
+            bodies = groups.cancel_for(batch, using, why=why, reason=reason)
             locked = list(rows.filter(pk__in=batch, status=Status.WAITING).lock().values_list("pk", flat=True))
-            _explain_skips(batch, set(locked), using, report)
+            _explain_skips(batch, {*locked, *bodies}, using, report)
             rows.filter(pk__in=locked, status=Status.WAITING).update(
                 status=Status.CANCELLED,
                 reason=reason,
                 epoch=F("epoch") + 1,
                 finished_at=Now(),
                 live_key=_freed_key(),
-                error=clean(f"cancelled by {actor}", ERROR_LIMIT),
+                error=why,
             )
-            _record_many(locked, using, EventKind.CANCEL, actor, lambda pk: str(reason))
-            report.done.extend(locked)
+            done = list(dict.fromkeys([*bodies, *locked]))
+            _record_many(done, using, EventKind.CANCEL, actor, lambda pk: str(reason))
+            report.done.extend(done)
     return report
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from django.db import transaction
+from django.db.models import F
 from kombu.serialization import dumps
 from kombu.utils import json as kombu_json
 
@@ -53,18 +54,20 @@ def fail_steps(
     steps: Iterable[Mapping[str, Any]],
     using: str,
     *,
-    parent_id: uuid.UUID,
+    parent_id: uuid.UUID | None,
     root_id: uuid.UUID | None,
     error: str,
     is_reliable: Callable[[str], bool],
+    owed_by: Callable[[Mapping[str, Any]], tuple[uuid.UUID | None, str]] = lambda step: (None, ""),
 ) -> None:
-    """Steps of a chain will not come, because an earlier one has failed: somebody may wait for their results. Where a
-    step's id exists already, that job stays as it is.
+    """Steps will not come, because what comes before them has failed: somebody may wait for their results. A row that
+    is held for a step fails; where its id exists otherwise, that job stays as it is.
 
     Args:
         steps: as the message has them, with their ids.
         parent_id: the job that has failed.
         is_reliable: says of a task's name whether its row is a job.
+        owed_by: the group that waits for a step, and its place.
     """
     jobs = []
     for step in steps:
@@ -91,9 +94,18 @@ def fail_steps(
                 root_id=root_id,
                 parent_id=parent_id,
                 relay_only=not is_reliable(name),
+                **dict(zip(("owes", "place"), owed_by(step), strict=True)),
             )
         )
-    Job.objects.using(using).bulk_create(jobs, ignore_conflicts=True)
+    rows = Job.objects.using(using)
+    rows.bulk_create(jobs, ignore_conflicts=True)
+    rows.filter(pk__in=[job.pk for job in jobs], status=Status.WAITING, due_at=None).update(
+        status=Status.FAILED,
+        reason=Reason.EARLIER_STEP,
+        error=clean(error, ERROR_LIMIT),
+        epoch=F("epoch") + 1,
+        finished_at=Now(),
+    )
 
 
 def take_receipt(name: str, key: str, using: str) -> tuple[Job, bool]:

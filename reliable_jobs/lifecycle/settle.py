@@ -30,7 +30,7 @@ def succeed(claim: Claim, worker: str, result: str | None, reason: str = Reason.
     """The task function returned. ``result`` is JSON text, or None to store nothing."""
     job = claim.job
     check_allowed(job, Status.SUCCEEDED)
-    values = (str(reason), result, worker, claim.now, job.pk)
+    values = (str(reason), result, worker, claim.now, claim.hands_on, job.pk)
     if claim.token is None:
         return sql.write(claim.using, sql.SUCCEED_FIRST_RUN, *values, job.epoch) == 1
     return sql.write(claim.using, sql.SUCCEED_BY_TOKEN, *values, claim.token) == 1

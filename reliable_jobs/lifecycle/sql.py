@@ -19,7 +19,7 @@ from django.utils.timezone import is_naive, make_aware
 from reliable_jobs.clock import from_now_sql, now_sql
 from reliable_jobs.compat.django import skips_locked, zone_of
 from reliable_jobs.message.row_to_message import SENT
-from reliable_jobs.models import Job
+from reliable_jobs.models import Job, JobGroup
 
 # --- The statements ---------------------------------------------------------------------------------------------------
 
@@ -43,12 +43,13 @@ CLAIM = """
     WHERE id = %s AND epoch = %s AND status = 'waiting'
 """
 
-#: The end of a first run, which holds the row's lock.
+#: The end of a first run, which holds the row's lock. Whether what follows it owes now what it owed is a parameter.
 SUCCEED_FIRST_RUN = """
     UPDATE {job}
     SET status = 'succeeded', reason = %s, result = %s, error = '', traceback = '', worker = %s,
         started_at = COALESCE(started_at, %s), finished_at = {now}, deadline_at = NULL,
-        live_key = CASE WHEN key_forever THEN live_key END, epoch = epoch + 1
+        live_key = CASE WHEN key_forever THEN live_key END, owes = CASE WHEN %s THEN NULL ELSE owes END,
+        epoch = epoch + 1
     WHERE id = %s AND epoch = %s AND status = 'waiting'
 """
 
@@ -58,7 +59,8 @@ SUCCEED_BY_TOKEN = """
     SET status = 'succeeded', reason = %s, result = %s, error = '', traceback = '', worker = %s,
         started_at = COALESCE(started_at, %s), finished_at = {now}, deadline_at = NULL,
         crashes = crashes - 1, token = NULL, lease_at = NULL,
-        live_key = CASE WHEN key_forever THEN live_key END, epoch = epoch + 1
+        live_key = CASE WHEN key_forever THEN live_key END, owes = CASE WHEN %s THEN NULL ELSE owes END,
+        epoch = epoch + 1
     WHERE id = %s AND token = %s AND status = 'running'
 """
 
@@ -93,7 +95,8 @@ INSERT = f"INSERT {_INTO}"
 INSERT_UNLESS_THERE = f"INSERT {{or_ignore}} {_INTO} {{on_conflict}}"
 
 #: What only the jobs of workflows have, after the columns of INSERT.
-WORKFLOW = ("relay_only", "errback_of")
+WORKFLOW = ("relay_only", "errback_of", "owes", "place")
+NO_WORKFLOW = (False, None, None, "")
 _INTO_OF_WORKFLOW = _INTO.replace("requeues)", f"requeues, {', '.join(WORKFLOW)})").replace("{rows}", "{workflow_rows}")
 INSERT_IN_WORKFLOW = f"INSERT {_INTO_OF_WORKFLOW}"
 INSERT_IN_WORKFLOW_UNLESS_THERE = f"INSERT {{or_ignore}} {_INTO_OF_WORKFLOW} {{on_conflict}}"
@@ -109,11 +112,33 @@ COPY = """
 #: The last columns of a COPY.
 COPIED_TO_ALL = ("waiting", "", "", "", "", 0, 0, 0, 0, 0, 0)
 
+# --- Groups -----------------------------------------------------------------------------------------------------------
+
+_UNFINISHED = "owes = {owed} AND status IN ('waiting', 'running', 'sent')"
+
+#: Whether a part of a group is unfinished. Backwards: the last ones end last.
+OWED = f"SELECT 1 FROM {{job}} WHERE {_UNFINISHED.format(owed='%s')} ORDER BY place DESC LIMIT 1"
+
+#: All that owes a group, in order.
+PARTS = """
+    SELECT status, id, result, error, place FROM {job} WHERE owes = %s
+    UNION ALL SELECT 'waiting', id, NULL, '', place FROM {group} WHERE owes = %s AND state = 'open'
+    ORDER BY place
+"""
+
+#: Open groups of which no part is unfinished.
+UNDECIDED = f"""
+    SELECT id FROM {{group}} AS waits
+    WHERE state = 'open' AND NOT EXISTS (SELECT 1 FROM {{job}} WHERE {_UNFINISHED.format(owed="waits.id")})
+        AND NOT EXISTS (SELECT 1 FROM {{group}} AS inner_one WHERE inner_one.owes = waits.id AND state = 'open')
+    LIMIT %s
+"""
+
 # --- Their words ------------------------------------------------------------------------------------------------------
 
 _WANTED = {
     *("id", "task", "status", "due_at", "expires_at", "epoch", "content_version", "deadline_at", "failures", "crashes"),
-    *("interruptions", "live_key", "key_forever", "started_at", "errback_of"),
+    *("interruptions", "live_key", "key_forever", "started_at", "errback_of", "owes", "place"),
 }
 _COLUMNS = tuple(field.attname for field in Job._meta.concrete_fields)
 #: What a claim wants to know of its row, in the model's order; anything else is read when somebody asks for it.
@@ -150,6 +175,7 @@ def _in_words(text: str, vendor: str, utc: bool, skips: bool, count: int) -> str
     made = text.format(
         **words,
         job=f'"{Job._meta.db_table}"',
+        group=f'"{JobGroup._meta.db_table}"',
         claimed=", ".join(CLAIMED),
         claimed_and_sent=", ".join(CLAIMED_AND_SENT),
         ids=", ".join(["%s"] * count),
@@ -183,6 +209,15 @@ def write(alias: str, text: str, *values: Any) -> int:
     with connection.cursor() as cursor:
         cursor.execute(in_words(connection, text), prepared(connection, values))
         return int(cursor.rowcount)
+
+
+def rows(alias: str, text: str, *values: Any) -> list[tuple[Any, ...]]:
+    """What one of the statements about groups finds."""
+    connection = connections[alias]
+    with connection.cursor() as cursor:
+        cursor.execute(in_words(connection, text), prepared(connection, values))
+        found: list[tuple[Any, ...]] = cursor.fetchall()
+    return found
 
 
 def lock_row(alias: str, job_id: uuid.UUID) -> tuple[Job, datetime.datetime] | None:

@@ -18,6 +18,33 @@ from reliable_jobs.status import Reason, Status
 _TIMES = ("due_in", "not_before", "check_in", "expires_at", "expires_in")
 
 
+def hold_place(
+    job_id: uuid.UUID,
+    using: str,
+    *,
+    owes: uuid.UUID,
+    place: str,
+    root_id: uuid.UUID | None,
+    parent_id: uuid.UUID | None,
+) -> None:
+    """Write a row that waits for its step, and for which a group waits meanwhile."""
+    held = Job(
+        id=job_id,
+        task="",
+        queue="",
+        due_at=None,
+        payload=b"[[], {}, {}]",
+        content_type="application/json",
+        content_encoding="utf-8",
+        envelope="{}",
+        root_id=root_id,
+        parent_id=parent_id,
+        owes=owes,
+        place=place,
+    )
+    Job.objects.using(using).bulk_create([held], ignore_conflicts=True)
+
+
 def take_over(job_id: uuid.UUID, using: str, new: Mapping[str, Any]) -> int:
     """Write a step into the row that has its id: one that is held for it, or that was failed because an earlier step
     had failed. The content version rises, so a message of what the row was before is stale.
@@ -37,6 +64,8 @@ def take_over(job_id: uuid.UUID, using: str, new: Mapping[str, Any]) -> int:
         if job is None:
             return 0
         check_allowed(job, Status.WAITING)
+        if job.owes is not None:  # it has its place among the parts
+            del columns["owes"], columns["place"]
         rows.update(
             **columns,
             status=Status.WAITING,

@@ -48,6 +48,8 @@ class Claim:
     token: uuid.UUID | None = None
     #: Whether a committed claim has written ``started_at``: the job had never started before.
     first_start: bool = False
+    #: What has been written to follow the job owes its group from now on, in its place.
+    hands_on: bool = False
 
     @property
     def age(self) -> float:

@@ -35,22 +35,26 @@ def as_celery_stores(value: Any) -> Any:
     return value.as_tuple() if isinstance(value, ResultBase) else value
 
 
-def returned(task: RunnableTask, value: Any) -> str | None:
+def returned(task: RunnableTask, value: Any, *, needed: bool = False) -> str | None:
     """What a task function has returned, as text for the row; None when there is nothing to store.
+
+    Args:
+        needed: for the body of a chord, though the task's results be ignored.
 
     Raises:
         TypeError, ResultTooLarge: it can't be stored, and somebody wants it: a result backend, or what follows the job.
             Raised inside the savepoint, so the task function's effects are undone with it.
     """
     request = task.request
-    if value is None or request.ignore_result or (task.ignore_result and "ignore_result" not in vars(request)):
+    ignored = request.ignore_result or (task.ignore_result and "ignore_result" not in vars(request))
+    if value is None or (ignored and not needed):
         return None
     try:
         text = encode(as_celery_stores(value), task.app.conf.result_serializer)
     except SoftTimeLimitExceeded:
         raise
     except Exception as error:
-        if not _is_wanted(task):
+        if not (needed or _is_wanted(task)):
             return None
         raise TypeError(
             f"{task.name} returned a {type(value).__name__} that can't be stored as "
@@ -59,7 +63,7 @@ def returned(task: RunnableTask, value: Any) -> str | None:
         ) from error
     if (size := len(text.encode())) <= settings.MAX_RESULT_BYTES:
         return text
-    if not _is_wanted(task):
+    if not (needed or _is_wanted(task)):
         return None
     raise ResultTooLarge(
         f"{task.name} returned a {type(value).__name__} of {size} bytes, serialised; the limit is "

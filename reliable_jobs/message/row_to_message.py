@@ -9,7 +9,7 @@ import dataclasses
 import json
 import uuid
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kombu.utils import json as kombu_json
 
@@ -62,6 +62,15 @@ class Rendered:
     envelope: str
     root_id: uuid.UUID | None
     parent_id: uuid.UUID | None
+    #: The group that its row owes.
+    debt: Debt | None = None
+
+
+class Debt(NamedTuple):
+    """A group, and the body that it waits to start: a signature, or a stub of it. See message/debts.py."""
+
+    group_id: uuid.UUID
+    body: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,7 @@ from reliable_jobs.run.settling import show
 from reliable_jobs.run.state import NotStarted, Outcome
 from reliable_jobs.run.trail import TRAIL, Trail
 from reliable_jobs.status import CELERY_STATES, CLOSES, Status
+from reliable_jobs.workflow import groups
 
 if TYPE_CHECKING:
     from reliable_jobs.protocols import RunnableTask
@@ -60,6 +61,8 @@ def deliver(task: RunnableTask, args: Any, kwargs: Any) -> Any:
         ended = waiting_out_outages(
             delivery.using, f"Job {delivery.job_id}", functools.partial(_run, task, delivery, trail, args, kwargs)
         )
+        if ended.owes is not None:
+            groups.part_ended(task.app, ended.owes, delivery.using)
         if isinstance(ended.error, Ignore):
             setattr(ended.error, CLOSES, "task-retried" if ended.status == Status.WAITING else "task-succeeded")
         trail.answer = (ended.value, ended.error)
@@ -183,6 +186,8 @@ def _refused(task: RunnableTask, delivery: Delivery, why: Refusal) -> NoReturn:
         job = Job.objects.using(delivery.using).find(delivery.job_id)
         if job is not None:
             closes = _ENDED.get(Status(job.status), closes)
+            if job.owes is not None:  # its worker may have died before it looked
+                groups.part_ended(task.app, job.owes, delivery.using)
             _align_backend(task, job)
     elif why is Refusal.MISSING:
         logger.warning("Job %s has no row %s; message dropped.", delivery.job_id, arrival.why_no_row(task, delivery))

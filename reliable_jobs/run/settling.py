@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from reliable_jobs.compat.celery_run import put_on
+from reliable_jobs.enqueue import owing
 from reliable_jobs.lifecycle import Claim, db_errors
 from reliable_jobs.run.state import Outcome
 from reliable_jobs.run.trail import trail_of
@@ -47,7 +48,9 @@ def follow_success(task: RunnableTask, ended: Outcome, claim: Claim) -> None:
     """
     left = following(task)
     if left and ended.status == Status.SUCCEEDED and ended.error is None:
-        followups.after_success(_ended(task, claim), left, ended.value)
+        with owing.inheriting(claim.job.owes, claim.job.place, many=left.is_group) as heir:
+            followups.after_success(_ended(task, claim), left, ended.value)
+        claim.hands_on = bool(heir.taken)
 
 
 def end(task: RunnableTask, ended: Outcome, claim: Claim) -> bool:

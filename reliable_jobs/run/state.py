@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,8 @@ class Outcome:
     status: str = Status.WAITING
     #: The task function's own exception. What it wrote is undone, whatever becomes of the transaction.
     raised: BaseException | None = None
+    #: The group that waits for the job, where this end of it has been committed.
+    owes: uuid.UUID | None = None
 
 
 class NotStarted(Exception):

@@ -17,10 +17,10 @@ from django.db.models import DO_NOTHING, PROTECT, RESTRICT, Exists, ManyToOneRel
 
 from reliable_jobs import databases
 from reliable_jobs.clock import Now
-from reliable_jobs.compat.django import delete_alone, may_hold
+from reliable_jobs.compat.django import delete_alone, locks_no_keys, may_hold, skips_locked
 from reliable_jobs.conf import settings
-from reliable_jobs.models import Job, JobEvent, JobQuerySet
-from reliable_jobs.status import Status
+from reliable_jobs.models import Job, JobEvent, JobGroup, JobQuerySet
+from reliable_jobs.status import GroupState, Status
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ def prune(*, limit: int = 100_000) -> int:
                 total += deleted
             if kept:
                 logger.warning("%d settled job(s) can't be pruned: rows of another table refer to them.", len(kept))
+        prune_groups(alias)
         _say_what_is_protected(alias)
 
     try:
@@ -105,6 +106,38 @@ def prune_batch(alias: str, status: str, days: float, kept: set[uuid.UUID], size
     return len(ids), len(ids) == size
 
 
+#: By whose retention a group's row is kept.
+_AS = {
+    GroupState.DONE: Status.SUCCEEDED,
+    GroupState.FAILED: Status.FAILED,
+    GroupState.CANCELLED: Status.CANCELLED,
+}
+
+
+def prune_groups(alias: str) -> int:
+    """Delete the rows of old decided groups; those of their parts can go then. Returns how many went."""
+    total = 0
+    for state, status in _AS.items():
+        days = settings.RETENTION[status]
+        if days is None:
+            continue
+        old = JobGroup.objects.using(alias).filter(
+            state=state, decided_at__lt=Now() - datetime.timedelta(seconds=days * 86400)
+        )
+        more = True
+        while more:
+            with transaction.atomic(using=alias):
+                # One that a requeue opens again just now is skipped.
+                locked = old.select_for_update(
+                    skip_locked=skips_locked(connections[alias]), no_key=locks_no_keys(connections[alias])
+                )
+                ids = list(locked.values_list("pk", flat=True)[:BATCH])
+                delete_alone(JobGroup.objects.using(alias).filter(pk__in=ids), alias)
+            total += len(ids)
+            more = len(ids) == BATCH
+    return total
+
+
 def _delete(alias: str, rows: JobQuerySet, size: int) -> list[uuid.UUID]:
     with transaction.atomic(using=alias):
         ids = list(rows.lock().values_list("pk", flat=True)[:size])
@@ -123,8 +156,10 @@ def _delete(alias: str, rows: JobQuerySet, size: int) -> list[uuid.UUID]:
 
 
 def _old(alias: str, status: str, days: float) -> JobQuerySet:
+    # The parts of a group are wanted until it is done: for its body, or by a requeue of those that failed.
+    waiting = JobGroup.objects.filter(pk=OuterRef("owes"), state__in=[GroupState.OPEN, GroupState.FAILED])
     return Job.objects.using(alias).filter(
-        status=status, finished_at__lt=Now() - datetime.timedelta(seconds=days * 86400)
+        ~Exists(waiting), status=status, finished_at__lt=Now() - datetime.timedelta(seconds=days * 86400)
     )
 
 

@@ -1,9 +1,9 @@
 """Publishes what is due and was never sent, publishes again what is overdue, takes jobs back from dead runs.
 
-The order at each tick: due rows, overdue rows, lost runs, declared querysets. A row's ``sends`` and ``check_at`` are
-raised and committed *before* its message goes out, so that no lock is held across anything that can block, and no two
-sweepers send the same row at once. Any number of them may run: SKIP LOCKED shares the work out. A message that was not
-confirmed may have arrived all the same: its row is sent again, and the worker drops the copy.
+The order at each tick: due rows, overdue rows, lost runs, groups, declared querysets. A row's ``sends`` and
+``check_at`` are raised and committed *before* its message goes out, so that no lock is held across anything that can
+block, and no two sweepers send the same row at once. Any number of them may run: SKIP LOCKED shares the work out. A
+message that was not confirmed may have arrived all the same: its row is sent again, and the worker drops the copy.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from reliable_jobs.models import Job
 from reliable_jobs.status import FINAL, Status
 from reliable_jobs.sweep import unconfirmed
 from reliable_jobs.sweep.ensure_jobs import sweep_declared
+from reliable_jobs.workflow import groups
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ class Report:
     #: Of them, those that no queue takes, or whose rows can't be read.
     returned: int = 0
     rescued: int = 0
+    #: Groups of which the last part had ended unnoticed.
+    decided: int = 0
     #: Jobs that a sweep of declared querysets has enqueued.
     found: int = 0
     #: A kind met its limit: there is more to do at once.
@@ -97,6 +100,9 @@ def sweep(app: Celery, *, actor: str = "sweeper", on_backlog: OnBacklog | None =
         rescued = lifecycle.rescue(alias, settings.SWEEP_LIMIT, actor=actor)
         report.rescued += rescued
         report.more |= rescued >= settings.SWEEP_LIMIT
+        decided = groups.sweep(app, alias)
+        report.decided += decided
+        report.more |= decided >= groups.LIMIT
 
     try:
         databases.on_each(one, "The sweep")

@@ -30,6 +30,11 @@ class Following:
     def __bool__(self) -> bool:
         return bool(self.callbacks or self.errbacks or self.chain)
 
+    @property
+    def is_group(self) -> bool:
+        """Whether the next step is a group."""
+        return bool(self.chain) and self.chain[-1].get("subtask_type") == "group"
+
     def as_request_has_it(self) -> dict[str, Any]:
         return {name: list(getattr(self, name)) or None for name in NAMES}
 

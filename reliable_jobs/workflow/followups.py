@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 from celery import group, maybe_signature
@@ -21,6 +20,7 @@ from django.db import transaction
 from reliable_jobs import lifecycle
 from reliable_jobs.compat.kombu import content_types
 from reliable_jobs.lifecycle import db_errors
+from reliable_jobs.message import debts
 from reliable_jobs.message.decode import content
 from reliable_jobs.message.result_text import as_celery_stores
 from reliable_jobs.message.row_to_message import as_uuid, outgoing
@@ -75,7 +75,7 @@ def after_failure(ended: Ended, following: Following, error: BaseException, trac
             logger.exception("Job %s has failed, and one of its errbacks can't be applied.", ended.job_id)
             text = f"an errback can't be applied: {db_errors.describe(trouble)}"
             lifecycle.record(ended.job_id, ended.using, EventKind.FAILURE, "errback", text, db_errors.trace(trouble))
-    steps = [step for signature in reversed(following.chain) for step in _steps(signature)]
+    steps = [step for signature in reversed(following.chain) for step in debts.jobs_of(signature)]
     if not following.chain:
         return
     lifecycle.fail_steps(
@@ -88,21 +88,6 @@ def after_failure(ended: Ended, following: Following, error: BaseException, trac
     )
     tell = functools.partial(_tell_backend, ended, following, error, traceback)
     transaction.on_commit(tell, using=ended.using, robust=True)
-
-
-def _steps(signature: Any) -> Iterator[Mapping[str, Any]]:
-    """The single tasks of a step whose results somebody may wait for: of a chord its body."""
-    kind, kwargs = signature.get("subtask_type"), signature.get("kwargs") or {}
-    if kind == "chord":
-        inner = [kwargs.get("body")]
-    elif kind in ("group", "chain"):
-        inner = list(kwargs.get("tasks") or ())
-    else:
-        yield signature
-        return
-    for part in inner:
-        if part:
-            yield from _steps(part)
 
 
 def _tell_backend(ended: Ended, following: Following, error: BaseException, traceback: str) -> None:

@@ -27,7 +27,7 @@ from kombu.utils.imports import symbol_by_name
 
 from reliable_jobs.dispatch import publisher as publisher_module
 from reliable_jobs.message.row_to_message import HEADER, outgoing
-from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.models import Job, JobEvent, JobGroup
 from reliable_jobs.sweep import sweeper
 from tests.celery_app import app, use_broker
 from tests.testapp.models import Effect
@@ -179,7 +179,9 @@ class InProcess:
             done += self.work()
             if not Job.objects.unfinished().exists():
                 return done
-            Job.objects.unfinished().filter(sends=0).update(due_at=timezone.now() - datetime.timedelta(seconds=1))
+            Job.objects.unfinished().filter(sends=0, due_at__isnull=False).update(
+                due_at=timezone.now() - datetime.timedelta(seconds=1)
+            )
             sweeper.sweep(app)
         raise AssertionError(f"unfinished: {[(str(job), job.status, job.error) for job in Job.objects.unfinished()]}")
 
@@ -279,6 +281,6 @@ def second_database(transactional_db: None, tmp_path: Path) -> Iterator[str]:
     """A second database with the job tables."""
     with extra_database("second", tmp_path / "second.sqlite3") as alias:
         with connections[alias].schema_editor() as editor:
-            for model in (Job, JobEvent, Effect):
+            for model in (Job, JobEvent, JobGroup, Effect):
                 editor.create_model(model)
         yield alias

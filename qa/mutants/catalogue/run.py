@@ -52,13 +52,19 @@ MUTANTS = [
         'owed = ["SET CONSTRAINTS ALL IMMEDIATE", f\'RELEASE SAVEPOINT "{self._name}"\']',
         "owed = [f'RELEASE SAVEPOINT \"{self._name}\"']",
         (f"{I3}::test_a_violated_deferred_constraint_fails_the_task_function",),
-        also=(("run/execution.py", "return recovery.after_broken_transaction(task, run, ended, error)", "raise"),),
+        also=(
+            (
+                "run/execution.py",
+                "return _owing(run, recovery.after_broken_transaction(task, run, ended, error))",
+                "raise",
+            ),
+        ),
     ),
     Mutant(
         "broken-commit-is-looked-into",
         "I2 I3",
         "run/execution.py",
-        "return recovery.after_broken_transaction(task, run, ended, error)",
+        "return _owing(run, recovery.after_broken_transaction(task, run, ended, error))",
         "raise",
         (f"{I3}::test_a_function_that_commits_by_hand_fails_with_advice",),
     ),
@@ -66,7 +72,7 @@ MUTANTS = [
         "broken-commit-is-recorded",
         "I2",
         "run/execution.py",
-        "return recovery.after_broken_transaction(task, run, ended, error)",
+        "return _owing(run, recovery.after_broken_transaction(task, run, ended, error))",
         "raise",
         (f"{I3}::test_a_function_that_commits_by_hand_fails_with_advice",),
         # What nobody has looked into is an error around the run, and is recorded as one: by the delivery, or by the

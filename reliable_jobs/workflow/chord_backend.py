@@ -1,0 +1,89 @@
+"""What Celery asks a result backend about chords, answered by rows: no result backend is needed for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from celery.result import GroupResult
+
+from reliable_jobs import lifecycle
+from reliable_jobs.enqueue import announced, owing
+from reliable_jobs.message import debts
+from reliable_jobs.message.row_to_message import as_uuid, foreign_id
+from reliable_jobs.workflow import unit
+
+
+class ChordBackend:
+    """Mixin of a result backend, in front of Celery's class.
+
+    A chord is ours where everything in its header is a reliable task. Any other is Celery's, carried by
+    :meth:`chords_of_celery`: its workers report there.
+    """
+
+    app: Any
+
+    def chords_of_celery(self) -> Any:
+        """The backend for chords that are not ours."""
+        return super()
+
+    def ensure_chords_allowed(self) -> None:
+        """A chord of reliable tasks needs no result backend."""
+
+    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> Any:
+        """The header of a chord is called next."""
+        group_id, results = header_result_args
+        known = as_uuid(group_id)
+        if known is not None and all(getattr(node, "of_reliable_task", False) for node in _steps(results)):
+            announced.announce(known, body)
+            return None
+        below = self.chords_of_celery()
+        below.ensure_chords_allowed()
+        return below.apply_chord(header_result_args, body, **kwargs)
+
+    def set_chord_size(self, group_id: Any, chord_size: int) -> Any:
+        """The last task of a header is called next."""
+        known = as_uuid(group_id)
+        if known is None or announced.find(known) is None:
+            return self.chords_of_celery().set_chord_size(group_id, chord_size)
+        here = unit.entered()
+        owing.note_size(known, chord_size, None if here is None else here.using)
+        return None
+
+    def add_to_chord(self, chord_id: Any, result: Any) -> Any:
+        """A running part adds a task to its chord. Where its transaction is the part's own, a row keeps the place until
+        the task is called, so that the chord waits for it. Elsewhere the call is to come before the part ends."""
+        caller = self.app.current_worker_task
+        run = None if caller is None else caller.request.get("reliable_run")
+        known = as_uuid(chord_id)
+        if run is None or known is None or run.claim.job.owes != known:
+            return self.chords_of_celery().add_to_chord(chord_id, result)
+        if caller.atomic:
+            request = caller.request
+            lifecycle.hold_place(
+                foreign_id(result.id),
+                run.claim.using,
+                owes=known,
+                place=owing.added_to(run.claim.job.place),
+                root_id=as_uuid(request.root_id),
+                parent_id=run.claim.job.pk,
+            )
+        return None
+
+    def on_chord_part_return(self, request: Any, state: Any, result: Any, **kwargs: Any) -> Any:
+        """A task of a header has ended. Of one that is ours the row says so."""
+        if request.chord and request.chord.get(debts.STUB):
+            return None
+        return self.chords_of_celery().on_chord_part_return(request, state, result, **kwargs)
+
+
+def _steps(results: Iterable[Any]) -> Iterator[Any]:
+    """The frozen results of a header's tasks, and of those that come before them in a chain."""
+    for result in results:
+        node = result
+        while node is not None:
+            if isinstance(node, GroupResult):
+                yield from _steps(node.results)
+            else:
+                yield node
+            node = node.parent

@@ -1,0 +1,87 @@
+"""Tasks and a result backend for tests of chords."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from celery import shared_task, signature
+from celery.backends.base import DisabledBackend
+
+from reliable_jobs import ReliableTask
+from reliable_jobs.workflow.chord_backend import ChordBackend
+from tests.celery_app import app
+from tests.testapp.models import Effect
+
+
+class Backend(ChordBackend, DisabledBackend):
+    """No result backend at all."""
+
+
+@contextlib.contextmanager
+def no_backend() -> Iterator[None]:
+    before = app._backend_cache, app._local.__dict__.pop("backend", None)
+    app._backend_cache = Backend(app=app)
+    try:
+        yield
+    finally:
+        app._backend_cache = before[0]
+        app._local.__dict__.pop("backend", None)
+        if before[1] is not None:
+            app._local.backend = before[1]
+
+
+@shared_task(base=ReliableTask, name="test_chords.part")
+def part(*args: Any) -> Any:
+    """Returns what it is called with."""
+    Effect.objects.create(name=f"part {args}")
+    return args[-1]
+
+
+@shared_task(base=ReliableTask, name="test_chords.quiet", ignore_result=True)
+def quiet(value: Any) -> Any:
+    return value
+
+
+@shared_task(base=ReliableTask, name="test_chords.fails")
+def fails(*args: Any) -> None:
+    raise ValueError("no")
+
+
+@shared_task(base=ReliableTask, name="test_chords.body")
+def body(values: Any, *args: Any) -> Any:
+    Effect.objects.create(name=f"body {values}")
+    return values
+
+
+@shared_task(base=ReliableTask, name="test_chords.adds", bind=True)
+def adds(self: ReliableTask, *more: Any) -> int:
+    """Adds tasks to its chord; the last of them is called by another one."""
+    for value in more:
+        self.add_to_chord(part.s(value))
+    called_later = self.add_to_chord(part.s("later"), lazy=True)
+    calls.delay(called_later)
+    return 0
+
+
+@shared_task(base=ReliableTask, name="test_chords.calls")
+def calls(later: Any) -> None:
+    signature(later).delay()
+
+
+@shared_task(base=ReliableTask, name="test_chords.told")
+def told(task_id: str) -> None:
+    Effect.objects.create(name=f"told {task_id}")
+
+
+@shared_task(base=ReliableTask, name="test_chords.outcomes")
+def outcomes(found: list[dict[str, Any]]) -> None:
+    Effect.objects.create(name=f"outcomes {[(one['status'], one['result']) for one in found]}")
+
+
+@shared_task(base=ReliableTask, name="test_chords.wrap")
+def wrap(value: Any) -> Any:
+    """A list with its argument in it."""
+    Effect.objects.create(name=f"wrap {value}")
+    return [value]

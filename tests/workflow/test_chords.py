@@ -1,0 +1,171 @@
+"""Chords of reliable tasks, of every shape: the body is called once, with the parts' results in order, and no result
+backend is needed."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+from celery import chain, chord, group
+
+from reliable_jobs import lifecycle
+from reliable_jobs.models import Job, JobGroup
+from reliable_jobs.workflow.groups import on_finished
+from tests.support import inprocess
+from tests.support.inprocess import InProcess
+from tests.workflow.chords import adds, body, fails, no_backend, outcomes, part, quiet, told, wrap
+
+jobs = inprocess.jobs
+
+
+@pytest.fixture(autouse=True)
+def _no_backend() -> Iterator[None]:
+    with no_backend():
+        yield
+
+
+#: Each with what its body is called with.
+SHAPES: dict[str, tuple[Callable[[], Any], Any]] = {
+    "two parts": (lambda: chord([part.s(1), part.s(2)], body.s()), [1, 2]),
+    "one part": (lambda: chord([part.s(1)], body.s()), [1]),
+    "no part": (lambda: chord([], body.s()), []),
+    "group and task": (lambda: group(part.s(n) for n in range(3)) | body.s(), [0, 1, 2]),
+    "generator": (lambda: chord((part.s(n) for n in range(3)), body.s()), [0, 1, 2]),
+    "results ignored": (lambda: chord([quiet.s(1), quiet.s(2)], body.s()), [1, 2]),
+    "chains in the header": (lambda: chord([part.s(1) | wrap.s(), part.s(2)], body.s()), [[1], 2]),
+    "a generator of chains": (
+        lambda: chord((part.s(n) | wrap.s() | wrap.s() for n in (1, 2)), body.s()),
+        [[[1]], [[2]]],
+    ),
+    "a group in the header": (lambda: chord([part.s(1), group(part.s(2), part.s(3)), part.s(4)], body.s()), None),
+    "a group at a chain's end": (
+        lambda: chord([part.s(1) | group(wrap.s(), wrap.s() | wrap.s()), part.s(2)], body.s()),
+        [[1], [[1]], 2],
+    ),
+    "a chord in the header": (
+        lambda: chord([chord([part.s(1), part.s(2)], wrap.s()), part.s(3)], body.s()),
+        [[[1, 2]], 3],
+    ),
+    "a chord last in the header": (
+        lambda: chord([part.s(3), chord([part.s(1), part.s(2)], wrap.s() | wrap.s())], body.s()),
+        [3, [[[1, 2]]]],
+    ),
+    "three deep": (
+        lambda: chord([chord([chord([part.s(1), part.s(2)], wrap.s()), part.s(3)], wrap.s()), part.s(4)], body.s()),
+        [[[[[1, 2]], 3]], 4],
+    ),
+    "a chord in a chain in the header": (
+        lambda: chord([part.s(1) | group(wrap.s(), wrap.s()) | wrap.s(), part.s(2)], body.s()),
+        [[[[1], [1]]], 2],
+    ),
+    "chords in a chain": (lambda: chain(part.s(1), group(wrap.s(), wrap.s()), body.s()), [[1], [1]]),
+    "chord behind chord": (
+        lambda: chain(group(part.s(1), part.s(2)), group(wrap.s(), wrap.s()), body.s()),
+        [[[1, 2]], [[1, 2]]],
+    ),
+}
+
+
+@pytest.mark.promise("I3")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_body_is_called_once_with_the_results_in_order(jobs: InProcess, shape: str) -> None:
+    make, expected = SHAPES[shape]
+    result = make().apply_async()
+    jobs.finish()
+    called = list(Job.objects.filter(task=body.name))
+    assert len(called) == 1
+    assert called[0].status == "succeeded", called[0].error
+    if expected is not None:
+        assert jobs.effects(f"body {expected}") == 1
+    assert str(called[0].pk) == result.id
+    assert set(JobGroup.objects.values_list("state", flat=True)) <= {"done"}
+    assert set(Job.objects.values_list("status", flat=True)) == {"succeeded"}
+
+
+@pytest.mark.promise("I2")
+def test_a_part_adds_parts_to_its_chord(jobs: InProcess) -> None:
+    chord([adds.s(1, 2), part.s(9)], body.s()).apply_async()
+    jobs.finish()
+    assert jobs.effects("body [0, 1, 2, 'later', 9]") == 1
+
+
+@pytest.mark.promise("I7")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda last: chord([part.s(1), fails.s()], last),
+        lambda last: chord([fails.s() | part.s(), part.s(1)], last),
+        lambda last: chord([part.s(1) | group(fails.s(), part.s()), part.s(1)], last),
+        lambda last: chord([chord([fails.s(), part.s(1)], body.s()), part.s(1)], last),
+        lambda last: chord([part.s(1), chord([part.s(1)], fails.s() | part.s())], last),
+    ],
+    ids=["part", "first step", "group at the end", "inner part", "inner body"],
+)
+def test_a_part_that_fails_fails_the_body_and_tells_its_errbacks_once(jobs: InProcess, make: Any) -> None:
+    result = make(body.s().on_error(told.s())).apply_async()
+    jobs.finish()
+    row = jobs.row(result)
+    assert (row.task, row.status, row.reason) == (body.name, "failed", "earlier step")
+    assert "Dependency" in row.error
+    assert jobs.effects(f"told {result.id}") == 1
+    assert "failed" in JobGroup.objects.values_list("state", flat=True)
+    assert "open" not in JobGroup.objects.values_list("state", flat=True)
+
+
+@pytest.mark.promise("I7")
+@pytest.mark.parametrize("kind", ["cancelled", "expired"])
+def test_a_part_that_never_runs_fails_the_body(jobs: InProcess, kind: str) -> None:
+    options = {"expires": 0.001} if kind == "expired" else {"countdown": 60}
+    late = part.s(2).set(**options)
+    result = chord([part.s(1), late], body.s()).apply_async()
+    if kind == "cancelled":
+        lifecycle.cancel([Job.objects.get(sends=0).pk], "default", actor="ann")
+    jobs.finish()
+    jobs.sweep()
+    row = jobs.row(result)
+    assert (row.status, JobGroup.objects.get().state) == ("failed", "failed")
+    assert f"was {kind}" in row.error or f"{kind}" in row.error
+
+
+@pytest.mark.promise("I7")
+def test_a_requeued_part_brings_the_body_back(jobs: InProcess) -> None:
+    result = chord([part.s(1), fails.s() | wrap.s()], body.s() | wrap.s()).apply_async()
+    jobs.finish()
+    failed = Job.objects.get(task=fails.name)
+    assert (jobs.row(result).status, jobs.row(result).reason) == ("failed", "earlier step")
+    with mock.patch.object(fails, "run", return_value=7):
+        lifecycle.requeue([failed.pk], "default", actor="ann")
+        assert (jobs.row(result).status, jobs.row(result).due_at) == ("waiting", None)
+        jobs.finish()
+    assert jobs.effects("body [1, [7]]") == 1
+    assert (jobs.row(result).status, JobGroup.objects.get().state) == ("succeeded", "done")
+
+
+@pytest.mark.promise("I7")
+def test_a_revoked_body_cancels_its_group(jobs: InProcess) -> None:
+    inner = chord([part.s(1)], wrap.s().set(task_id=str(uuid.uuid4())))
+    result = chord([inner, part.s(2)], body.s()).apply_async()
+    report = lifecycle.cancel([uuid.UUID(result.id)], "default", actor="ann")
+    assert (report.done, jobs.row(result).status) == ([uuid.UUID(result.id)], "cancelled")
+    jobs.finish()
+    assert (jobs.row(result).status, jobs.effects("body [[[1]], 2]")) == ("cancelled", 0)
+    assert set(JobGroup.objects.values_list("state", flat=True)) == {"done", "cancelled"}
+
+
+@pytest.mark.parametrize(("last", "found"), [(part, [("succeeded", 1), ("succeeded", 2)]), (fails, None)])
+def test_on_finished_is_told_what_became_of_each_part(jobs: InProcess, last: Any, found: Any) -> None:
+    chord([part.s(1), last.s(2)], on_finished(body.s(), outcomes.s())).apply_async()
+    jobs.finish()
+    assert jobs.effects(f"outcomes {found or [('succeeded', 1), ('failed', None)]}") == 1
+    assert jobs.effects("body [1, 2]") == (1 if found else 0)
+
+
+def test_the_parts_do_not_carry_the_body(jobs: InProcess) -> None:
+    large = body.s("x" * 20_000)
+    chord([part.s(1), part.s(2) | wrap.s(), chord([part.s(3)], wrap.s())], large).apply_async()
+    assert max(len(job.payload) for job in Job.objects.all()) < 1500
+    jobs.finish()
+    assert Job.objects.get(task=body.name).status == "succeeded"
