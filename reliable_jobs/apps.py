@@ -10,7 +10,7 @@ class ReliableJobsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from reliable_jobs import checks, databases  # noqa: F401 - importing the checks registers them
+        from reliable_jobs import checks, databases, lifecycle, results  # noqa: F401 - the checks register themselves
         from reliable_jobs.compat import celery_app, register
         from reliable_jobs.compat.celery import configured_app
         from reliable_jobs.schedule import create_periodic_tasks
@@ -21,6 +21,7 @@ class ReliableJobsConfig(AppConfig):
         register.verify()
         bootstrap.connect()
         celery_app.when_complete = builtins.make_reliable
+        lifecycle.listen(results.bring_in_line)
         if (app := configured_app()) is not None:
             celery_app.adopt(app)
             if app.finalized:  # else they come then

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, TaskRevokedError
 
 
 class ReliableJobsError(Exception):
@@ -97,8 +97,8 @@ class NotRecorded(ReliableJobsError, Ignore):
     """A worker's child could not write an error on the job's row; the parent process keeps the message."""
 
 
-class JobExpired(ReliableJobsError, RuntimeError):
-    """The job's ``expires`` had passed before a worker could start it."""
+class JobExpired(ReliableJobsError, TaskRevokedError):
+    """The job's ``expires`` had passed before a worker could start it. Celery's state for that is REVOKED."""
 
 
 class JobParked(ReliableJobsError, RuntimeError):

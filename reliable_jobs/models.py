@@ -173,6 +173,10 @@ class Job(models.Model):
     #: JSON text of the return value; NULL for none, or ``ignore_result``.
     result = models.TextField(null=True, blank=True)  # noqa: DJ001 - "" is no JSON; NULL is "no result"
     error = models.TextField(blank=True, default="")
+    #: The exception of the last attempt that failed, as message/exception_text.py writes it; NULL after a success.
+    exception = models.TextField(null=True, blank=True)  # noqa: DJ001 - as result
+    #: JSON text of what the run has started, as Celery's ``children`` of a result; NULL for nothing.
+    subtasks = models.TextField(null=True, blank=True)  # noqa: DJ001 - as result
     traceback = models.TextField(blank=True, default="")
     worker = models.CharField(max_length=255, blank=True, default="")
 
@@ -271,6 +275,41 @@ class JobGroup(models.Model):
 
     def __str__(self) -> str:
         return f"group {self.id} ({self.state})"
+
+
+class JobState(models.Model):
+    """What a run says of itself before it has ended: STARTED, and Celery's ``update_state()``.
+
+    Beside the job's row, because that one is locked by the run, whose transaction nobody sees; without a database
+    constraint, as an event's reference. It counts while the row has the same epoch: what an earlier run said is over.
+    """
+
+    job = models.OneToOneField(
+        Job, on_delete=models.CASCADE, db_constraint=False, primary_key=True, related_name="state"
+    )
+    epoch = models.PositiveIntegerField()
+    state = models.CharField(max_length=255)
+    #: JSON text; NULL for none.
+    meta = models.TextField(null=True, blank=True)  # noqa: DJ001 - "" is no JSON
+    at = StampField(db_default=functions.Now())  # noqa: TID251 - see StampField
+
+    def __str__(self) -> str:
+        return self.state
+
+
+class SavedGroup(models.Model):
+    """Which results belong to a group that was saved (``GroupResult.save()``), where no result backend keeps it."""
+
+    group_id = models.CharField(max_length=255, primary_key=True)
+    #: JSON text of the results' ids, as Celery's ``as_tuple()`` has them.
+    results = models.TextField()
+    at = StampField(db_default=functions.Now())  # noqa: TID251 - see StampField
+
+    class Meta:
+        indexes = (models.Index(fields=["at"], name="reliable_saved_group_at"),)
+
+    def __str__(self) -> str:
+        return self.group_id
 
 
 class JobEvent(models.Model):

@@ -77,3 +77,10 @@ class KeptCeleryAtomic(KeptCelery):
         from django.db import transaction
 
         return shared_task(transaction.atomic(body))
+
+
+class KeptCeleryResults(KeptCelery):
+    """Connections kept, and results in django-celery-results."""
+
+    apps: ClassVar[tuple[str, ...]] = ("django_celery_results",)
+    settings: ClassVar[dict[str, Any]] = {"CELERY_TASK_IGNORE_RESULT": False, "CELERY_RESULT_BACKEND": "django-db"}

@@ -123,3 +123,23 @@ class PrunedAtOnce(OnCommit):
     """Keeps no job that has succeeded, so that the pruner has the same to do as the rivals'."""
 
     settings: ClassVar[dict[str, Any]] = {**OnCommit.settings, "RELIABLE_JOBS": {"RETENTION": {"succeeded": 0}}}
+
+
+class KeepsResults(OnCommit):
+    """Results kept, and written to django-celery-results as well."""
+
+    settings: ClassVar[dict[str, Any]] = {
+        **OnCommit.settings,
+        "CELERY_TASK_IGNORE_RESULT": False,
+        "CELERY_RESULT_BACKEND": "django-db",
+    }
+
+
+class Ledger(OnCommit):
+    """Results kept, in the jobs' rows."""
+
+    settings: ClassVar[dict[str, Any]] = {
+        **OnCommit.settings,
+        "CELERY_TASK_IGNORE_RESULT": False,
+        "CELERY_RESULT_BACKEND": "reliable_jobs.results:LedgerBackend",
+    }

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from reliable_jobs.compat.celery import CELERY
+from reliable_jobs.compat.celery_asked import backend_at
+from reliable_jobs.compat.celery_results import make_backends_by
 
 with CELERY.importing():
     from celery.canvas import group
@@ -28,6 +30,15 @@ class Hooks(Protocol):
 hooks: Hooks | None = None
 #: Called with an adopted app that has all its tasks. None until Django's apps are loaded.
 when_complete: Callable[[Any], None] | None = None
+
+
+#: Puts the backend that answers around the configured one: of results/. None until Django's apps are loaded.
+ledger: Callable[[Any, Any], Any] | None = None
+
+
+def _result_backend(configured: Any, app: Any) -> Any:
+    made = backend_at(configured, app)
+    return made if ledger is None else ledger(made, app)
 
 
 class ReliableApp:
@@ -67,7 +78,9 @@ class ReliableApp:
 
 
 def adopt(app: Any) -> None:
-    """Put the methods of :class:`ReliableApp` in front of an existing app's own. Once is enough; more does no harm."""
+    """Put the methods of :class:`ReliableApp` in front of an existing app's own, and the ledger around its result
+    backend. Once is enough; more does no harm."""
+    make_backends_by(app, _result_backend)
     app.on_after_finalize.connect(_complete, weak=False, dispatch_uid="reliable_jobs.complete")
     if isinstance(app, ReliableApp):
         return

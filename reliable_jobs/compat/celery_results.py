@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from celery.result import AsyncResult
-from kombu.utils import json as kombu_json
 
 from reliable_jobs.compat.celery import CELERY
 
 with CELERY.importing():
-    from celery import _state
     from celery.backends.asynchronous import AsyncBackendMixin
     from celery.backends.base import DisabledBackend
     from celery.utils.functional import arity_greater
-    from celery.utils.serialization import ensure_serializable
+
+from reliable_jobs.compat.celery_backend import AnsweringBackend, wrapped_by
 
 
 @CELERY.undocumented(
@@ -30,6 +29,7 @@ def leave_unsubscribed(backend: Any, producer_class: type) -> None:
     """Make a result backend do nothing at a call whose producer is of a class. Redis would subscribe to the result, and
     ``rpc://`` declare a reply queue, over the network and before the row is written.
     """
+    backend = wrapped_by(backend)
     if isinstance(backend, AsyncBackendMixin) and "on_task_call" not in vars(backend):
         vars(backend)["on_task_call"] = functools.partial(_unless, producer_class, backend.on_task_call)
 
@@ -38,10 +38,40 @@ def _unless(producer_class: type, on_task_call: Any, producer: Any, task_id: str
     return {} if isinstance(producer, producer_class) else on_task_call(producer, task_id)
 
 
-@CELERY.undocumented("base.DisabledBackend", at="celery.backends.base:DisabledBackend", tests=["test_testing"])
-def is_disabled(backend: Any) -> bool:
-    """Whether a task has no result backend."""
-    return isinstance(backend, DisabledBackend)
+@CELERY.undocumented("Celery.backend_cls", at="celery.app.base:Celery.backend_cls", tests=["test_ledger_backend"])
+@CELERY.undocumented(
+    "Celery._backend_cache", "Celery._local", inside="celery.app.base:Celery._backend", tests=["test_ledger_backend"]
+)
+def make_backends_by(app: Any, maker: Callable[[str | None, Any], Callable[..., Any]]) -> None:
+    """Have an app make its result backends in another way from now on. Once is enough; more does no harm.
+
+    Args:
+        maker: called with what the app would make them of, and the app; returns a class, or what can be called like it.
+    """
+    if not isinstance(app.backend_cls, _MadeBy):
+        app.backend_cls = _MadeBy(app.backend_cls, maker)
+    made = app._backend_cache or getattr(app._local, "backend", None)
+    if made is not None and not isinstance(made, AnsweringBackend):
+        app._backend_cache = app._local.backend = None  # too early
+
+
+class _MadeBy:
+    """Stands for the class of an app's result backends. Can be pickled, with the app."""
+
+    def __init__(self, configured: Any, maker: Callable[..., Any]) -> None:
+        self.configured, self.maker = configured, maker
+
+    def __call__(self, app: Any, url: str | None = None) -> Any:
+        return self.maker(self.configured or app.conf.result_backend, app)
+
+
+@CELERY.undocumented("Task._backend", at="celery.app.task:Task._backend", tests=["test_ledger_backend"])
+def take_own_backend(cls: Any) -> None:
+    """Where a task class has a ``backend`` of its own, let the property of its base class find it."""
+    own = vars(cls).get("backend")
+    if own is not None and not isinstance(own, property):
+        cls._backend = own
+        del cls.backend
 
 
 @CELERY.undocumented("Task._backend", at="celery.app.task:Task._backend", tests=["test_testing"])
@@ -80,17 +110,6 @@ def stored_result(backend: Any, task_id: str) -> dict[str, Any]:
 
 
 @CELERY.undocumented(
-    "Backend.store_result",
-    at="celery.backends.base:Backend.store_result",
-    takes=("task_id", "result", "state", "traceback", "request"),
-    tests=["test_execution", "test_promise_3_exactly_once_effects"],
-)
-def store_result(task: Any, value: Any, state: str) -> None:
-    """Bring the result backend in line with a settled row: a worker may have died between its commit and the store."""
-    task.backend.store_result(task.request.id, value, state, request=task.request)
-
-
-@CELERY.undocumented(
     "functional.arity_greater",
     at="celery.utils.functional:arity_greater",
     takes=("fun", "n"),
@@ -116,36 +135,6 @@ def is_new_errback(app: Any, errback: Any) -> bool:
 
 
 @CELERY.undocumented(
-    "serialization.ensure_serializable",
-    at="celery.utils.serialization:ensure_serializable",
-    takes=("items", "encoder"),
-    tests=["test_followups"],
-)
-def stored_exception(error: BaseException) -> dict[str, Any]:
-    """An exception as result backends store it in JSON."""
-    kind = type(error)
-    args = ensure_serializable(error.args, kombu_json.dumps)
-    return {"exc_type": kind.__qualname__, "exc_message": list(args), "exc_module": kind.__module__}
-
-
-@CELERY.undocumented(
-    "Backend.exception_to_python",
-    at="celery.backends.base:Backend.exception_to_python",
-    takes=("exc",),
-    tests=["test_followups"],
-)
-def exception_of(app: Any, stored: Any) -> Any:
-    """The exception that :func:`stored_exception` stored; of a class that is not known here one of the same name."""
-    return app.backend.exception_to_python(stored)
-
-
-@CELERY.undocumented("_state.task_join_will_block", at="celery._state:task_join_will_block", tests=["test_results"])
-def refuses_to_wait() -> bool:
-    """Whether ``get()`` refuses to wait here, inside a task."""
-    return bool(_state.task_join_will_block())
-
-
-@CELERY.undocumented(
     "AsyncResult._get_task_meta",
     at="celery.result:AsyncResult._get_task_meta",
     tests=["test_promise_3_exactly_once_effects", "test_results"],
@@ -159,26 +148,17 @@ def refuses_to_wait() -> bool:
 @CELERY.undocumented("AsyncResult._parents", at="celery.result:AsyncResult._parents", tests=["test_results"])
 @CELERY.undocumented("AsyncResult.__del__", at="celery.result:AsyncResult.__del__", tests=["test_results"])
 class AnsweredResult(AsyncResult):
-    """An ``AsyncResult`` whose subclass answers every reader (``state``, ``result``, ``get``, ``ready``), and whose
-    backend is made when one looks: Celery makes one in each thread, which under ASGI may mean for each request.
+    """An ``AsyncResult`` whose backend is made when one looks: Celery makes one in each thread, which under ASGI may
+    mean for each request.
     """
 
     #: A reliable task's: tells which chords are ours.
     of_reliable_task = True
     _made: Any = None
 
-    def answer(self) -> dict[str, Any] | None:
-        """What is known of the task, as a backend's ``get_task_meta`` gives it; None to ask the backend. An answer with
-        a final state is kept."""
+    def ledger(self, backend: Any) -> Any:
+        """The backend that answers, around the one that was given."""
         raise NotImplementedError
-
-    def _get_task_meta(self) -> dict[str, Any]:
-        if self._cache is not None:
-            known: dict[str, Any] = self._cache
-            return known
-        answer = self.answer()
-        meta: dict[str, Any] = super()._get_task_meta() if answer is None else self._maybe_set_cache(answer)
-        return meta
 
     def is_known(self) -> bool:
         """Look; says whether the end is known and kept."""
@@ -192,6 +172,8 @@ class AnsweredResult(AsyncResult):
     def backend(self) -> Any:
         if isinstance(self._made, OfTask):
             self._made = self._made.task.backend
+        if self._made is not None:
+            self._made = self.ledger(self._made)
         return self._made
 
     @backend.setter

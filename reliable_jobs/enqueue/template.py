@@ -23,6 +23,7 @@ from kombu.serialization import dumps
 from kombu.utils import json as kombu_json
 
 from reliable_jobs.compat.celery import parts_of_calls, renders_alike, reply_address, shown
+from reliable_jobs.compat.celery_backend import wrapped_by
 from reliable_jobs.conf import settings
 from reliable_jobs.enqueue.render import Capture, check_readable
 from reliable_jobs.message.row_to_message import Rendered
@@ -63,7 +64,7 @@ class Template:
         self.tail = f", {_encode(capture.body[2])}]"
         #: Compared by identity, mostly.
         self.made_from = (os.getpid(), task.ignore_result, *parts_of_calls(task.app))
-        self.backend_class = type(task.app.backend)
+        self.backend_class = type(wrapped_by(task.app.backend))
 
     @classmethod
     def make(
@@ -171,4 +172,4 @@ def is_safe(task: RunnableTask, apply_async: Any, backend_class: Any = None) -> 
         apply_async: what the call would be handed on to: Celery's, unless a class or an instrument stands between.
         backend_class: of the app's result backend where it is known. To ask makes one, in each new thread.
     """
-    return not task.sensitive and renders_alike(task, apply_async, backend_class or type(task.app.backend))
+    return not task.sensitive and renders_alike(task, apply_async, backend_class or type(wrapped_by(task.app.backend)))

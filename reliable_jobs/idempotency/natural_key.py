@@ -114,7 +114,7 @@ class IdempotentTask(ReliableTask[P, R_co]):
         if holder is None:
             return body()
         if holder.status == Status.SUCCEEDED:
-            return stages.delivery.result_of(holder)
+            return stages.results.result_of(holder)
         raise self.snooze(BUSY_DELAY)
 
 

@@ -55,7 +55,7 @@ def once(key: str | int | uuid.UUID, work: Callable[[], T], *, scope: str, using
     with transaction.atomic(using=alias):
         receipt, created = stages.lifecycle.take_receipt(name, text, alias)
         if not created:
-            done: T = stages.delivery.result_of(receipt)
+            done: T = stages.results.result_of(receipt)
             return done
         value = work()
         try:

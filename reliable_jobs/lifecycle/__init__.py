@@ -16,6 +16,7 @@ from reliable_jobs.lifecycle.claims import (
     hold_by_token,
     step_back,
 )
+from reliable_jobs.lifecycle.listeners import listen
 from reliable_jobs.lifecycle.operations import (
     Report,
     cancel,
@@ -53,6 +54,7 @@ __all__ = [
     "hold_by_token",
     "hold_place",
     "last_death",
+    "listen",
     "mark_sent",
     "park",
     "record",

@@ -16,6 +16,7 @@ from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle import groups
 from reliable_jobs.lifecycle.db_errors import clean
+from reliable_jobs.lifecycle.listeners import tell
 from reliable_jobs.lifecycle.locks import impatient, is_lock_timeout
 from reliable_jobs.lifecycle.settle import fail, run_again
 from reliable_jobs.lifecycle.transition import (
@@ -81,6 +82,8 @@ def _requeue_batch(ids: Sequence[uuid.UUID], using: str, actor: str, queue: str 
             "deadline_at": None,
             "expires_at": None,
             "result": None,
+            "exception": None,
+            "subtasks": None,
         }
         if queue is not None:
             changes["queue"] = queue
@@ -106,6 +109,7 @@ def _requeue_batch(ids: Sequence[uuid.UUID], using: str, actor: str, queue: str 
             lambda pk: f"was {before[pk]}" + (f", to queue {queue}" if queue else ""),
         )
         report.done.extend(done)
+        tell(done, using)
 
 
 def _take_keys_again(rows: Any, jobs: Sequence[Job], changes: dict[str, Any]) -> tuple[set[uuid.UUID], set[uuid.UUID]]:
@@ -164,6 +168,7 @@ def cancel(ids: Iterable[uuid.UUID], using: str, *, actor: str, reason: str = Re
             done = list(dict.fromkeys([*bodies, *locked]))
             _record_many(done, using, EventKind.CANCEL, actor, lambda pk: str(reason))
             report.done.extend(done)
+            tell(done, using)
     return report
 
 
@@ -226,6 +231,7 @@ def rescue(using: str, limit: int, *, actor: str = "sweeper", after_restart: boo
                 reason=Reason.TIME_LIMIT if death and death.kind == EventKind.TIME_LIMIT else Reason.CRASH,
             ):
                 record(job.pk, using, EventKind.RESCUE, actor, why)
+                tell([job.pk], using)
                 rescued += 1
     return rescued
 
@@ -285,6 +291,7 @@ def hand_back(
             seen = Job.objects.using(using).find(job_id)
             return seen.status if seen else None
         claim = Claim(job, using, job.now)  # type: ignore[attr-defined]
+        tell([job_id], using)
         if job.deadline_at is not None and job.deadline_at <= claim.now:
             if fail(claim, worker, Reason.PARKED, why, traceback, kind=EventKind.PARKED) and failed is not None:
                 failed(job)

@@ -15,6 +15,7 @@ from kombu.utils import json as kombu_json
 
 from reliable_jobs.clock import Now
 from reliable_jobs.lifecycle.db_errors import clean
+from reliable_jobs.lifecycle.listeners import tell
 from reliable_jobs.lifecycle.transition import ERROR_LIMIT, TRACEBACK_LIMIT, record
 from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, foreign_id
 from reliable_jobs.models import Job
@@ -47,6 +48,7 @@ def park(
             record(job.pk, using, EventKind.PARKED, worker, why, traceback)
             if failed is not None:
                 failed(job)
+            tell([job.pk], using)
     return bool(changed)
 
 
@@ -57,6 +59,7 @@ def fail_steps(
     parent_id: uuid.UUID | None,
     root_id: uuid.UUID | None,
     error: str,
+    exception: str,
     is_reliable: Callable[[str], bool],
     owed_by: Callable[[Mapping[str, Any]], tuple[uuid.UUID | None, str]] = lambda step: (None, ""),
 ) -> None:
@@ -66,6 +69,7 @@ def fail_steps(
     Args:
         steps: as the message has them, with their ids.
         parent_id: the job that has failed.
+        exception: of that one, as message/exception_text.py writes it.
         is_reliable: says of a task's name whether its row is a job.
         owed_by: the group that waits for a step, and its place.
     """
@@ -85,6 +89,7 @@ def fail_steps(
                 status=Status.FAILED,
                 reason=Reason.EARLIER_STEP,
                 error=clean(error, ERROR_LIMIT),
+                exception=exception,
                 due_at=Now(),
                 finished_at=Now(),
                 payload=payload.encode() if isinstance(payload, str) else payload,
@@ -103,9 +108,11 @@ def fail_steps(
         status=Status.FAILED,
         reason=Reason.EARLIER_STEP,
         error=clean(error, ERROR_LIMIT),
+        exception=exception,
         epoch=F("epoch") + 1,
         finished_at=Now(),
     )
+    tell([job.pk for job in jobs], using)
 
 
 def take_receipt(name: str, key: str, using: str) -> tuple[Job, bool]:

@@ -26,34 +26,60 @@ from reliable_jobs.message.row_to_message import Rendered
 from reliable_jobs.status import EventKind, Reason, Status
 
 
-def succeed(claim: Claim, worker: str, result: str | None, reason: str = Reason.NONE) -> bool:
-    """The task function returned. ``result`` is JSON text, or None to store nothing."""
+def succeed(
+    claim: Claim, worker: str, result: str | None, reason: str = Reason.NONE, *, subtasks: str | None = None
+) -> bool:
+    """The task function returned.
+
+    Args:
+        result: JSON text, or None to store nothing.
+        subtasks: JSON text of what the run has started; None for nothing.
+    """
     job = claim.job
     check_allowed(job, Status.SUCCEEDED)
-    values = (str(reason), result, worker, claim.now, claim.hands_on, job.pk)
+    values = (str(reason), result, subtasks, worker, claim.now, claim.hands_on, job.pk)
     if claim.token is None:
         return sql.write(claim.using, sql.SUCCEED_FIRST_RUN, *values, job.epoch) == 1
     return sql.write(claim.using, sql.SUCCEED_BY_TOKEN, *values, claim.token) == 1
 
 
-def succeed_many(claims: Sequence[Claim], worker: str, results: Sequence[str | None]) -> bool:
+def succeed_many(
+    claims: Sequence[Claim], worker: str, results: Sequence[str | None], subtasks: Sequence[str | None]
+) -> bool:
     """The functions of a bundle returned; all of them are settled, or the caller must roll back.
 
     Args:
         claims: first runs, locked in this transaction; at least one.
-        results: as in :func:`succeed`, in the order of the claims.
+        results, subtasks: as in :func:`succeed`, in the order of the claims.
     """
     if connections[claims[0].using].vendor != "postgresql":
-        return all(succeed(claim, worker, text) for claim, text in zip(claims, results, strict=True))
+        each = zip(claims, results, subtasks, strict=True)
+        return all(succeed(claim, worker, text, subtasks=started) for claim, text, started in each)
     job_ids, epochs = [claim.job.pk for claim in claims], [claim.job.epoch for claim in claims]
-    values = (worker, claims[0].now, job_ids, epochs, list(results))
+    values = (worker, claims[0].now, job_ids, epochs, list(results), list(subtasks))
     return sql.write(claims[0].using, sql.SUCCEED_MANY, *values) == len(claims)
 
 
-def fail(claim: Claim, worker: str, reason: str, error: str, traceback: str, *, kind: str = EventKind.FAILURE) -> bool:
-    """Given up. Counts the failure when it was the function's own."""
+def fail(
+    claim: Claim,
+    worker: str,
+    reason: str,
+    error: str,
+    traceback: str,
+    *,
+    kind: str = EventKind.FAILURE,
+    exception: str | None = None,
+    subtasks: str | None = None,
+) -> bool:
+    """Given up. Counts the failure when it was the function's own.
+
+    Args:
+        exception: as message/exception_text.py writes it.
+        subtasks: as in :func:`succeed`.
+    """
     error, traceback = clean(error, ERROR_LIMIT), clean(traceback, TRACEBACK_LIMIT)
     changes: dict[str, Any] = {"failures": claim.job.failures + (1 if kind == EventKind.FAILURE else 0)}
+    changes.update(exception=exception, subtasks=subtasks)
     if kind == EventKind.PARKED:
         changes["started_at"] = _started_before(claim)
     won = _leave(claim, Status.FAILED, worker, reason=reason, error=error, traceback=traceback, **changes)
@@ -81,6 +107,7 @@ def run_again(
     at: datetime.datetime | None = None,
     error: str = "",
     traceback: str = "",
+    exception: str | None = None,
     kind: str | None = None,
     failure: int = 0,
     interruption: int = 0,
@@ -94,6 +121,7 @@ def run_again(
     Args:
         delay: seconds from now; ``at`` is an absolute time instead.
         failure, interruption: 1 where this run counts as one.
+        exception: of what failed, as message/exception_text.py writes it.
         kind: the event to record, if any.
         content: new content of the job (``retry(args=…)``, ``replace()``): the content version rises.
         park_at: set, or keep, the moment after which a job without code is parked.
@@ -108,6 +136,7 @@ def run_again(
         "reason": reason,
         "error": error,
         "traceback": traceback,
+        "exception": exception,
         "failures": job.failures + failure,
         "interruptions": job.interruptions + interruption,
         "deadline_at": None if park_at is None else job.deadline_at or Now() + park_at,

@@ -46,8 +46,8 @@ CLAIM = """
 #: The end of a first run, which holds the row's lock. Whether what follows it owes now what it owed is a parameter.
 SUCCEED_FIRST_RUN = """
     UPDATE {job}
-    SET status = 'succeeded', reason = %s, result = %s, error = '', traceback = '', worker = %s,
-        started_at = COALESCE(started_at, %s), finished_at = {now}, deadline_at = NULL,
+    SET status = 'succeeded', reason = %s, result = %s, error = '', traceback = '', exception = NULL, subtasks = %s,
+        worker = %s, started_at = COALESCE(started_at, %s), finished_at = {now}, deadline_at = NULL,
         live_key = CASE WHEN key_forever THEN live_key END, owes = CASE WHEN %s THEN NULL ELSE owes END,
         epoch = epoch + 1
     WHERE id = %s AND epoch = %s AND status = 'waiting'
@@ -56,8 +56,8 @@ SUCCEED_FIRST_RUN = """
 #: The end of a run with a committed claim, which gives its crash back.
 SUCCEED_BY_TOKEN = """
     UPDATE {job}
-    SET status = 'succeeded', reason = %s, result = %s, error = '', traceback = '', worker = %s,
-        started_at = COALESCE(started_at, %s), finished_at = {now}, deadline_at = NULL,
+    SET status = 'succeeded', reason = %s, result = %s, error = '', traceback = '', exception = NULL, subtasks = %s,
+        worker = %s, started_at = COALESCE(started_at, %s), finished_at = {now}, deadline_at = NULL,
         crashes = crashes - 1, token = NULL, lease_at = NULL,
         live_key = CASE WHEN key_forever THEN live_key END, owes = CASE WHEN %s THEN NULL ELSE owes END,
         epoch = epoch + 1
@@ -67,10 +67,10 @@ SUCCEED_BY_TOKEN = """
 #: The end of a bundle's first runs (PostgreSQL).
 SUCCEED_MANY = """
     UPDATE {job} AS job
-    SET status = 'succeeded', reason = '', result = done.result, error = '', traceback = '', worker = %s,
-        started_at = COALESCE(job.started_at, %s), finished_at = {now}, deadline_at = NULL,
-        live_key = CASE WHEN job.key_forever THEN job.live_key END, epoch = job.epoch + 1
-    FROM unnest(%s::uuid[], %s::integer[], %s::text[]) AS done (id, epoch, result)
+    SET status = 'succeeded', reason = '', result = done.result, error = '', traceback = '', exception = NULL,
+        subtasks = done.subtasks, worker = %s, started_at = COALESCE(job.started_at, %s), finished_at = {now},
+        deadline_at = NULL, live_key = CASE WHEN job.key_forever THEN job.live_key END, epoch = job.epoch + 1
+    FROM unnest(%s::uuid[], %s::integer[], %s::text[], %s::text[]) AS done (id, epoch, result, subtasks)
     WHERE job.id = done.id AND job.epoch = done.epoch AND job.status = 'waiting'
 """
 

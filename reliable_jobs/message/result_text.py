@@ -17,7 +17,7 @@ from celery.result import ResultBase
 from kombu.exceptions import EncodeError
 from kombu.serialization import dumps, loads
 
-from reliable_jobs.compat.celery_results import is_disabled
+from reliable_jobs.compat.celery_backend import is_disabled
 from reliable_jobs.compat.kombu import content_types
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import ResultTooLarge
@@ -70,6 +70,12 @@ def returned(task: RunnableTask, value: Any, *, needed: bool = False) -> str | N
         f"{settings.MAX_RESULT_BYTES} (RELIABLE_JOBS['MAX_RESULT_BYTES']). Store it, and return its key. Its database "
         "effects were rolled back."
     )
+
+
+def started_by(request: Any) -> str | None:
+    """What a run has started so far, as text for its row: Celery's ``children`` of its result. None for nothing."""
+    children = request.children
+    return encode([child.as_tuple() for child in children], "json") if children else None
 
 
 def _is_wanted(task: RunnableTask) -> bool:

@@ -75,6 +75,8 @@ class Migration(migrations.Migration):
                 ('place', models.CharField(blank=True, db_default='', default='', max_length=255)),
                 ('result', models.TextField(blank=True, null=True)),
                 ('error', models.TextField(blank=True, default='')),
+                ('exception', models.TextField(blank=True, null=True)),
+                ('subtasks', models.TextField(blank=True, null=True)),
                 ('traceback', models.TextField(blank=True, default='')),
                 ('worker', models.CharField(blank=True, default='', max_length=255)),
                 ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False)),
@@ -106,6 +108,27 @@ class Migration(migrations.Migration):
             ],
             options={
                 'indexes': [models.Index(condition=models.Q(('state', 'open')), fields=['owes'], name='reliable_group_owes'), models.Index(condition=models.Q(('state', 'open')), fields=['created_at'], name='reliable_group_open'), models.Index(fields=['body_id'], name='reliable_group_body'), models.Index(condition=models.Q(('decided_at__isnull', False)), fields=['decided_at'], name='reliable_group_decided')],
+            },
+        ),
+        migrations.CreateModel(
+            name='JobState',
+            fields=[
+                ('job', models.OneToOneField(db_constraint=False, on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='state', serialize=False, to='reliable_jobs.job')),
+                ('epoch', models.PositiveIntegerField()),
+                ('state', models.CharField(max_length=255)),
+                ('meta', models.TextField(blank=True, null=True)),
+                ('at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+            ],
+        ),
+        migrations.CreateModel(
+            name='SavedGroup',
+            fields=[
+                ('group_id', models.CharField(max_length=255, primary_key=True, serialize=False)),
+                ('results', models.TextField()),
+                ('at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+            ],
+            options={
+                'indexes': [models.Index(fields=['at'], name='reliable_saved_group_at')],
             },
         ),
         migrations.CreateModel(

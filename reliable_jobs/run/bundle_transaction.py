@@ -29,7 +29,7 @@ from reliable_jobs.compat.kombu import content_types
 from reliable_jobs.errors import BrokenTransaction, RunTakenAway
 from reliable_jobs.lifecycle import Claim, db_errors
 from reliable_jobs.message.decode import content
-from reliable_jobs.message.result_text import returned
+from reliable_jobs.message.result_text import returned, started_by
 from reliable_jobs.message.row_to_message import outgoing
 from reliable_jobs.run import kept_connections, outcomes, recovery
 from reliable_jobs.run.arrival import worker_name
@@ -107,6 +107,7 @@ class Try:
         self._claimed = 0
         self._succeeded: list[Claim] = []
         self._results: list[str | None] = []
+        self._subtasks: list[str | None] = []
         self._transaction: AbstractContextManager[None] | None = None
 
     def run(self) -> int:
@@ -147,7 +148,7 @@ class Try:
                 raise RunTakenAway("a job of the bundle was taken away while it ran")
 
     def _settle(self) -> bool:
-        return lifecycle.succeed_many(self._succeeded, self.worker, self._results)
+        return lifecycle.succeed_many(self._succeeded, self.worker, self._results, self._subtasks)
 
     def _roll_back(self) -> None:
         if self._transaction is not None:
@@ -246,6 +247,7 @@ class Try:
         if succeeded:
             self._succeeded.append(claim)
             self._results.append(text)
+            self._subtasks.append(started_by(task.request))
         if not self._broken:
             self._go_on()
         if not (succeeded and self.committed):

@@ -12,23 +12,21 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from celery.exceptions import Ignore, Reject, Retry
 from django.db import Error as DatabaseError
 from django.db import connections
 
 from reliable_jobs import lifecycle
 from reliable_jobs.backoff import crash_delay
-from reliable_jobs.compat.celery_results import store_result
 from reliable_jobs.compat.celery_run import NOTHING_FOLLOWS
 from reliable_jobs.lifecycle import Refusal, db_errors
-from reliable_jobs.message import result_text
 from reliable_jobs.models import Job
 from reliable_jobs.run import arrival, execution, recovery, unreported_errors
 from reliable_jobs.run.arrival import Delivery, ensure_row, read_delivery, waiting_out_outages
 from reliable_jobs.run.settling import show
 from reliable_jobs.run.state import NotStarted, Outcome
 from reliable_jobs.run.trail import TRAIL, Trail
-from reliable_jobs.status import CELERY_STATES, CLOSES, Status
+from reliable_jobs.status import CLOSES, Status
 from reliable_jobs.workflow import groups
 
 if TYPE_CHECKING:
@@ -188,29 +186,12 @@ def _refused(task: RunnableTask, delivery: Delivery, why: Refusal) -> NoReturn:
             closes = _ENDED.get(Status(job.status), closes)
             if job.owes is not None:  # its worker may have died before it looked
                 groups.part_ended(task.app, job.owes, delivery.using)
-            _align_backend(task, job)
+            if not (task.request.ignore_result or task.ignore_result):
+                # Its worker may have died between its commit and the store.
+                task.backend.align(str(task.request.id), task.request)
     elif why is Refusal.MISSING:
         logger.warning("Job %s has no row %s; message dropped.", delivery.job_id, arrival.why_no_row(task, delivery))
     elif why is Refusal.ALONE:
         lifecycle.step_back(delivery.job_id, delivery.using, crash_delay(2))  # about 2 s
     setattr(ignored, CLOSES, closes)
     raise ignored
-
-
-def _align_backend(task: RunnableTask, job: Job) -> None:
-    """Bring the result backend in line with the settled row: a worker may have died between commit and store."""
-    if task.request.ignore_result or task.ignore_result:
-        return
-    try:
-        store_result(task, result_of(job), CELERY_STATES[job.status])
-    except SoftTimeLimitExceeded:
-        raise
-    except Exception as error:  # a backend may raise anything; the row stays right
-        logger.warning("Job %s: the result backend could not be brought in line: %s", job.pk, error)
-
-
-def result_of(job: Job) -> Any:
-    """The settled row's result as Celery knows it: the value, or an exception made from the recorded error."""
-    if job.status == Status.SUCCEEDED:
-        return None if job.result is None else result_text.decode(job.result)
-    return RuntimeError(job.error or job.status)

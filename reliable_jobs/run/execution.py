@@ -291,6 +291,10 @@ def _call_function(
         return outcomes.closed_its_connection(task, run)
     if run.again is not None:
         return outcomes.again(task, run, run.again, signal or outcomes.asked(run.again))
-    settle = functools.partial(lifecycle.succeed, worker=run.worker, result=text, reason=reason)
+
+    def settle(claim: Claim) -> bool:
+        started = result_text.started_by(request)
+        return lifecycle.succeed(claim, run.worker, text, reason, subtasks=started)
+
     alone = signal is not None or not settling.following(task)
     return Outcome(settle, value=value, error=signal, alone=alone, status=Status.SUCCEEDED)

@@ -28,6 +28,7 @@ from reliable_jobs.errors import (
     ShownFailure,
 )
 from reliable_jobs.lifecycle import Claim, db_errors
+from reliable_jobs.message import exception_text, result_text
 from reliable_jobs.run.state import Again, Interrupted, Outcome, Run
 from reliable_jobs.run.transaction_state import is_cut_off
 from reliable_jobs.status import EventKind, Reason, Status
@@ -161,17 +162,22 @@ def _delay_of(error: Retry, task: RunnableTask) -> float:
 def failure(task: RunnableTask, run: Run, error: Exception, reason: str = Reason.ERROR) -> Outcome:
     """Given up after the function's own error."""
     text, trace, told = as_shown(task, error)
-    return Outcome(
-        lambda claim: lifecycle.fail(claim, run.worker, reason, text, trace), error=told, status=Status.FAILED
-    )
+    exception = exception_text.encode(told)
+
+    def settle(claim: Claim) -> bool:
+        started = None if task.atomic else result_text.started_by(task.request)
+        return lifecycle.fail(claim, run.worker, reason, text, trace, exception=exception, subtasks=started)
+
+    return Outcome(settle, error=told, status=Status.FAILED)
 
 
 def again(task: RunnableTask, run: Run, wish: Again, signal: BaseException) -> Outcome:
     """Back to waiting; ``signal`` is what the tracer hears: Retry or Ignore."""
     failed = wish.cause is not None and wish.counts
-    text = trace = ""
+    text, trace, exception = "", "", None
     if wish.cause is not None:
         text, trace, told = as_shown(task, wish.cause)
+        exception = exception_text.encode(told)
         if told is not wish.cause and isinstance(signal, Retry):
             signal = Retry(exc=told, when=signal.when)
 
@@ -184,6 +190,7 @@ def again(task: RunnableTask, run: Run, wish: Again, signal: BaseException) -> O
             at=wish.at,
             error=text,
             traceback=trace,
+            exception=exception,
             kind=EventKind.FAILURE if failed else None,
             failure=1 if wish.counts else 0,
             content=wish.content,
@@ -204,7 +211,8 @@ def as_shown(task: RunnableTask, error: BaseException) -> tuple[str, str, BaseEx
     secrets = task.secrets(task.request.args, task.request.kwargs)
     shown_text, shown_trace = db_errors.redact(text, secrets), db_errors.redact(trace, secrets)
     storable = db_errors.clean(trace, len(trace)) == trace
-    if storable and (shown_text, shown_trace) == (text, trace):
+    told = exception_text.encode(error) if secrets else ""  # its arguments may say more than its text
+    if storable and (shown_text, shown_trace, db_errors.redact(told, secrets)) == (text, trace, told):
         return text, trace, error
     return shown_text, shown_trace, ShownFailure(db_errors.clean(shown_text, len(shown_text)))
 
@@ -219,9 +227,12 @@ def misfit(task: RunnableTask, run: Run, why: str) -> Outcome:
     back with back-off, parked after DEPLOY_GRACE."""
     job, now = run.claim.job, run.claim.now
     text = f"{task.name} can't take the job's arguments: {why}"
+    parked = exception_text.encode(JobParked(text))
     if job.deadline_at is not None and job.deadline_at <= now:
         return Outcome(
-            lambda claim: lifecycle.fail(claim, run.worker, Reason.PARKED, text, "", kind=EventKind.PARKED),
+            lambda claim: lifecycle.fail(
+                claim, run.worker, Reason.PARKED, text, "", kind=EventKind.PARKED, exception=parked
+            ),
             error=JobParked(text),
             status=Status.FAILED,
         )

@@ -24,6 +24,7 @@ from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import BrokenTransaction, CrashLimitExceeded, InterruptionLimitExceeded
 from reliable_jobs.lifecycle import Claim, Refusal, db_errors
+from reliable_jobs.message import exception_text
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.run import kept_connections, outcomes, pools, settling
 from reliable_jobs.run.state import Interrupted, Outcome, Run
@@ -135,19 +136,27 @@ def interruption(task: RunnableTask, run: Run, cause: BaseException, signal: Bas
         except DatabaseError:  # away just now; the end itself is written once it is back
             conflicts = 0
         if conflicts < settings.MAX_CONFLICTS:
-            return _interrupted(run, cause, text, trace, conflict_delay(conflicts), counts=False)
+            return _interrupted(run, told, text, trace, conflict_delay(conflicts), counts=False)
     if not task.reruns or count > settings.MAX_INTERRUPTIONS:
         why = f"{count} runs were interrupted (MAX_INTERRUPTIONS={settings.MAX_INTERRUPTIONS}), the last by {text}"
         if not task.reruns:
             why = f"The run was broken off and is not begun again ({NO_RERUNS}): {text}"
+        given_up = InterruptionLimitExceeded(why) if task.reruns else told
+        exception = exception_text.encode(given_up)
         return Outcome(
             lambda claim: lifecycle.fail(
-                claim, run.worker, Reason.INTERRUPTED, why, trace, kind=EventKind.INTERRUPTION
+                claim,
+                run.worker,
+                Reason.INTERRUPTED,
+                why,
+                trace,
+                kind=EventKind.INTERRUPTION,
+                exception=exception,
             ),
-            error=signal or (InterruptionLimitExceeded(why) if task.reruns else told),
+            error=signal or given_up,
             status=Status.FAILED,
         )
-    return _interrupted(run, cause, text, trace, interruption_delay(count - 1), signal=signal)
+    return _interrupted(run, told, text, trace, interruption_delay(count - 1), signal=signal)
 
 
 def _interruptions_since(job_id: uuid.UUID, using: str, window: float) -> int:
@@ -166,6 +175,7 @@ def _interrupted(
     counts: bool = True,
     signal: BaseException | None = None,
 ) -> Outcome:
+    exception = exception_text.encode(cause)
     return Outcome(
         lambda claim: lifecycle.run_again(
             claim,
@@ -174,6 +184,7 @@ def _interrupted(
             delay=delay,
             error=text,
             traceback=trace,
+            exception=exception,
             kind=EventKind.INTERRUPTION,
             interruption=1 if counts else 0,
         ),
@@ -198,7 +209,8 @@ def fail_for_crashes(task: RunnableTask, run: Run) -> Outcome | Refusal:
 
     def settle() -> bool:
         with transaction.atomic(using=claim.using):
-            won = lifecycle.fail(claim, run.worker, reason, str(error), "", kind=EventKind.CRASH)
+            exception = exception_text.encode(error)
+            won = lifecycle.fail(claim, run.worker, reason, str(error), "", kind=EventKind.CRASH, exception=exception)
             if won:
                 settling.write_failure(task, claim, error)
             return won

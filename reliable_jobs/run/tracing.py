@@ -105,6 +105,10 @@ def _recorded(
             (unreported_errors.write_failure if fired else unreported_errors.write_interruption)(task, trail, error)
             assert trail.answer is not None
             _, told = trail.answer
+            try:
+                task.backend.align(str(task.request.id), task.request)  # what the tracer stored may be another end
+            except Exception as trouble:
+                logger.warning("Job %s: its result backend was not brought in line: %r", task.request.id, trouble)
             if fired or told is None:
                 return None
             if _state(told) == FAILURE:

@@ -22,6 +22,7 @@ from reliable_jobs.compat.django_transaction import is_of_a_test, open_blocks
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import NotRecorded, WorkerFailed
 from reliable_jobs.lifecycle import Refusal, db_errors
+from reliable_jobs.message import exception_text
 from reliable_jobs.run import kept_connections, outcomes, recovery, settling
 from reliable_jobs.run.arrival import Delivery, ensure_row, read_delivery, waiting_out_outages
 from reliable_jobs.run.state import Interrupted, NotStarted, Outcome, Run
@@ -71,11 +72,13 @@ def write_interruption(task: RunnableTask, trail: Trail, error: BaseException) -
         elif run.claim.token is not None and not task.reruns:  # left by this thread, and its function may have begun
             why = f"the worker failed around a run that is not begun again ({recovery.NO_RERUNS}): {text}"
         if why:
+            failed = WorkerFailed(why)
+            exception = exception_text.encode(failed)
             return Outcome(
                 lambda claim: lifecycle.fail(
-                    claim, worker, Reason.INTERRUPTED, why, trace, kind=EventKind.INTERRUPTION
+                    claim, worker, Reason.INTERRUPTED, why, trace, kind=EventKind.INTERRUPTION, exception=exception
                 ),
-                error=WorkerFailed(why),
+                error=failed,
             )
         delay = interruption_delay(count - 1)
         return Outcome(

@@ -19,7 +19,7 @@ from reliable_jobs import databases
 from reliable_jobs.clock import Now
 from reliable_jobs.compat.django import delete_alone, locks_no_keys, may_hold, skips_locked
 from reliable_jobs.conf import settings
-from reliable_jobs.models import Job, JobEvent, JobGroup, JobQuerySet
+from reliable_jobs.models import Job, JobEvent, JobGroup, JobQuerySet, JobState, SavedGroup
 from reliable_jobs.status import GroupState, Status
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ def prune(*, limit: int = 100_000) -> int:
             if kept:
                 logger.warning("%d settled job(s) can't be pruned: rows of another table refer to them.", len(kept))
         prune_groups(alias)
+        _prune_saved_groups(alias)
         _say_what_is_protected(alias)
 
     try:
@@ -147,12 +148,21 @@ def _delete(alias: str, rows: JobQuerySet, size: int) -> list[uuid.UUID]:
             Job.objects.using(alias).filter(pk__in=referred).delete()
         deletable = Job.objects.using(alias).filter(pk__in=[pk for pk in ids if pk not in referred])
         delete_alone(deletable, alias)
-        delete_alone(JobEvent.objects.using(alias).filter(job_id__in=ids), alias)
+        for beside in (JobEvent, JobState):
+            delete_alone(beside._default_manager.using(alias).filter(job_id__in=ids), alias)
         if connections[alias].vendor == "postgresql":
             with connections[alias].cursor() as cursor:  # deferred constraints would fail at COMMIT
                 cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
                 cursor.execute("SET CONSTRAINTS ALL DEFERRED")
     return ids
+
+
+def _prune_saved_groups(alias: str) -> None:
+    """What was kept of a group goes when the jobs that it was saved with would."""
+    days = [days for days in settings.RETENTION.values() if days is not None]
+    if len(days) == len(settings.RETENTION):
+        old = Now() - datetime.timedelta(seconds=max(days) * 86400)
+        delete_alone(SavedGroup.objects.using(alias).filter(at__lt=old), alias)
 
 
 def _old(alias: str, status: str, days: float) -> JobQuerySet:
@@ -172,7 +182,7 @@ def _relations(alias: str) -> list[Any]:
         relation
         for relation in Job._meta.get_fields(include_hidden=True)
         if isinstance(relation, ManyToOneRel)
-        and relation.related_model is not JobEvent
+        and relation.related_model not in (JobEvent, JobState)
         and may_hold(alias, relation.related_model)
         and (relation.on_delete is not DO_NOTHING or getattr(relation.field, "db_constraint", True))
     ]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from celery import Celery
+from celery import Celery, Task
+from celery.exceptions import SoftTimeLimitExceeded
 from django.db import transaction
 
 from reliable_jobs.backoff import DAY, TEN_HOURS
 from reliable_jobs.compat import celery_app
+from reliable_jobs.compat.celery_results import take_own_backend
 from reliable_jobs.conf import settings
 from reliable_jobs.protocols import P, R_co
 from reliable_jobs.run import pools
@@ -77,8 +79,26 @@ class ReliableTask(RunControl, Call[P, R_co]):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        take_own_backend(cls)
         function.adopt(cls)
         guards.guard(cls)
+
+    # --- its result ---------------------------------------------------------------------------------------------------
+
+    @property
+    def backend(self) -> Any:
+        """The result backend that answers by the rows, around the task's own or the app's."""
+        backend = Task.backend.fget(self)
+        try:
+            return stages.results.around(backend, self.app)
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception:  # Celery's tracer asks, and must go on; Django's apps may not be loaded yet
+            return backend
+
+    @backend.setter
+    def backend(self, backend: Any) -> None:
+        Task.backend.fset(self, backend)
 
     # --- run ----------------------------------------------------------------------------------------------------------
 

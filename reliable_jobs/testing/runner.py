@@ -18,7 +18,8 @@ from django.db.models import F
 from kombu.message import Message
 
 from reliable_jobs.clock import Now
-from reliable_jobs.compat.celery_results import is_disabled, without_backend
+from reliable_jobs.compat.celery_backend import is_disabled, wrapped_by
+from reliable_jobs.compat.celery_results import without_backend
 from reliable_jobs.compat.celery_run import tracer_of
 from reliable_jobs.compat.django import made_connections
 from reliable_jobs.compat.django_transaction import hooks_count, in_transaction, take_hooks
@@ -223,7 +224,7 @@ def deliver(job: Job, alias: str, *, redelivered: bool = False) -> tuple[Any, An
 @contextlib.contextmanager
 def _local_backend(task: Any) -> Iterator[None]:
     """Results go to the row in any case; a result backend across the network is left out."""
-    backend = task.backend
+    backend = wrapped_by(task.backend)
     module = type(backend).__module__
     local = module.startswith(_LOCAL_BACKENDS) or getattr(backend, "backend", None) == "memory"
     if local or is_disabled(backend):

@@ -24,6 +24,7 @@ from kombu.utils import json as kombu_json
 from reliable_jobs import lifecycle
 from reliable_jobs.backoff import handback_delay
 from reliable_jobs.clock import Now
+from reliable_jobs.compat.celery_backend import results_untouched
 from reliable_jobs.compat.celery_pool import reserves_places
 from reliable_jobs.compat.celery_worker import (
     around_each_message,
@@ -102,7 +103,8 @@ def _park_first(consumer: Any, wrong: str, message: Any, error: Any, answer: Cal
         logger.critical("A message that can't be run could not be parked; it is held unacknowledged.")
         return None
     try:
-        return answer()
+        with results_untouched():  # the row's listener has told what is known
+            return answer()
     except consumer.connection_errors:
         raise
     except Exception as trouble:

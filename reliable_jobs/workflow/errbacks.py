@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from celery import maybe_signature
 from celery.app.task import Context
 
-from reliable_jobs.compat.celery_results import exception_of, is_new_errback, stored_exception
+from reliable_jobs.compat.celery_results import is_new_errback
 from reliable_jobs.compat.kombu import content_types
+from reliable_jobs.message import exception_text
 from reliable_jobs.message.decode import content
 from reliable_jobs.message.row_to_message import outgoing
 from reliable_jobs.models import Job
@@ -39,7 +40,7 @@ def apply(app: Any, using: str, signature: Any, ended: Ended, error: BaseExcepti
     if errback.immutable or not is_new_errback(app, errback):
         errback.apply_async((ended.task_id,), **options)
         return
-    told = (None, stored_exception(error), traceback)
+    told = (None, exception_text.parts(error), traceback)
     with unit_of_work(app, using, parent_id=ended.task_id, root_id=ended.root, errback_of=ended.job_id):
         if getattr(errback.type, "writes_outbox", False):
             errback.apply_async(told, **options)
@@ -60,7 +61,7 @@ def arguments(app: Any, using: str, job: Job, args: Any) -> list[Any]:
     assert job.errback_of is not None
     failed = Job.objects.using(using).filter(pk=job.errback_of).first()
     request = Context(id=str(job.errback_of), args=(), kwargs={}) if failed is None else _request(app, using, failed)
-    return [request, exception_of(app, stored), traceback, *own]
+    return [request, exception_text.of_parts(stored), traceback, *own]
 
 
 def _request(app: Any, using: str, failed: Job) -> Context:

@@ -15,7 +15,7 @@ from celery.exceptions import ChordError
 from reliable_jobs import lifecycle
 from reliable_jobs.enqueue import announced, owing
 from reliable_jobs.lifecycle import groups
-from reliable_jobs.message import debts
+from reliable_jobs.message import debts, exception_text
 from reliable_jobs.message.row_to_message import as_uuid
 from reliable_jobs.models import JobGroup
 from reliable_jobs.workflow import followups
@@ -57,6 +57,7 @@ def _write(app: Celery, group: JobGroup, steps: list[Any], why: str, using: str,
         parent_id=group.parent_id,
         root_id=group.root_id,
         error=why,
+        exception=exception_text.encode(ChordError(why)),
         is_reliable=lambda name: getattr(app.tasks.get(name), "writes_outbox", False),
         owed_by=owed_by,
     )

@@ -7,12 +7,10 @@ are taken off the request before the tracer sees it (run/tracing.py), and applie
 
 from __future__ import annotations
 
-import functools
 import logging
 from typing import Any
 
 from celery import group, maybe_signature
-from celery.app.task import Context
 from celery.exceptions import SoftTimeLimitExceeded
 from django.db import Error as DatabaseError
 from django.db import transaction
@@ -20,7 +18,7 @@ from django.db import transaction
 from reliable_jobs import lifecycle
 from reliable_jobs.compat.kombu import content_types
 from reliable_jobs.lifecycle import db_errors
-from reliable_jobs.message import debts
+from reliable_jobs.message import debts, exception_text
 from reliable_jobs.message.decode import content
 from reliable_jobs.message.result_text import as_celery_stores
 from reliable_jobs.message.row_to_message import as_uuid, outgoing
@@ -84,22 +82,8 @@ def after_failure(ended: Ended, following: Following, error: BaseException, trac
         parent_id=ended.job_id,
         root_id=as_uuid(ended.root),
         error=f"an earlier step, job {ended.job_id}, failed: {db_errors.describe(error)}",
+        exception=exception_text.encode(error),
         is_reliable=lambda name: getattr(ended.app.tasks.get(name), "writes_outbox", False),
-    )
-    tell = functools.partial(_tell_backend, ended, following, error, traceback)
-    transaction.on_commit(tell, using=ended.using, robust=True)
-
-
-def _tell_backend(ended: Ended, following: Following, error: BaseException, traceback: str) -> None:
-    """The result backend is told that the later steps of the chain have failed, as Celery's tracer does it."""
-    fields = {"id": ended.task_id, "task": "", "chain": list(following.chain), "errbacks": None, "chord": None}
-    ended.app.backend.mark_as_failure(
-        ended.task_id,
-        error,
-        traceback,
-        request=Context(fields),
-        store_result=not ended.ignores_result,
-        call_errbacks=False,
     )
 
 

@@ -147,7 +147,7 @@ def routed(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **
         lambda patch: patch.setattr(Celery, "send_task", wrapped(Celery.send_task)),
         lambda patch: patch.setattr(Task, "apply_async", wrapped(Task.apply_async)),
         lambda patch: patch.setattr(app.amqp, "send_task_message", wrapped(app.amqp.send_task_message)),
-        lambda patch: patch.setattr(echo.backend.__class__, "on_task_call", lambda self, producer, task_id: {}),
+        lambda patch: patch.setattr(echo.backend.wrapped.__class__, "on_task_call", lambda self, producer, task_id: {}),
         lambda patch: patch.setattr(app.amqp.router, "routes", [routed]),
         lambda patch: patch.setattr(
             app, "__class__", type("Own", (Celery,), {"send_task": lambda *args, **kwargs: None})

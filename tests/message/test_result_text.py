@@ -17,7 +17,7 @@ from kombu.exceptions import ContentDisallowed
 from reliable_jobs import ReliableTask
 from reliable_jobs.admin.content import shown_result
 from reliable_jobs.message import result_text
-from reliable_jobs.run.delivery import result_of
+from reliable_jobs.results import result_of
 from tests.celery_app import app
 from tests.support import inprocess
 from tests.support.inprocess import InProcess

@@ -287,11 +287,26 @@ def test_b1_an_error_of_the_worker_is_tried_again_and_ends_the_job(
 
 @pytest.mark.filterwarnings("ignore:Exception raised outside body:RuntimeWarning")
 @override_settings(RELIABLE_JOBS={"MAX_INTERRUPTIONS": 1})
-def test_b1_a_result_backend_away_before_the_run_ends_the_job_in_time(
+def test_b1_a_result_backend_that_is_away_keeps_no_job_from_running(
     jobs: InProcess, monkeypatch: pytest.MonkeyPatch, heard: list[str]
 ) -> None:
     task = make(Listening, track_started=True)
-    broken(monkeypatch, task.backend, "store_result")
+    broken(monkeypatch, task.backend.wrapped, "store_result")
+    result = task.delay("x")
+    assert jobs.deliver(jobs.message(result)).answer == "acked"
+    job = jobs.row(result)
+    assert (job.status, job.reason, heard) == ("succeeded", "", [])
+    assert jobs.effects("x") == 1
+
+
+@pytest.mark.filterwarnings("ignore:Exception raised outside body:RuntimeWarning")
+@override_settings(RELIABLE_JOBS={"MAX_INTERRUPTIONS": 1})
+def test_b1_an_error_of_the_tracer_before_the_run_ends_the_job_in_time(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch, heard: list[str]
+) -> None:
+    task = make(Listening, track_started=True)
+    for name in ("store_result", "mark_as_failure"):
+        broken(monkeypatch, task.backend, name)
     internal: list[Any] = []
     signals.task_internal_error.connect(lambda **kwargs: internal.append(kwargs["exception"]), weak=False)
     result = task.delay("x")

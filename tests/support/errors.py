@@ -26,6 +26,7 @@ from kombu.asynchronous.timer import Timer
 
 import reliable_jobs
 from reliable_jobs import ReliableTask
+from reliable_jobs.compat.celery_backend import AnsweringBackend
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.run import bundle_transaction, delivery
 from reliable_jobs.sweep import sweeper
@@ -38,12 +39,20 @@ PACKAGE = str(Path(reliable_jobs.__file__).parent)
 ROUNDS = 25
 
 
-#: Called by Celery itself: what would be raised before their first line is not the package's.
+#: Called by Celery itself, or all of its lines guarded: what would be raised before their first line is not the
+#: package's.
 ENTRIES = (
     parking._outlive.__code__,
     ReliableTask.__call__.__code__,
     delivery.deliver.__code__,
     bundle_transaction.Try.run_function.__code__,
+    ReliableTask.backend.fget.__code__,
+    AnsweringBackend.store_result.__code__,
+    AnsweringBackend.mark_as_done.__code__,
+    AnsweringBackend.mark_as_failure.__code__,
+    AnsweringBackend.mark_as_retry.__code__,
+    AnsweringBackend.mark_as_revoked.__code__,
+    AnsweringBackend._has_taken.__code__,
 )
 
 

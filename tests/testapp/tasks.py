@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import amqp
-from celery import shared_task
+from celery import group, shared_task
+from celery.exceptions import Ignore
 from celery.worker.consumer import Consumer
 from django.db import IntegrityError, connection, transaction
 
@@ -35,6 +36,43 @@ def wait_for(path: str, seconds: float = 60.0) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(path)
         time.sleep(0.02)
+
+
+class OutOfStock(Exception):
+    """An exception of a project's own, which can't be made of its ``args``."""
+
+    def __init__(self, article: str, left: int) -> None:
+        super().__init__(f"{left} of {article} left")
+        self.article, self.left = article, left
+
+
+@shared_task(base=ReliableTask)
+def out_of_stock(article: str) -> None:
+    raise OutOfStock(article, 0)
+
+
+@shared_task(base=ReliableTask, bind=True)
+def shows_progress(self: Any, gate: str, name: str = "") -> str:
+    """Atomic: says how far it is, and waits for the gate."""
+    self.update_state(state="PROGRESS", meta={"done": 1, "of": 2})
+    wait_for(gate)
+    return name
+
+
+@shared_task(base=ReliableTask, bind=True)
+def names_its_end(self: Any) -> None:
+    self.update_state(state="FAILURE", meta=OutOfStock("tea", 3))
+    raise Ignore
+
+
+@shared_task(base=ReliableTask)
+def starts_another(name: str) -> Any:
+    return effect.delay(name)
+
+
+@shared_task(base=ReliableTask)
+def starts_a_group(*names: str) -> Any:
+    return group(effect.s(name) for name in names).delay()
 
 
 @shared_task(base=ReliableTask)

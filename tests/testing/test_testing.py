@@ -329,7 +329,7 @@ def test_results_need_no_backend_across_the_network(monkeypatch: pytest.MonkeyPa
         add.delay(1, 2)
         assert [run.value for run in run_jobs(raise_errors=True).runs] == [3]
     assert Job.objects.get().result == "3"
-    assert task.backend is backend
+    assert task.backend.wrapped is backend
 
 
 class InTestCase(TestCase):

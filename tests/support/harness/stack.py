@@ -103,7 +103,8 @@ class Stack(Queues):
     def clean(self) -> None:
         """Empty every table of a test's making. What a test left running is disconnected, not waited for."""
         tables = ["reliable_jobs_job", "reliable_jobs_jobevent", "testapp_effect", "testapp_parent", "testapp_child"]
-        tables += ["reliable_jobs_jobgroup", "django_celery_results_taskresult"]
+        tables += ["reliable_jobs_jobgroup", "reliable_jobs_jobstate", "reliable_jobs_savedgroup"]
+        tables.append("django_celery_results_taskresult")
         for attempt in range(3):
             try:
                 with psycopg.connect(self.database_url, autocommit=True) as connection:

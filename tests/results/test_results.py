@@ -16,10 +16,10 @@ from django.db import transaction
 from django.utils import timezone
 from django_celery_results.models import TaskResult
 
-from reliable_jobs import ReliableTask, results
+from reliable_jobs import ReliableTask
 from reliable_jobs.errors import NotCommitted
 from reliable_jobs.models import Job
-from reliable_jobs.results import JobResult
+from reliable_jobs.results import JobResult, waiting
 from reliable_jobs.status import Reason
 from tests.celery_app import app
 from tests.support import inprocess
@@ -206,7 +206,7 @@ def test_a4_with_rpc_a_call_needs_no_broker_and_the_row_answers(
 
 def test_a4_with_rpc_get_waits_for_the_row(jobs: InProcess, rpc: RPCBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     result = tasks.effect.delay("x")
-    monkeypatch.setattr(results.time, "sleep", lambda seconds: jobs.work())
+    monkeypatch.setattr(waiting.time, "sleep", lambda seconds: jobs.work())
     assert result.get(timeout=5) == "x"
     Job.objects.all().delete()
     assert result.get(timeout=1) == "x"

@@ -1,0 +1,255 @@
+"""Celery: a result backend that answers from elsewhere, around another one. Needs no loaded apps."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from celery import states
+from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError
+from celery.result import result_from_tuple
+
+from reliable_jobs.compat.celery import CELERY
+from reliable_jobs.compat.celery_asked import TESTS, AskedBackend
+
+with CELERY.importing():
+    from celery.backends.base import DisabledBackend
+
+logger = logging.getLogger(__name__)
+
+_BASE = "celery.backends.base:Backend"
+
+
+@CELERY.undocumented(
+    "Backend.store_result",
+    at=f"{_BASE}.store_result",
+    takes=("task_id", "result", "state", "traceback", "request"),
+    tests=TESTS,
+)
+@CELERY.undocumented(
+    "Backend.mark_as_done",
+    at=f"{_BASE}.mark_as_done",
+    takes=("task_id", "result", "request", "store_result", "state"),
+    tests=TESTS,
+)
+@CELERY.undocumented(
+    "Backend.mark_as_failure",
+    at=f"{_BASE}.mark_as_failure",
+    takes=("task_id", "exc", "traceback", "request", "store_result", "call_errbacks", "state"),
+    tests=TESTS,
+)
+@CELERY.undocumented(
+    "Backend.mark_as_retry",
+    at=f"{_BASE}.mark_as_retry",
+    takes=("task_id", "exc", "traceback", "request", "store_result", "state"),
+    tests=TESTS,
+)
+@CELERY.undocumented(
+    "Backend.mark_as_revoked",
+    at=f"{_BASE}.mark_as_revoked",
+    takes=("task_id", "reason", "request", "store_result", "state"),
+    tests=TESTS,
+)
+@CELERY.undocumented("Backend.forget", at=f"{_BASE}.forget", takes=("task_id",), tests=TESTS)
+@CELERY.undocumented("Backend.restore_group", at=f"{_BASE}.restore_group", takes=("group_id",), tests=TESTS)
+@CELERY.undocumented("Backend.save_group", at=f"{_BASE}.save_group", takes=("group_id", "result"), tests=TESTS)
+@CELERY.undocumented("Backend.delete_group", at=f"{_BASE}.delete_group", takes=("group_id",), tests=TESTS)
+@CELERY.undocumented("Backend.process_cleanup", at=f"{_BASE}.process_cleanup", tests=TESTS)
+@CELERY.undocumented("Backend.as_uri", at=f"{_BASE}.as_uri", takes=("include_password",), tests=TESTS)
+class AnsweringBackend(AskedBackend):
+    """A result backend whose subclass knows what became of its own tasks, and which asks another one for all others.
+    Celery's names for what it is asked and told are here; the subclass has names of its own.
+    """
+
+    def on_task_call(self, producer: Any, task_id: str) -> Any:
+        return self.wrapped.on_task_call(producer, task_id)
+
+    # --- what Celery's tracer and its workers say ---------------------------------------------------------------------
+
+    def store_result(
+        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
+    ) -> Any:
+        own = True
+        try:
+            if own := self.is_own(task_id, request):
+                self.has_said(task_id, state, result, request)
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception as error:
+            _say(task_id, error)
+        return (
+            result if own else self.wrapped.store_result(task_id, result, state, traceback, request=request, **kwargs)
+        )
+
+    def mark_as_done(
+        self, task_id: str, result: Any, request: Any = None, store_result: bool = True, state: str = states.SUCCESS
+    ) -> None:
+        store = store_result and not (request is not None and request.ignore_result)
+        if not self._has_taken(task_id, state, result, request, store):
+            super().mark_as_done(task_id, result, request, store_result, state)
+        elif request is not None and request.chord:  # a chord of somebody else's
+            self.on_chord_part_return(request, state, result)
+
+    def mark_as_failure(
+        self,
+        task_id: str,
+        exc: Any,
+        traceback: Any = None,
+        request: Any = None,
+        store_result: bool = True,
+        call_errbacks: bool = True,
+        state: str = states.FAILURE,
+    ) -> None:
+        if _here.untouched:
+            return
+        if not self._has_taken(task_id, state, exc, request, store_result):
+            super().mark_as_failure(task_id, exc, traceback, request, store_result, call_errbacks, state)
+        elif request is not None and request.chord:
+            self.on_chord_part_return(request, state, exc)
+
+    def mark_as_retry(
+        self,
+        task_id: str,
+        exc: Any,
+        traceback: Any = None,
+        request: Any = None,
+        store_result: bool = True,
+        state: str = states.RETRY,
+    ) -> Any:
+        if not self._has_taken(task_id, state, exc, request, store_result):
+            return super().mark_as_retry(task_id, exc, traceback, request, store_result, state)
+        return exc
+
+    def mark_as_revoked(
+        self,
+        task_id: str,
+        reason: str = "",
+        request: Any = None,
+        store_result: bool = True,
+        state: str = states.REVOKED,
+    ) -> None:
+        if not self._has_taken(task_id, state, None, request, False):
+            super().mark_as_revoked(task_id, reason, request, store_result, state)
+        elif request is not None and request.chord:
+            self.on_chord_part_return(request, state, TaskRevokedError(reason))
+
+    def _has_taken(self, task_id: str, state: str, value: Any, request: Any, stores: bool) -> bool:
+        """Tell the subclass, if the task is its own; says whether it is. What follows such a task is in its settlement.
+
+        Nothing that is settled is lost by an error here: Celery's tracer must go on to its hooks and signals.
+        """
+        try:
+            if not self.is_own(task_id, request):
+                return False
+            if stores:
+                self.has_ended(task_id, state, value, request)
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception as error:
+            _say(task_id, error)
+        return True
+
+    def store_copy(self, task_id: str, value: Any, state: str, traceback: Any, request: Any) -> None:
+        """Store a result in the wrapped backend.
+
+        Raises:
+            Exception: of any kind, it can't.
+        """
+        self.wrapped.store_result(task_id, value, state, traceback, request=request)
+
+    # --- what else a backend keeps ------------------------------------------------------------------------------------
+
+    def forget(self, task_id: str) -> None:
+        own = self.forget_own(task_id)
+        try:
+            if not (own and isinstance(self.wrapped, DisabledBackend)):
+                self.wrapped.forget(task_id)
+        except NotImplementedError:
+            if not own:
+                raise
+
+    def save_group(self, group_id: str, result: Any) -> Any:
+        if not isinstance(self.wrapped, DisabledBackend):
+            return self.wrapped.save_group(group_id, result)
+        self.keep_group(group_id, result.as_tuple())
+        return result
+
+    def restore_group(self, group_id: str, cache: bool = True) -> Any:
+        if not isinstance(self.wrapped, DisabledBackend):
+            return self.wrapped.restore_group(group_id, cache=False)
+        kept = self.kept_group(group_id)
+        return None if kept is None else result_from_tuple(kept, app=self.app)
+
+    def delete_group(self, group_id: str) -> Any:
+        if not isinstance(self.wrapped, DisabledBackend):
+            return self.wrapped.delete_group(group_id)
+        self.drop_group(group_id)
+
+    def cleanup(self) -> None:
+        self.wrapped.cleanup()
+
+    def process_cleanup(self) -> None:
+        self.wrapped.process_cleanup()
+
+    def as_uri(self, include_password: bool = False) -> str:
+        wrapped = "" if isinstance(self.wrapped, DisabledBackend) else self.wrapped.as_uri(include_password)
+        kind = f"{type(self).__module__}:{type(self).__qualname__}"
+        return f"{kind}+{wrapped}" if wrapped else kind
+
+    # --- chords -------------------------------------------------------------------------------------------------------
+
+    def ensure_chords_allowed(self) -> None:
+        self.wrapped.ensure_chords_allowed()
+
+    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> Any:
+        return self.wrapped.apply_chord(header_result_args, body, **kwargs)
+
+    def set_chord_size(self, group_id: str, chord_size: int) -> Any:
+        return self.wrapped.set_chord_size(group_id, chord_size)
+
+    def add_to_chord(self, chord_id: str, result: Any) -> Any:
+        return self.wrapped.add_to_chord(chord_id, result)
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> Any:
+        return self.wrapped.on_chord_part_return(request, state, result, **kwargs)
+
+    def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
+        given = {"wrapped": self.wrapped} if self.implicit else {"url": self.url}
+        return super().__reduce__(args, {**(kwargs or {}), **given})
+
+
+def _say(task_id: str, error: Exception) -> None:
+    logger.warning("Task %s: the result backend could not take what it was told: %r", task_id, error)
+
+
+class _Here(threading.local):
+    untouched = False
+
+
+_here = _Here()
+
+
+@contextlib.contextmanager
+def results_untouched() -> Iterator[None]:
+    """Inside, an :class:`AnsweringBackend` is told of failures in vain: Celery marks tasks as failed that it can't run,
+    from the worker's parent process."""
+    _here.untouched = True
+    try:
+        yield
+    finally:
+        _here.untouched = False
+
+
+def is_disabled(backend: Any) -> bool:
+    """Whether the project has no result backend."""
+    if isinstance(backend, AnsweringBackend):
+        return backend.implicit and is_disabled(backend.wrapped)
+    return isinstance(backend, DisabledBackend)
+
+
+def wrapped_by(backend: Any) -> Any:
+    """The result backend that the project has configured, without ours around it."""
+    return backend.wrapped if isinstance(backend, AnsweringBackend) else backend

@@ -1,0 +1,247 @@
+"""LedgerBackend as the configured result backend: alone, and around another one."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from celery import Task, shared_task
+from celery.backends.base import DisabledBackend
+from celery.exceptions import NotRegistered, TimeoutError
+from celery.result import GroupResult
+from django.db import connection, transaction
+from django_celery_results.models import TaskResult
+
+from reliable_jobs import ReliableTask, lifecycle
+from reliable_jobs.errors import NotCommitted
+from reliable_jobs.models import Job
+from reliable_jobs.results import LedgerBackend, waiting
+from tests.celery_app import app
+from tests.support import inprocess
+from tests.support.inprocess import InProcess
+from tests.testapp import tasks
+
+jobs = inprocess.jobs
+
+LEDGER = "reliable_jobs.results:LedgerBackend"
+
+
+@shared_task(name="test_ledger_backend.plain")
+def plain() -> str:
+    return "plain"
+
+
+@pytest.fixture
+def configure() -> Iterator[Callable[[str | None], LedgerBackend]]:
+    """Have the app configured with another result backend."""
+
+    before = app.conf.result_backend
+
+    def configured(url: str | None) -> LedgerBackend:
+        app.conf.result_backend = url
+        app.conf["CELERY_RESULT_BACKEND"] = url  # up to Celery 5.5 the name as it stands in Django's settings wins
+        app._backend_cache = app._local.backend = None
+        return app.backend
+
+    yield configured
+    configured(before)
+
+
+@pytest.mark.parametrize(
+    ("url", "wrapped", "implicit"),
+    [
+        (LEDGER, "DisabledBackend", False),
+        (f"{LEDGER}+django-db://", "DatabaseBackend", False),
+        (f"{LEDGER}+redis://localhost/9", "RedisBackend", False),
+        ("django-db", "DatabaseBackend", True),
+        (None, "DisabledBackend", True),
+    ],
+)
+def test_every_configuration_gives_a_ledger(configure: Any, url: str | None, wrapped: str, implicit: bool) -> None:
+    backend = configure(url)
+    assert isinstance(backend, LedgerBackend)
+    assert (type(backend.wrapped).__name__, backend.implicit) == (wrapped, implicit)
+    assert tasks.effect.backend is backend, "a reliable task's and the app's are the same"
+    copied = pickle.loads(pickle.dumps(backend))
+    assert (type(copied), type(copied.wrapped).__name__) == (LedgerBackend, wrapped)
+    assert backend.as_uri().startswith(LEDGER[:21])
+
+
+@pytest.mark.parametrize("url", [LEDGER, f"{LEDGER}+django-db://", "django-db", None])
+def test_results_are_read_with_each(jobs: InProcess, configure: Any, url: str | None) -> None:
+    configure(url)
+    done, failed = tasks.effect.delay("x"), tasks.out_of_stock.delay("tea")
+    jobs.work()
+    for reader in (tasks.effect.AsyncResult, app.AsyncResult):
+        assert reader(done.id).get(timeout=1) == "x"
+        with pytest.raises(tasks.OutOfStock):
+            reader(failed.id).get(timeout=1)
+    kept = TaskResult.objects.filter(task_id__in=[done.id, failed.id])
+    # Where it is around another one by its own name, results are not written twice.
+    assert dict(kept.values_list("task_id", "status")) == (
+        {done.id: "SUCCESS", failed.id: "FAILURE"} if url == "django-db" else {}
+    )
+
+
+@pytest.mark.parametrize("url", [f"{LEDGER}+django-db://", "django-db"])
+def test_a_plain_task_keeps_its_backend(jobs: InProcess, configure: Any, url: str) -> None:
+    configure(url)
+    result = plain.delay()
+    jobs.work()
+    assert TaskResult.objects.get(task_id=result.id).status == "SUCCESS"
+    assert app.AsyncResult(result.id).get(timeout=1) == "plain"
+    mixed = GroupResult("g", [app.AsyncResult(result.id), app.AsyncResult(tasks.effect.delay("x").id)], app=app)
+    jobs.work()
+    assert mixed.get(timeout=1) == ["plain", "x"]
+    result.forget()
+    assert app.AsyncResult(result.id).state == "PENDING"
+
+
+def test_a_tasks_own_backend_is_wrapped(jobs: InProcess) -> None:
+    class Own(DisabledBackend):
+        stored: list[Any] = []
+
+        def store_result(self, *args: Any, **kwargs: Any) -> None:
+            self.stored.append(args[:3])
+
+    @app.task(base=ReliableTask, name="test_ledger_backend.own", backend=Own(app))
+    def own() -> int:
+        return 7
+
+    try:
+        assert isinstance(own.backend, LedgerBackend)
+        assert isinstance(own.backend.wrapped, Own)
+        assert own.backend is own.backend
+        result = own.delay()
+        jobs.work()
+        assert own.AsyncResult(result.id).get(timeout=1) == 7
+    finally:
+        app.tasks.pop(own.name)
+
+
+@pytest.mark.parametrize("url", [LEDGER, f"{LEDGER}+django-db://"])
+def test_groups_are_saved_restored_and_deleted(jobs: InProcess, configure: Any, url: str) -> None:
+    configure(url)
+    group = GroupResult("a-group", [tasks.effect.delay("x"), tasks.effect.delay("y")], app=app)
+    group.save()
+    group.save()
+    jobs.work()
+    restored = app.GroupResult.restore("a-group")
+    assert restored.get(timeout=1) == ["x", "y"]
+    restored.delete()
+    assert app.GroupResult.restore("a-group") is None
+
+
+def test_get_looks_soon_and_then_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(waiting.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(waiting.time, "sleep", sleep)
+    pause = waiting.Pauses(30.0, 0.5, None)
+    with pytest.raises(TimeoutError):
+        for _ in range(10_000):
+            pause()
+    assert slept[:3] == pytest.approx([0.002, 0.003, 0.0045])
+    assert max(slept) == 0.5
+    assert sum(slept) == pytest.approx(30.0)
+    assert len([one for one in slept if one < 0.05]) < 80, "a long wait costs few looks"
+
+
+def test_an_uncommitted_id_is_refused_by_every_reader(jobs: InProcess) -> None:
+    with transaction.atomic():
+        result = tasks.effect.delay("x")
+        for wait in (
+            app.AsyncResult(result.id).get,
+            GroupResult("g", [app.AsyncResult(result.id)], app=app).get,
+        ):
+            with pytest.raises(NotCommitted):
+                wait(timeout=60)
+
+
+# --- another backend is brought in line (C14) -------------------------------------------------------------------------
+
+
+def copied(task_id: Any) -> tuple[str, str | None] | None:
+    return TaskResult.objects.filter(task_id=task_id).values_list("status", "task_name").first()
+
+
+def test_c14_a_requeued_job_is_not_failed_there(jobs: InProcess) -> None:
+    result = tasks.fails.delay("x")
+    jobs.work()
+    assert copied(result.id) == ("FAILURE", "tests.testapp.tasks.fails")
+    lifecycle.requeue([jobs.row(result).pk], "default", actor="ann")
+    assert copied(result.id) == ("PENDING", "tests.testapp.tasks.fails")
+
+
+def test_c14_a_cancelled_job_is_revoked_there(jobs: InProcess) -> None:
+    result = tasks.effect.apply_async(("x",), countdown=60)
+    result.revoke()
+    assert copied(result.id) == ("REVOKED", "tests.testapp.tasks.effect")
+
+
+def test_c14_a_rescued_job_is_pending_there(jobs: InProcess) -> None:
+    result = tasks.effect.delay("x")
+    row = jobs.row(result)
+    lifecycle.claim_committed(row.pk, 0, "default", worker="gone", lease=-1)
+    app.backend.copy(result.id, {"status": "STARTED", "result": None, "traceback": None}, None)
+    lifecycle.rescue("default", 10, after_restart=True)
+    assert copied(result.id)[0] == "PENDING"
+
+
+def test_c14_a_backend_that_is_away_keeps_nobody_from_requeueing(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [tasks.fails.delay(f"{number}").id for number in range(3)]
+    jobs.work()
+    tried: list[Any] = []
+
+    def away(*args: Any, **kwargs: Any) -> None:
+        tried.append(args)
+        raise ConnectionError("no backend")
+
+    monkeypatch.setattr(app.backend.wrapped, "store_result", away)
+    report = lifecycle.requeue([Job.objects.get(pk=one).pk for one in ids], "default", actor="ann")
+    assert (len(report.done), len(tried)) == (3, 1), "not asked once for each"
+
+
+def test_an_unknown_task_is_not_failed_while_its_job_waits(jobs: InProcess) -> None:
+    """Celery's consumer marks it as failed; our row waits for a worker that has the code."""
+    from reliable_jobs.compat.celery_backend import results_untouched
+
+    result = tasks.effect.apply_async(("x",), countdown=60)
+    with results_untouched():
+        app.backend.mark_as_failure(result.id, NotRegistered("no such task"))
+    assert copied(result.id) is None
+    assert app.AsyncResult(result.id).state == "PENDING"
+
+
+def test_a_failing_store_fails_no_job(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("no backend")
+
+    monkeypatch.setattr(app.backend.wrapped, "store_result", away)
+    good, bad = tasks.effect.delay("x"), tasks.fails.delay("y")
+    assert [one.signals[-1] for one in jobs.work()] == ["task_postrun", "task_postrun"]
+    assert (jobs.row(good).status, jobs.row(bad).status) == ("succeeded", "failed")
+    assert app.AsyncResult(good.id).get(timeout=1) == "x"
+
+
+def test_a_run_without_another_backend_makes_no_statement_for_its_result(
+    jobs: InProcess, configure: Any, django_assert_num_queries: Any
+) -> None:
+    configure(LEDGER)
+    tasks.effect.delay("x")
+    [message] = jobs.take()
+    from django.test.utils import CaptureQueriesContext
+
+    with CaptureQueriesContext(connection) as queries:
+        jobs.deliver(message)
+    assert not [query["sql"] for query in queries if "taskresult" in query["sql"] or "jobstate" in query["sql"]]
+    assert isinstance(plain, Task)
