@@ -24,7 +24,7 @@ from django.test import override_settings
 
 from qa.crashes.warm import LAST, RECEIVED
 from reliable_jobs.clock import Now
-from reliable_jobs.models import Job
+from reliable_jobs.models import Job, JobGroup
 from reliable_jobs.testing.steps import read
 from tests.support.harness import Process, Stack, wait_until
 
@@ -198,7 +198,7 @@ class Scenario:
 
 
 def nothing_left() -> bool:
-    return not Job.objects.unfinished().exists()
+    return not (Job.objects.unfinished().exists() or JobGroup.objects.filter(state="open").exists())
 
 
 @contextlib.contextmanager

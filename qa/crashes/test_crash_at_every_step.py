@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import chain, group
+from celery import chain, chord, group
 from django_celery_results.models import TaskResult
 
 from qa.crashes.crashes import Cut, Scenario, WarmProcesses, prefork_children
@@ -20,7 +20,7 @@ from reliable_jobs.clock import Now
 from reliable_jobs.dispatch.publisher import publisher
 from reliable_jobs.lifecycle import Claim
 from reliable_jobs.message.row_to_message import outgoing
-from reliable_jobs.models import Job
+from reliable_jobs.models import Job, JobGroup
 from tests.celery_app import app
 from tests.support.harness import Stack
 from tests.testapp import tasks
@@ -221,6 +221,28 @@ def test_d_what_follows_a_parent_killed_anywhere_comes(stack: Stack, warm: WarmP
     kept = {"success": {"succeeded", "sent"}, "failure": {"failed", "succeeded"}}
     final = kept.get(after, {"failed", "succeeded", "sent"})
     all_of(cuts, lambda cut: final, lambda cut: set(statuses(cut)))
+
+
+def with_body(name: str) -> None:
+    """A chord whose only part is the job that is killed, in the header of another one."""
+
+    def one(end: str) -> Any:
+        return tasks.effect.si(f"{name}{end}").set(queue=name)
+
+    chord([chord([one("")], one("-inner"))], one("-body")).apply_async()
+
+
+@pytest.mark.promise("I3")
+def test_the_body_of_a_chord_comes_after_its_last_part_was_killed_anywhere(stack: Stack, warm: WarmProcesses) -> None:
+    """Also between the part's commit and the look at what is left, and within the decision."""
+    scenario = Scenario(stack, warm, "worker", with_body)
+    cuts = scenario.run()
+    assert scenario.undisturbed.passed('UPDATE "reliable_jobs_jobgroup"') == 1
+    scenario.recover()
+    ends = ("", "-inner", "-body")
+    all_of(cuts, lambda cut: [1, 1, 1], lambda cut: [stack.effects(f"{cut.name}{end}") for end in ends])
+    all_of(cuts, lambda cut: ["succeeded"] * 3, statuses)
+    assert set(JobGroup.objects.values_list("state", flat=True)) == {"done"}
 
 
 def test_a_non_atomic_run_killed_anywhere_repeats_what_was_not_settled(

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, Q
 
 from reliable_jobs.clock import Now
 from reliable_jobs.lifecycle.db_errors import clean
@@ -46,6 +46,22 @@ def fail_unsendable(why: Mapping[uuid.UUID, str], using: str, *, actor: str) -> 
                 record(job.pk, using, EventKind.UNROUTABLE, actor, error)
                 failed += 1
     return failed
+
+
+def report(job_id: uuid.UUID, using: str, *, status: str, result: str | None, error: str) -> uuid.UUID | None:
+    """A plain task that is a part of a chord of ours has ended, as its worker says. Returns the group that its row
+    owes; None where no row of it waits for that."""
+    with transaction.atomic(using=using):
+        rows = (
+            Job.objects.using(using)
+            .filter(pk=job_id, owes__isnull=False)
+            .filter(Q(relay_only=True) | Q(due_at=None), status__in=[Status.WAITING, Status.SENT])
+        )
+        owes = rows.lock(wait=True).values_list("owes", flat=True).first()
+        rows.update(
+            status=status, result=result, error=clean(error, ERROR_LIMIT), epoch=F("epoch") + 1, finished_at=Now()
+        )
+        return owes
 
 
 def take_in(job_id: uuid.UUID, using: str) -> bool:

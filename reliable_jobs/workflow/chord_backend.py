@@ -11,7 +11,7 @@ from reliable_jobs import lifecycle
 from reliable_jobs.enqueue import announced, owing
 from reliable_jobs.message import debts
 from reliable_jobs.message.row_to_message import as_uuid, foreign_id
-from reliable_jobs.workflow import unit
+from reliable_jobs.workflow import groups, unit
 
 
 class ChordBackend:
@@ -71,8 +71,11 @@ class ChordBackend:
         return None
 
     def on_chord_part_return(self, request: Any, state: Any, result: Any, **kwargs: Any) -> Any:
-        """A task of a header has ended. Of one that is ours the row says so."""
+        """A task of a header has ended. Of a reliable one the row says so; a plain one may have been added to a chord
+        of ours, or have replaced a part."""
         if request.chord and request.chord.get(debts.STUB):
+            if not getattr(self.app.tasks.get(request.task), "writes_outbox", False):
+                groups.plain_part_ended(self.app, request.id, state, result)
             return None
         return self.chords_of_celery().on_chord_part_return(request, state, result, **kwargs)
 

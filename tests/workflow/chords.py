@@ -65,6 +65,16 @@ def adds(self: ReliableTask, *more: Any) -> int:
     return 0
 
 
+@shared_task(name="test_chords.plain")
+def plain(value: Any) -> Any:
+    return value
+
+
+@shared_task(base=ReliableTask, name="test_chords.adds_plain", bind=True)
+def adds_plain(self: ReliableTask, value: Any) -> None:
+    self.add_to_chord(plain.s(value))
+
+
 @shared_task(base=ReliableTask, name="test_chords.calls")
 def calls(later: Any) -> None:
     signature(later).delay()

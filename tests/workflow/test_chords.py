@@ -16,7 +16,7 @@ from reliable_jobs.models import Job, JobGroup
 from reliable_jobs.workflow.groups import on_finished
 from tests.support import inprocess
 from tests.support.inprocess import InProcess
-from tests.workflow.chords import adds, body, fails, no_backend, outcomes, part, quiet, told, wrap
+from tests.workflow.chords import adds, adds_plain, body, fails, no_backend, outcomes, part, quiet, told, wrap
 
 jobs = inprocess.jobs
 
@@ -74,7 +74,7 @@ SHAPES: dict[str, tuple[Callable[[], Any], Any]] = {
 def test_the_body_is_called_once_with_the_results_in_order(jobs: InProcess, shape: str) -> None:
     make, expected = SHAPES[shape]
     result = make().apply_async()
-    jobs.finish()
+    jobs.work()  # no sweep is needed
     called = list(Job.objects.filter(task=body.name))
     assert len(called) == 1
     assert called[0].status == "succeeded", called[0].error
@@ -90,6 +90,13 @@ def test_a_part_adds_parts_to_its_chord(jobs: InProcess) -> None:
     chord([adds.s(1, 2), part.s(9)], body.s()).apply_async()
     jobs.finish()
     assert jobs.effects("body [0, 1, 2, 'later', 9]") == 1
+
+
+@pytest.mark.promise("I2")
+def test_a_plain_task_that_is_added_to_a_chord_is_waited_for(jobs: InProcess) -> None:
+    chord([adds_plain.s("x"), part.s(9)], body.s()).apply_async()
+    jobs.work()
+    assert jobs.effects("body [None, 'x', 9]") == 1
 
 
 @pytest.mark.promise("I7")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qa.mutants.catalogue import adoption, bundles, dispatch, enqueue, lifecycle, run, sweep, task, worker
+from qa.mutants.catalogue import adoption, bundles, dispatch, enqueue, groups, lifecycle, run, sweep, task, worker
 
 MUTANTS = [
     *task.MUTANTS,
@@ -13,5 +13,6 @@ MUTANTS = [
     *run.MUTANTS,
     *bundles.MUTANTS,
     *lifecycle.MUTANTS,
+    *groups.MUTANTS,
     *sweep.MUTANTS,
 ]

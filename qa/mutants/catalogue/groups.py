@@ -1,0 +1,92 @@
+"""Groups: who decides them, when, and what a requeue or the pruner may do meanwhile."""
+
+from __future__ import annotations
+
+from qa.mutants.mutant import Mutant
+
+GROUPS = "tests/workflow/test_groups.py"
+CHORDS = "tests/workflow/test_chords.py"
+
+MUTANTS = [
+    Mutant(
+        "look-after-the-commit",
+        "I2",
+        "run/delivery.py",
+        "        if ended.owes is not None:\n",
+        "        if False:\n",
+        (f"{CHORDS}::test_the_body_is_called_once_with_the_results_in_order",),
+    ),
+    Mutant(
+        "debt-handed-on",
+        "I3",
+        "run/settling.py",
+        "claim.hands_on = bool(heir.taken)",
+        "claim.hands_on = False",
+        (f"{CHORDS}::test_the_body_is_called_once_with_the_results_in_order",),
+    ),
+    Mutant(
+        "group-lock",
+        "I3",
+        "lifecycle/groups.py",
+        "    return rows.select_for_update(\n"
+        "        skip_locked=skips_locked(connection) and not wait, no_key=locks_no_keys(connection)\n"
+        "    ).first()\n",
+        "    return rows.first()\n",
+        (f"{GROUPS}::test_a_part_requeued_between_the_look_and_the_decision_is_waited_for",),
+    ),
+    Mutant(
+        "decision-reads-what-is-committed",
+        "I2",
+        "workflow/groups.py",
+        "        if not nested:\n",
+        "        if False:\n",
+        (f"{GROUPS}::test_a_part_requeued_between_the_look_and_the_decision_is_waited_for",),
+        also=(
+            (
+                "lifecycle/groups.py",
+                "groups.filter(pk__in=[group.pk for group in locked]).update(",
+                "groups.none().update(",
+            ),
+        ),
+    ),
+    Mutant(
+        "requeue-opens-the-group",
+        "I7",
+        "lifecycle/operations.py",
+        "        groups.reopen_for(ids, using)\n",
+        "",
+        (f"{GROUPS}::test_a_requeue_during_the_decision_opens_the_group_again",),
+    ),
+    Mutant(
+        "sweep-of-groups",
+        "I2",
+        "sweep/sweeper.py",
+        "decided = groups.sweep(app, alias)",
+        "decided = 0",
+        (f"{GROUPS}::test_a_decision_that_nobody_made_is_made_by_the_sweep",),
+    ),
+    Mutant(
+        "inner-groups-are-waited-for",
+        "I3",
+        "lifecycle/sql.py",
+        "WHERE owes = %s AND state = 'open'\n",
+        "WHERE owes = %s AND state = 'none'\n",
+        (f"{GROUPS}::test_an_inner_group_that_fails_fails_the_outer_one",),
+    ),
+    Mutant(
+        "parts-are-kept",
+        "I2",
+        "sweep/pruner.py",
+        "        ~Exists(waiting), status=status",
+        "        status=status",
+        (f"{GROUPS}::test_prune_at_age_0_takes_nothing_that_a_group_still_wants",),
+    ),
+    Mutant(
+        "body-that-cannot-be-written",
+        "I6",
+        "workflow/groups.py",
+        "        decided, outer = _decide(app, group_id, using, wait=wait, trouble=error)\n",
+        "        raise\n",
+        (f"{GROUPS}::test_a_body_that_cannot_be_written_fails_the_group_once",),
+    ),
+]
