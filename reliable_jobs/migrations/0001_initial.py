@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import django.db.models.deletion
 import django.db.models.functions.datetime
-import reliable_jobs.models
+import reliable_jobs.columns
 import uuid
 from typing import Any
 
@@ -86,7 +86,7 @@ class Migration(migrations.Migration):
             options={
                 'permissions': (('requeue_job', 'Can requeue jobs'), ('cancel_job', 'Can cancel jobs')),
                 'indexes': [models.Index(condition=models.Q(('sends', 0), ('status', 'waiting')), fields=['due_at'], name='reliable_job_due'), models.Index(condition=models.Q(('sends__gt', 0), ('status', 'waiting')), fields=['queue', 'check_at'], name='reliable_job_overdue'), models.Index(condition=models.Q(('sends__gt', 1), ('status', 'waiting')), fields=['queue'], name='reliable_job_sent_again'), models.Index(condition=models.Q(('status', 'running')), fields=['lease_at'], name='reliable_job_lease'), models.Index(condition=models.Q(('finished_at__isnull', False)), fields=['queue', 'finished_at'], name='reliable_job_settled'), models.Index(condition=models.Q(('finished_at__isnull', False)), fields=['status', 'finished_at'], name='reliable_job_prune'), models.Index(fields=['created_at'], name='reliable_job_created'), models.Index(fields=['status', 'created_at'], name='reliable_job_status'), models.Index(fields=['task', 'created_at'], name='reliable_job_task'), models.Index(condition=models.Q(('parent_id__isnull', False)), fields=['parent_id'], name='reliable_job_parent'), models.Index(condition=models.Q(('key__isnull', False)), fields=['key'], name='reliable_job_by_key'), models.Index(condition=models.Q(('requeues__gt', 0)), fields=['created_at'], name='reliable_job_requeued'), models.Index(condition=models.Q(('crashes__gt', 0)), fields=['created_at'], name='reliable_job_crashed'), models.Index(condition=models.Q(('reason', 'parked')), fields=['created_at'], name='reliable_job_parked'), models.Index(condition=models.Q(('owes__isnull', False), ('status__in', ['waiting', 'running', 'sent'])), fields=['owes', 'place'], name='reliable_job_owes_open'), models.Index(condition=models.Q(('owes__isnull', False)), fields=['owes', 'place'], name='reliable_job_owes')],
-                'constraints': [reliable_jobs.models.UniqueWhereGiven(fields=('task', 'live_key'), name='reliable_job_live_key')],
+                'constraints': [reliable_jobs.columns.UniqueWhereGiven(fields=('task', 'live_key'), name='reliable_job_live_key')],
             },
         ),
         migrations.CreateModel(
