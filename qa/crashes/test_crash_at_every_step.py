@@ -233,7 +233,7 @@ def with_body(name: str) -> None:
 
 
 @pytest.mark.promise("I3")
-def test_the_body_of_a_chord_comes_after_its_last_part_was_killed_anywhere(stack: Stack, warm: WarmProcesses) -> None:
+def test_a_chords_body_comes_after_its_last_part_was_killed_anywhere(stack: Stack, warm: WarmProcesses) -> None:
     """Also between the part's commit and the look at what is left, and within the decision."""
     scenario = Scenario(stack, warm, "worker", with_body)
     cuts = scenario.run()

@@ -50,21 +50,25 @@ def reopen_for(ids: Sequence[uuid.UUID], using: str) -> None:
     """Jobs are about to be requeued: lock the groups that wait for them, and open again those that have failed, and
     what failed with them. Call it in the requeue's transaction, before the jobs are locked.
 
-    A group that is done or cancelled stays so: its part runs again, and nothing follows twice.
+    A group that is done or cancelled stays so: its part runs again, and nothing follows twice. A part that had
+    succeeded opens none: the others are as they were.
     """
-    owed = Job.objects.using(using).filter(pk__in=ids, owes__isnull=False).order_by()
-    wanted = {owes for owes in owed.values_list("owes", flat=True).distinct() if owes is not None}
+    owed = Job.objects.using(using).filter(pk__in=ids, owes__isnull=False).order_by().values_list("owes", "status")
+    found_parts = [(owes, status) for owes, status in owed if owes is not None]
+    wanted = {owes for owes, _ in found_parts}
+    opens = {owes for owes, status in found_parts if status != Status.SUCCEEDED}
     seen: set[uuid.UUID] = set()
     while wanted:
         groups = JobGroup.objects.using(using)
         # An open one is written too: who has begun to decide it under REPEATABLE READ is told so by the database.
         found = groups.filter(pk__in=wanted, state__in=[GroupState.OPEN, GroupState.FAILED]).order_by("pk")
         locked = list(found.select_for_update(no_key=locks_no_keys(connections[using])))
-        groups.filter(pk__in=[group.pk for group in locked]).update(state=GroupState.OPEN, error="", decided_at=None)
+        failed = [group for group in locked if group.state == GroupState.FAILED and group.pk in opens]
+        written = [group.pk for group in locked if group.state == GroupState.OPEN or group in failed]
+        groups.filter(pk__in=written).update(state=GroupState.OPEN, error="", decided_at=None)
         seen |= wanted
-        failed = [group for group in locked if group.state == GroupState.FAILED]
         _hold_again(failed, using)
-        wanted = {group.owes for group in failed if group.owes is not None} - seen
+        wanted = opens = {group.owes for group in failed if group.owes is not None} - seen
 
 
 def _hold_again(groups: Iterable[JobGroup], using: str) -> None:

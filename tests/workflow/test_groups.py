@@ -164,6 +164,20 @@ def test_a_requeue_during_the_decision_opens_the_group_again(stack: Stack) -> No
     assert b"[0, null]" in bytes(written.payload)  # a requeue empties the result
 
 
+@pytest.mark.promise("I7")
+def test_a_requeue_of_a_part_that_succeeded_opens_no_failed_group(stack: Stack) -> None:
+    group = opened("succeeded", "failed")
+    assert groups.decide(app, group.pk, "default")
+    succeeded, failed = parts(group)
+    lifecycle.requeue([succeeded.pk], "default", actor="ann")
+    assert (state(group), bodies(group)[0].status) == ("failed", "failed")
+    lifecycle.requeue([failed.pk], "default", actor="ann")
+    end(failed)
+    assert state(group) == "open"
+    end(succeeded)
+    assert state(group) == "done"
+
+
 @pytest.mark.promise("I2")
 def test_a_decision_that_nobody_made_is_made_by_the_sweep(stack: Stack) -> None:
     """Killed between the COMMIT and the look; Celery may have acknowledged the message."""

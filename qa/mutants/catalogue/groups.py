@@ -44,7 +44,7 @@ MUTANTS = [
         also=(
             (
                 "lifecycle/groups.py",
-                "groups.filter(pk__in=[group.pk for group in locked]).update(",
+                "groups.filter(pk__in=written).update(",
                 "groups.none().update(",
             ),
         ),
