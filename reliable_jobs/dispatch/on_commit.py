@@ -27,7 +27,7 @@ from reliable_jobs.conf import settings
 from reliable_jobs.dispatch import notify
 from reliable_jobs.dispatch.publisher import publisher
 from reliable_jobs.dispatch.receipt import Receipt
-from reliable_jobs.message.row_to_message import Outgoing, Rendered, first_outgoing
+from reliable_jobs.message.row_to_message import Outgoing, Rendered, first_outgoing, foreign_id
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,9 @@ MAX_ON_COMMIT = 1000
 
 def is_uncommitted(job_id: str) -> bool:
     """Whether this thread has enqueued the job in a transaction that is open now, so that nobody else sees it yet."""
+    own = str(foreign_id(job_id))
     return any(
-        databases.in_users_transaction(connection) and any(job_id in hook.ids for hook in _open.noted(connection.alias))
+        databases.in_users_transaction(connection) and any(own in hook.ids for hook in _open.noted(connection.alias))
         for connection in made_connections()
     )
 

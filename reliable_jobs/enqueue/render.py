@@ -28,7 +28,15 @@ from reliable_jobs.conf import settings
 from reliable_jobs.enqueue import announced, explain
 from reliable_jobs.errors import InvalidOption, UnserialisableArguments
 from reliable_jobs.message import debts
-from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, PICKLE, USUAL_HEADERS, Debt, Rendered, as_uuid
+from reliable_jobs.message.row_to_message import (
+    ENVELOPE_VERSION,
+    PICKLE,
+    USUAL_HEADERS,
+    Debt,
+    Rendered,
+    as_uuid,
+    foreign_id,
+)
 
 #: How Celery would have published (dispatch/publisher.py has its own answers), and what is in the headers already.
 _NOT_PROPERTIES = (
@@ -134,8 +142,6 @@ class Capture:
         }
         if self.sensitive:
             envelope["sensitive"] = True
-        if self.relay_only and as_uuid(headers.get("id")) is None:
-            envelope["headers"]["id"] = headers.get("id")  # the row has another id: see foreign_id()
         text = _envelope_text(headers.get("task"), envelope)
         self.rendered = Rendered(
             task=headers["task"],
@@ -243,6 +249,8 @@ def check_readable(task: Any, payload: bytes) -> None:
 
 def _unusual(headers: dict[str, Any]) -> dict[str, Any]:
     """The headers that :func:`outgoing` could not tell from the row's columns."""
-    usual = {**USUAL_HEADERS, "id": headers.get("id"), "root_id": headers.get("id"), "task": headers.get("task")}
+    # A caller may have spelled the id otherwise (uuid4().hex), and asks a result backend for it in that way.
+    own = str(foreign_id(headers.get("id")))
+    usual = {**USUAL_HEADERS, "id": own, "root_id": own, "task": headers.get("task")}
     # Of the same type too: 0 is not False on the wire.
     return {k: v for k, v in headers.items() if k not in usual or usual[k] != v or type(usual[k]) is not type(v)}

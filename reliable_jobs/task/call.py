@@ -63,7 +63,7 @@ class Call(Times, Arguments, Sensitive, CallVariants[P, R_co]):
 
         Args:
             args, kwargs: the arguments of the task function.
-            task_id: the job's id, a UUID; a new one by default.
+            task_id: the job's id, a UUID in any spelling, which its message and result keep; a new one by default.
             producer: without effect.
             link, link_error: tasks that are called with the result, or with the error.
             shadow: a name for logs and monitors.
@@ -108,7 +108,9 @@ class Call(Times, Arguments, Sensitive, CallVariants[P, R_co]):
                 f"{self.name}: key={key!r} must be a string of 1 to 255 characters without NUL, a whole number or a "
                 "UUID."
             )
-        rendered = self._render(args, kwargs, job_id, link, link_error, shadow, options)
+        spelled = str(job_id if task_id is None else task_id)
+        usual = task_id is None or spelled == str(job_id)
+        rendered = self._render(args, kwargs, job_id if usual else spelled, link, link_error, shadow, options)
         request = stages.keys.Request(
             job_id,
             rendered,
@@ -119,7 +121,7 @@ class Call(Times, Arguments, Sensitive, CallVariants[P, R_co]):
             **self._times(countdown, eta, expires),
         )
         written = stages.outbox.enqueue(app, request, using=using, transactional=transactional)
-        result = self.AsyncResult(str(written))
+        result = self.AsyncResult(spelled if written == job_id else str(written))
         result.ignored = bool(options.get("ignore_result", self.ignore_result))
         parent = app.current_worker_task
         if parent and options.get("add_to_parent", True):
@@ -203,7 +205,7 @@ class Call(Times, Arguments, Sensitive, CallVariants[P, R_co]):
         self,
         args: Any,
         kwargs: Any,
-        job_id: uuid.UUID,
+        task_id: uuid.UUID | str,
         link: Any,
         link_error: Any,
         shadow: str | None,
@@ -211,16 +213,18 @@ class Call(Times, Arguments, Sensitive, CallVariants[P, R_co]):
     ) -> Rendered:
         args, kwargs = () if args is None else args, {} if kwargs is None else kwargs
         plain = not options and not link and not link_error and not shadow
-        if plain and isinstance(args, (list, tuple)) and isinstance(kwargs, dict):
+        # A text is an id that its message is to spell so.
+        plain = plain and isinstance(args, (list, tuple)) and isinstance(kwargs, dict)
+        if plain and isinstance(task_id, uuid.UUID):
             template = template_of(self, super().apply_async, args, kwargs)
             if template is not None:
                 # Not before: an apply_async between this one and Celery's may add arguments.
                 self._check_arguments(args, kwargs)
-                filled = template.fill(job_id, args, kwargs)
+                filled = template.fill(task_id, args, kwargs)
                 if filled is not None:
                     return filled
         capture = Capture()
-        self.render_into(capture, args, kwargs, str(job_id), link, link_error, shadow, **options)
+        self.render_into(capture, args, kwargs, str(task_id), link, link_error, shadow, **options)
         if capture.rendered is None:
             raise InvalidOption(f"{self.name}: Celery did not render a message; is apply_async overridden?")
         return capture.rendered

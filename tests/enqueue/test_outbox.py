@@ -830,3 +830,18 @@ def test_a11_jobs_of_a_caller_that_commits_by_hand_commit_with_it(
     assert (Job.objects.count(), jobs.take()) == (5, [])
     jobs.finish()
     assert (jobs.effects("a11"), jobs.effects("a11 undone")) == (5, 0)
+
+
+@pytest.mark.parametrize("link", [None, "link"])
+def test_an_id_is_kept_as_its_caller_spells_it(jobs: InProcess, link: str | None) -> None:
+    """``uuid4().hex`` is common, and a result backend is asked for exactly that."""
+    given = uuid.uuid4().hex
+    options = {"link": tasks.effect.si("linked")} if link else {}
+    result = tasks.effect.apply_async(("spelled",), task_id=given, **options)
+    assert (result.id, jobs.row(result).pk) == (given, uuid.UUID(given))
+    (message,) = jobs.take()
+    assert (message.headers["id"], message.headers["root_id"]) == (given, given)
+    assert jobs.message(result).headers["id"] == given  # as the sweeper sends it
+    assert jobs.deliver(message).answer == "acked"
+    assert jobs.row(result).status == "succeeded"
+    assert tasks.effect.app.AsyncResult(given).state == "SUCCESS"
