@@ -15,7 +15,8 @@ from django.test import override_settings
 from django.utils import timezone
 
 from reliable_jobs import ReliableTask, lifecycle
-from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.models import Job, JobEvent, JobState
+from reliable_jobs.results import states
 from reliable_jobs.status import EventKind
 from tests.celery_app import app
 from tests.support import inprocess
@@ -199,3 +200,22 @@ def test_a_deadlock_in_a_task_function_discards_its_whole_transaction(jobs: InPr
             assert (job.status, job.failures) == ("waiting", 0)
     finally:
         app.tasks.pop(f"tests.deadlock_{swallow}", None)
+
+
+# --- what a run says of itself ----------------------------------------------------------------------------------------
+
+
+def test_a_state_is_written_beside_the_run_that_holds_the_row(jobs: InProcess) -> None:
+    """InnoDB's INSERT … SELECT may ask for a lock on the row that it reads; the run's would be waited for."""
+    result = tasks.effect.delay("x")
+    with transaction.atomic():
+        Job.objects.select_for_update().get(pk=result.id)
+        for step in (1, 2):
+            assert states.say(jobs.row(result).pk, "PROGRESS", f'{{"step": {step}}}')
+        seen: list[Any] = []
+        reader = threading.Thread(target=lambda: seen.append((JobState.objects.get().meta, connection.close())[0]))
+        reader.start()
+        reader.join(10)
+        assert seen == ['{"step": 2}']
+    assert not states.say(jobs.row(result).pk, "STARTED", None, weak=True)
+    assert app.AsyncResult(result.id).state == "PROGRESS"

@@ -243,3 +243,19 @@ def test_a_state_of_a_settled_job_is_not_written(jobs: InProcess) -> None:
     jobs.work()
     assert not side_states.say(jobs.row(result).pk, "PROGRESS", None)
     assert only_answer(result.id)[0] == "SUCCESS"
+
+
+def test_track_started_says_started_until_the_job_waits_again(jobs: InProcess) -> None:
+    result = tracked.delay()
+    jobs.work()
+    assert seen_inside == ["STARTED"], "of an atomic run, whose row shows nothing"
+    assert only_answer(result.id)[0] == "RETRY", "of an earlier run"
+
+
+seen_inside: list[str] = []
+
+
+@reliable_task(name="test_answer.tracked", track_started=True, bind=True)
+def tracked(self: Any) -> None:
+    seen_inside.append(app.AsyncResult(self.request.id).state)
+    raise self.retry(countdown=60)
