@@ -37,13 +37,14 @@ OPEN = ["waiting", "running", "sent"]
 #: Every move that lifecycle/ may make; anything else is a bug and raises there.
 TRANSITIONS: dict[str, tuple[str, ...]] = {
     Status.WAITING: (Status.WAITING, Status.RUNNING, Status.SENT, *FINAL),
-    Status.RUNNING: (Status.WAITING, *FINAL),
+    Status.RUNNING: (Status.WAITING, Status.SENT, *FINAL),
     Status.SUCCEEDED: (Status.WAITING,),
     Status.FAILED: (Status.WAITING,),
     Status.CANCELLED: (Status.WAITING,),
     Status.EXPIRED: (Status.WAITING,),
-    #: Requeued by a person, or met by a worker in which its task is a reliable one.
-    Status.SENT: (Status.WAITING,),
+    #: Requeued by a person, or met by a worker in which its task is a reliable one. Failed, where it keeps the place of
+    #: a step that will not come.
+    Status.SENT: (Status.WAITING, Status.FAILED),
 }
 
 #: What Celery calls it, for result backends and ``AsyncResult.state``.
@@ -86,6 +87,8 @@ class Reason(models.TextChoices):
     REVOKED = "revoked", "revoked"
     #: Requeued by a person and not run since.
     REQUEUED = "requeued", "requeued"
+    #: ``replace()``: other tasks do its work, and the last of them has its id.
+    REPLACED = "replaced", "replaced by other tasks"
     #: A step of a chain that will not come: an earlier step has failed.
     EARLIER_STEP = "earlier step", "an earlier step failed"
     #: A message of a task that is not reliable, which the broker could not route.

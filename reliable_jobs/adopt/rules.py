@@ -110,10 +110,9 @@ CACHE = Rule(
     ),
 )
 WAIT = Rule("wait", "use a chain, a chord or a second task: a job enqueued here is published when this one commits")
-REPLACE = Rule("replace", "start the canvas with delay(): only a single reliable task may take a job's place")
 
 CALLS = (COMMIT, FILE, SUBPROCESS, NETWORK, SLEEP, CONNECTION, THREAD, STATUS, CACHE)
-RULES = (*CALLS, DURABLE, CHUNKS, RECORDED, INTEGRITY, WAIT, REPLACE)
+RULES = (*CALLS, DURABLE, CHUNKS, RECORDED, INTEGRITY, WAIT)
 
 #: Of the modules above, what touches nothing.
 HARMLESS = (

@@ -126,8 +126,6 @@ class _Reader:
             self.add(node, rules.COMMIT, f"execute({_text(node.args[0]).strip()[:40]!r})")
         elif self._opens_for_writing(name, node):
             self.add(node, rules.FILE, f"{self._shown(node)} writes a file")
-        elif name.endswith(".replace") and self._is_task(node.func):
-            self.add(node, rules.REPLACE, self._shown(node))
         elif last in ("get", "join", "join_native") and self._waits(node.func):
             self.add(node, rules.WAIT, self._shown(node))
         else:

@@ -27,7 +27,7 @@ from reliable_jobs.lifecycle.operations import (
 )
 from reliable_jobs.lifecycle.receipts import fail_steps, park, take_receipt
 from reliable_jobs.lifecycle.relayed import fail_unsendable, mark_sent, take_in
-from reliable_jobs.lifecycle.settle import expire, fail, run_again, succeed, succeed_many
+from reliable_jobs.lifecycle.settle import expire, fail, hold, run_again, succeed, succeed_many
 from reliable_jobs.lifecycle.taken_over import hold_place, take_over
 from reliable_jobs.lifecycle.transition import (
     Claim,
@@ -51,6 +51,7 @@ __all__ = [
     "fail_steps",
     "fail_unsendable",
     "hand_back",
+    "hold",
     "hold_by_token",
     "hold_place",
     "last_death",

@@ -62,7 +62,9 @@ def _requeue_batch(ids: Sequence[uuid.UUID], using: str, actor: str, queue: str 
     with transaction.atomic(using=using):
         groups.reopen_for(ids, using)
         rows = Job.objects.using(using)
-        locked = list(rows.filter(pk__in=ids).exclude(status=Status.RUNNING).defer("payload").lock())
+        # A held one goes on by itself: other tasks do its work.
+        idle = rows.filter(pk__in=ids).exclude(status=Status.RUNNING).exclude(status=Status.WAITING, due_at=None)
+        locked = list(idle.defer("payload").lock())
         _explain_skips(ids, {job.pk for job in locked}, using, report)
         keyed = {job.pk for job in locked if job.is_final and job.key is not None and job.live_key is None}
         plain = [job.pk for job in locked if job.pk not in keyed]

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from django.db import transaction
-from django.db.models import F
+from django.db.models import Q
 from kombu.serialization import dumps
 from kombu.utils import json as kombu_json
 
 from reliable_jobs.clock import Now
 from reliable_jobs.lifecycle.db_errors import clean
 from reliable_jobs.lifecycle.listeners import tell
-from reliable_jobs.lifecycle.transition import ERROR_LIMIT, TRACEBACK_LIMIT, record
+from reliable_jobs.lifecycle.transition import ERROR_LIMIT, TRACEBACK_LIMIT, record, transition
 from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, foreign_id
 from reliable_jobs.models import Job
 from reliable_jobs.status import EventKind, Reason, Status
@@ -102,16 +102,13 @@ def fail_steps(
                 **dict(zip(("owes", "place"), owed_by(step), strict=True)),
             )
         )
-    rows = Job.objects.using(using)
-    rows.bulk_create(jobs, ignore_conflicts=True)
-    rows.filter(pk__in=[job.pk for job in jobs], status=Status.WAITING, due_at=None).update(
-        status=Status.FAILED,
-        reason=Reason.EARLIER_STEP,
-        error=clean(error, ERROR_LIMIT),
-        exception=exception,
-        epoch=F("epoch") + 1,
-        finished_at=Now(),
-    )
+    Job.objects.using(using).bulk_create(jobs, ignore_conflicts=True)
+    held = Q(status=Status.WAITING, due_at=None) | Q(status=Status.SENT, reason=Reason.REPLACED)
+    rows = Job.objects.using(using).filter(held, pk__in=[job.pk for job in jobs])
+    for job in rows.defer("payload", "envelope").lock(wait=True):
+        why = clean(error, ERROR_LIMIT)
+        transition(job, using, Status.FAILED, reason=Reason.EARLIER_STEP, error=why, exception=exception)
+        record(job.pk, using, EventKind.FAILURE, "", why)
     tell([job.pk for job in jobs], using)
 
 

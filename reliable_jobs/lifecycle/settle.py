@@ -153,6 +153,30 @@ def run_again(
     return won
 
 
+def hold(claim: Claim, worker: str, *, sent: bool = False) -> bool:
+    """Keep the job's place: a later step of a workflow has its id, and will be written into the row (taken_over.py).
+    No claim and no sweep takes it meanwhile, and messages of what it was are stale.
+
+    Args:
+        sent: perhaps it won't be: the step is no reliable task, and may be started where nothing is written.
+    """
+    changes: dict[str, Any] = {"reason": Reason.REPLACED}
+    if sent:
+        changes.update(relay_only=True, finished_at=Now())
+    return _leave(
+        claim,
+        Status.SENT if sent else Status.WAITING,
+        worker,
+        sends=0,
+        check_at=None,
+        due_at=None,
+        error="",
+        traceback="",
+        content_version=claim.job.content_version + 1,
+        **changes,
+    )
+
+
 def _content(rendered: Rendered) -> dict[str, Any]:
     names = ("task", "queue", "priority", "payload", "content_type", "content_encoding", "envelope")
     return {name: getattr(rendered, name) for name in names}

@@ -15,6 +15,10 @@ from reliable_jobs.lifecycle.transition import check_allowed
 from reliable_jobs.models import Job
 from reliable_jobs.status import Reason, Status
 
+#: Held for a step, or failed in place of one.
+KEEPS_PLACE = Q(reason__in=[Reason.REPLACED, Reason.EARLIER_STEP], status__in=[Status.FAILED, Status.SENT]) | Q(
+    status=Status.WAITING, due_at=None
+)
 _TIMES = ("due_in", "not_before", "check_in", "expires_at", "expires_in")
 
 
@@ -59,8 +63,7 @@ def take_over(job_id: uuid.UUID, using: str, new: Mapping[str, Any]) -> int:
     due_in, not_before, check_in, expires_at, expires_in = (columns.pop(name) for name in _TIMES)
     with transaction.atomic(using=using):
         rows = Job.objects.using(using).filter(pk=job_id)
-        keeps_place = Q(status=Status.FAILED, reason=Reason.EARLIER_STEP) | Q(status=Status.WAITING, due_at=None)
-        job = rows.filter(keeps_place).defer("payload", "envelope").lock(wait=True).first()
+        job = rows.filter(KEEPS_PLACE).defer("payload", "envelope").lock(wait=True).first()
         if job is None:
             return 0
         check_allowed(job, Status.WAITING)

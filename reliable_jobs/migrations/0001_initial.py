@@ -46,7 +46,7 @@ class Migration(migrations.Migration):
                 ('queue', models.CharField(max_length=255)),
                 ('priority', models.SmallIntegerField(blank=True, null=True)),
                 ('status', models.CharField(choices=[('waiting', 'waiting'), ('running', 'running'), ('succeeded', 'succeeded'), ('failed', 'failed'), ('cancelled', 'cancelled'), ('expired', 'expired'), ('sent', 'sent')], default='waiting', max_length=10)),
-                ('reason', models.CharField(blank=True, choices=[('', '-'), ('error', 'error'), ('asked', 'asked to run later'), ('crash', 'crashed'), ('time limit', 'hard time limit'), ('interrupted', 'interrupted'), ('parked', 'parked'), ('rejected', 'rejected'), ('ignored', 'ignored'), ('revoked', 'revoked'), ('requeued', 'requeued'), ('earlier step', 'an earlier step failed'), ('unroutable', 'unroutable')], default='', max_length=12)),
+                ('reason', models.CharField(blank=True, choices=[('', '-'), ('error', 'error'), ('asked', 'asked to run later'), ('crash', 'crashed'), ('time limit', 'hard time limit'), ('interrupted', 'interrupted'), ('parked', 'parked'), ('rejected', 'rejected'), ('ignored', 'ignored'), ('revoked', 'revoked'), ('requeued', 'requeued'), ('replaced', 'replaced by other tasks'), ('earlier step', 'an earlier step failed'), ('unroutable', 'unroutable')], default='', max_length=12)),
                 ('due_at', models.DateTimeField(blank=True, null=True)),
                 ('check_at', models.DateTimeField(blank=True, null=True)),
                 ('sends', models.PositiveIntegerField(default=0)),

@@ -29,6 +29,7 @@ from reliable_jobs.errors import (
 )
 from reliable_jobs.lifecycle import Claim, db_errors
 from reliable_jobs.message import exception_text, result_text
+from reliable_jobs.run import settling
 from reliable_jobs.run.state import Again, Interrupted, Outcome, Run
 from reliable_jobs.run.transaction_state import is_cut_off
 from reliable_jobs.status import EventKind, Reason, Status
@@ -173,6 +174,8 @@ def failure(task: RunnableTask, run: Run, error: Exception, reason: str = Reason
 
 def again(task: RunnableTask, run: Run, wish: Again, signal: BaseException) -> Outcome:
     """Back to waiting; ``signal`` is what the tracer hears: Retry or Ignore."""
+    if wish.replaced_by is not None:
+        return settling.replaced(task, run, wish.replaced_by, signal)
     failed = wish.cause is not None and wish.counts
     text, trace, exception = "", "", None
     if wish.cause is not None:

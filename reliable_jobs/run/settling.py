@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from reliable_jobs import lifecycle
 from reliable_jobs.compat.celery_run import put_on
 from reliable_jobs.enqueue import owing
 from reliable_jobs.lifecycle import Claim, db_errors
-from reliable_jobs.run.state import Outcome
+from reliable_jobs.run.state import Outcome, Run
 from reliable_jobs.run.trail import trail_of
 from reliable_jobs.status import Status
 from reliable_jobs.workflow import followups
-from reliable_jobs.workflow.following import Ended, Following
+from reliable_jobs.workflow.following import Ended, Following, is_written_here
 
 if TYPE_CHECKING:
     from reliable_jobs.protocols import RunnableTask
@@ -60,6 +61,21 @@ def end(task: RunnableTask, ended: Outcome, claim: Claim) -> bool:
     if ended.status in (Status.FAILED, Status.EXPIRED) and ended.error is not None:
         write_failure(task, claim, ended.error)
     return True
+
+
+def replaced(task: RunnableTask, run: Run, by: Any, signal: BaseException) -> Outcome:
+    """The job has replaced itself by other tasks. They are written now; its row is held until the last of them is,
+    which has its id."""
+
+    def settle(claim: Claim) -> bool:
+        ours = is_written_here(task.app, by, str(task.request.id))
+        if not lifecycle.hold(claim, run.worker, sent=not ours):
+            return False
+        with _ended(task, claim).unit():
+            by.apply_async()
+        return True
+
+    return Outcome(settle, error=signal)
 
 
 def write_failure(task: RunnableTask, claim: Claim, error: BaseException) -> None:

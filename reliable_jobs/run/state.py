@@ -25,6 +25,8 @@ class Again:
     content: Rendered | None = None
     expires: datetime.datetime | None = None
     cause: BaseException | None = None
+    #: Other tasks, of which the last has this job's id: the row is held for it.
+    replaced_by: Any = None
 
 
 @dataclasses.dataclass

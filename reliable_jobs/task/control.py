@@ -19,7 +19,7 @@ from django.db import transaction
 
 from reliable_jobs.backoff import Limits
 from reliable_jobs.conf import settings
-from reliable_jobs.errors import InvalidOption, RetryNotAllowed, RunTakenAway
+from reliable_jobs.errors import RetryNotAllowed, RunTakenAway
 from reliable_jobs.task import stages
 
 if TYPE_CHECKING:
@@ -247,9 +247,11 @@ class RunControl(Task):
     def on_replace(self, sig: Signature) -> Any:
         """The end of Celery's ``replace()``: the same job, with other content. What the task function wrote stays.
 
+        By one reliable task it is the same row. By anything else the row is held: the last task of the replacement has
+        this job's id, and is written into it.
+
         Raises:
             celery.exceptions.Ignore: always, in a worker.
-            InvalidOption: the replacement is not a single reliable task.
         """
         run = self._run_in_progress()
         if run is None:
@@ -259,12 +261,11 @@ class RunControl(Task):
         if sig.get("subtask_type") == "chain":  # Celery appends what was to follow this job
             head, *rest = (maybe_signature(part, app=self.app) for part in sig.tasks)
         target = self.app.tasks.get(head.task)
-        # In a chain of the function's making the last part has this job's id, whose row is the first part's.
-        own_chain = any(part.options.get("task_id") == self.request.id for part in rest)
-        if own_chain or head.get("subtask_type") is not None or not getattr(target, "writes_outbox", False):
-            raise InvalidOption(
-                f"{self.name}: replace() takes one reliable task, not {sig!r}. Start a canvas with delay() instead."
-            )
+        # In a canvas of the function's making the last task has this job's id, and not the first.
+        same = head.options.get("task_id") == self.request.id
+        if not same or head.get("subtask_type") is not None or not getattr(target, "writes_outbox", False):
+            run.again = stages.state.Again(counts=False, replaced_by=sig)
+            raise Ignore("Replaced by new task")
         options = {name: value for name, value in head.options.items() if name not in ("task_id", "countdown", "eta")}
         if rest:
             options["chain"] = rest[::-1]

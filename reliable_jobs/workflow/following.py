@@ -63,3 +63,40 @@ class Ended:
     @property
     def root(self) -> Any:
         return self.root_id or self.task_id
+
+
+def is_written_here(
+    app: Any, signature: Mapping[str, Any], task_id: str, *, before: Mapping[str, Any] | None = None
+) -> bool:
+    """Whether the task of a canvas that has an id becomes a row wherever it is started. One that is not reliable does
+    so in the settlement of a reliable task, and not where a plain worker or a result backend starts it.
+
+    Args:
+        before: what precedes the canvas, where it is known.
+    """
+    kind, kwargs = signature.get("subtask_type"), signature.get("kwargs") or {}
+    if kind == "chord":
+        return is_written_here(app, kwargs.get("body") or {}, task_id, before=signature)
+    if kind == "chain":
+        for step in kwargs.get("tasks") or ():
+            if task_id in _ids(step):
+                return is_written_here(app, step, task_id, before=before)
+            before = step
+        return True
+    if _is_reliable(app, signature) or before is None:
+        return True
+    return before.get("subtask_type") is None and _is_reliable(app, before)
+
+
+def _is_reliable(app: Any, signature: Mapping[str, Any]) -> bool:
+    return bool(getattr(app.tasks.get(signature.get("task")), "writes_outbox", False))
+
+
+def _ids(signature: Mapping[str, Any]) -> set[str]:
+    """Ids of the tasks of a canvas, without the headers of its chords."""
+    kind, kwargs = signature.get("subtask_type"), signature.get("kwargs") or {}
+    if kind == "chord":
+        return _ids(kwargs.get("body") or {})
+    if kind == "chain":
+        return {one for step in kwargs.get("tasks") or () for one in _ids(step)}
+    return {(signature.get("options") or {}).get("task_id") or ""}

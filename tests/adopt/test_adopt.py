@@ -101,9 +101,9 @@ UNSAFE = {
     ],
     "cache": ["cache.set('a', 1)"],
     "wait": ["other.delay().get()", "r = other.delay()\nr.get(timeout=3)"],
-    "replace": ["raise self.replace(other.s())"],
 }
 SAFE = [
+    "raise self.replace(other.s())",
     "transaction.on_commit(lambda: os.unlink('a'))",
     "def remove():\n    os.unlink('a')\ntransaction.on_commit(remove)",
     "with tempfile.TemporaryDirectory() as folder:\n    path = Path(folder) / 'a'\n    path.write_text('x')",

@@ -8,7 +8,7 @@ import uuid
 from typing import Any
 
 import pytest
-from celery import chain, group, shared_task, signature
+from celery import shared_task
 from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
 from django.db import transaction
 from django.utils import timezone
@@ -478,20 +478,6 @@ def test_replace_with_a_countdown_waits(jobs: InProcess) -> None:
     row = run(jobs, lambda self: self.replace(tasks.effect.si("later").set(countdown=60)))
     assert (row.status, row.task) == ("waiting", tasks.effect.name)
     assert 50 < wait(row) <= 60
-
-
-@pytest.mark.parametrize("kind", [group, chain])
-def test_replace_with_a_canvas_fails_saying_what_to_do(jobs: InProcess, kind: Any) -> None:
-    row = run(jobs, lambda self: self.replace(kind(tasks.effect.si("a"), tasks.effect.si("b"))))
-    assert row.status == "failed"
-    assert "delay() instead" in row.error
-    assert jobs.effects("acts") == 0
-
-
-def test_replace_with_a_task_that_is_not_reliable_fails_saying_so(jobs: InProcess) -> None:
-    row = run(jobs, lambda self: self.replace(signature("celery.backend_cleanup", app=self.app)))
-    assert row.status == "failed"
-    assert "one reliable task" in row.error
 
 
 # --- exceptions with a meaning --------------------------------------------------------------------------------------
