@@ -17,11 +17,11 @@ from reliable_jobs.lifecycle.claims import (
     step_back,
 )
 from reliable_jobs.lifecycle.listeners import listen
+from reliable_jobs.lifecycle.deaths import last_death
 from reliable_jobs.lifecycle.operations import (
     Report,
     cancel,
     hand_back,
-    last_death,
     requeue,
     rescue,
 )

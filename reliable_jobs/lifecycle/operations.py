@@ -17,6 +17,7 @@ from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle import groups
 from reliable_jobs.lifecycle.db_errors import clean
 from reliable_jobs.lifecycle.listeners import tell
+from reliable_jobs.lifecycle.deaths import deaths
 from reliable_jobs.lifecycle.locks import impatient, is_lock_timeout
 from reliable_jobs.lifecycle.settle import fail, run_again
 from reliable_jobs.lifecycle.transition import (
@@ -215,9 +216,9 @@ def rescue(using: str, limit: int, *, actor: str = "sweeper", after_restart: boo
         if not lost:
             return 0
         rescued = 0
-        deaths = _deaths(lost, using)
+        how_ended = deaths(lost, using)
         for job in lost:
-            death = deaths.get(job.pk)
+            death = how_ended.get(job.pk)
             how = f"was ended: {death.detail}" if death else "ended without a word"
             why = f"run {job.token} on {job.worker or 'an unknown worker'} {how} (start {job.crashes})"
             if transition(
@@ -246,29 +247,6 @@ def _has_been_up_for_a_lease(using: str) -> bool:
             "SELECT clock_timestamp() - pg_postmaster_start_time() > make_interval(secs => %s)", [settings.LEASE]
         )
         return bool(cursor.fetchone()[0])
-
-
-def _deaths(lost: Sequence[Job], using: str) -> dict[uuid.UUID, JobEvent]:
-    """What the parent processes saw of the ends of these runs: events since each run last showed a sign of life."""
-    since = {
-        job.pk: job.lease_at - datetime.timedelta(seconds=settings.LEASE + 1.0)
-        for job in lost
-        if job.lease_at is not None
-    }
-    events = JobEvent.objects.using(using).filter(
-        job_id__in=list(since), kind__in=[EventKind.CRASH, EventKind.TIME_LIMIT]
-    )
-    return {event.job_id: event for event in events.order_by("pk") if event.at >= since[event.job_id]}
-
-
-def last_death(job_id: uuid.UUID, using: str) -> JobEvent | None:
-    """The latest event that says how a run of this job died, as its worker's parent process saw it."""
-    return (
-        JobEvent.objects.using(using)
-        .filter(job_id=job_id, kind__in=[EventKind.CRASH, EventKind.TIME_LIMIT])
-        .order_by("-pk")
-        .first()
-    )
 
 
 def hand_back(
