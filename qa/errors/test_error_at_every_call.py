@@ -264,7 +264,7 @@ def check(worker: Worker, scenario: Scenario, name: str, error: str) -> None:
         assert job.token is None, error
         assert "crash" not in [line.split(":")[0] for line in said.splitlines()] or scenario.dies, (error, said)
         if job.status == "failed" and job.reason == "earlier step":
-            assert "Injected" in job.error, (error, job.error)
+            assert "Injected" in job.error or "at call" in job.error, (error, job.error)
         elif job.status == "failed" and scenario.ends != "failed":
             why = any(words in said for words in ("Injected", "the savepoint of the task function is still open"))
             assert why, f"{error}: failed, and the history does not say why: {job.error}\n{said}"
