@@ -8,6 +8,7 @@ are taken off the request before the tracer sees it (run/tracing.py), and applie
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from celery import group, maybe_signature
@@ -55,29 +56,37 @@ def after_success(ended: Ended, following: Following, value: Any) -> None:
 
 def after_failure(ended: Ended, following: Following, error: BaseException, traceback: str) -> None:
     """Write the errbacks of a job that has failed for good, and the later steps of its chain as failed, in the open
-    transaction. An errback that can't be applied is left out and stands in the job's history: the end of the job must
-    be recorded.
+    transaction. What can't be written is left out and stands in the job's history: its end must be recorded.
 
     Args:
         error: as it may be shown.
     """
     for errback in following.errbacks:
-        try:
-            with transaction.atomic(using=ended.using), ended.unit():
-                errbacks.apply(ended.app, ended.using, errback, ended, error, traceback)
-        except SoftTimeLimitExceeded:
+        call = functools.partial(errbacks.apply, ended.app, ended.using, errback, ended, error, traceback)
+        _apart(ended, "an errback can't be applied", call)
+    if following.chain:
+        later = functools.partial(_fail_steps, ended, following, error, traceback)
+        _apart(ended, "the later steps of the chain can't be written as failed", later)
+
+
+def _apart(ended: Ended, what: str, write: Callable[[], None]) -> None:
+    """In a savepoint of its own, so that an error is undone alone."""
+    try:
+        with transaction.atomic(using=ended.using), ended.unit():
+            write()
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception as trouble:  # a signature of another program may hold anything
+        if isinstance(trouble, DatabaseError) and db_errors.is_transient(trouble, ended.using):
             raise
-        except Exception as trouble:
-            if isinstance(trouble, DatabaseError) and db_errors.is_transient(trouble, ended.using):
-                raise
-            logger.exception("Job %s has failed, and one of its errbacks can't be applied.", ended.job_id)
-            text = f"an errback can't be applied: {db_errors.describe(trouble)}"
-            lifecycle.record(ended.job_id, ended.using, EventKind.FAILURE, "errback", text, db_errors.trace(trouble))
-    steps = [step for signature in reversed(following.chain) for step in debts.jobs_of(signature)]
-    if not following.chain:
-        return
+        logger.exception("Job %s has failed, and %s.", ended.job_id, what)
+        text = f"{what}: {db_errors.describe(trouble)}"
+        lifecycle.record(ended.job_id, ended.using, EventKind.FAILURE, "errback", text, db_errors.trace(trouble))
+
+
+def _fail_steps(ended: Ended, following: Following, error: BaseException, traceback: str) -> None:
     lifecycle.fail_steps(
-        steps,
+        [step for signature in reversed(following.chain) for step in debts.jobs_of(signature)],
         ended.using,
         parent_id=ended.job_id,
         root_id=as_uuid(ended.root),

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 from celery import chain, group, shared_task, signature
 from celery.result import AsyncResult
+from django.db import transaction
 
 from reliable_jobs import ReliableTask
 from reliable_jobs import jobs as public
 from reliable_jobs.message.row_to_message import HEADER
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.run import settling
+from reliable_jobs.workflow import followups
+from reliable_jobs.workflow.following import Ended, Following
 from tests.celery_app import app
 from tests.support import inprocess
 from tests.support.inprocess import InProcess
@@ -217,6 +220,15 @@ def test_an_errback_that_cannot_be_applied_holds_up_no_other(jobs: InProcess) ->
     assert jobs.row(result).status == "failed"
     assert noted(jobs) == [f"old {result.id}"]
     assert JobEvent.objects.filter(job_id=result.id, detail__contains="errback can't be applied").count() == 1
+
+
+@pytest.mark.promise("I7")
+def test_a_misshapen_chain_does_not_keep_a_failure_from_being_recorded(jobs: InProcess) -> None:
+    row = jobs.row(rel.delay(name="a"))
+    ended = Ended(app, "default", row.pk, str(row.pk), None, row.queue)
+    with transaction.atomic():
+        followups.after_failure(ended, Following(chain=({"subtask_type": "group", "kwargs": 5},)), Wrong(7), "")
+    assert JobEvent.objects.filter(job=row, detail__contains="later steps").count() == 1
 
 
 @pytest.mark.promise("I7")
