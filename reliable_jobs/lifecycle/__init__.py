@@ -16,8 +16,8 @@ from reliable_jobs.lifecycle.claims import (
     hold_by_token,
     step_back,
 )
-from reliable_jobs.lifecycle.listeners import listen
 from reliable_jobs.lifecycle.deaths import last_death
+from reliable_jobs.lifecycle.listeners import listen
 from reliable_jobs.lifecycle.operations import (
     Report,
     cancel,

@@ -16,8 +16,8 @@ from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle import groups
 from reliable_jobs.lifecycle.db_errors import clean
-from reliable_jobs.lifecycle.listeners import tell
 from reliable_jobs.lifecycle.deaths import deaths
+from reliable_jobs.lifecycle.listeners import tell
 from reliable_jobs.lifecycle.locks import impatient, is_lock_timeout
 from reliable_jobs.lifecycle.settle import fail, run_again
 from reliable_jobs.lifecycle.transition import (

@@ -7,6 +7,7 @@ are taken off the request before the tracer sees it (run/tracing.py), and applie
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -65,7 +66,7 @@ def after_failure(ended: Ended, following: Following, error: BaseException, trac
         call = functools.partial(errbacks.apply, ended.app, ended.using, errback, ended, error, traceback)
         _apart(ended, "an errback can't be applied", call)
     if following.chain:
-        later = functools.partial(_fail_steps, ended, following, error, traceback)
+        later = functools.partial(_fail_steps, ended, following, error)
         _apart(ended, "the later steps of the chain can't be written as failed", later)
 
 
@@ -84,7 +85,7 @@ def _apart(ended: Ended, what: str, write: Callable[[], None]) -> None:
         lifecycle.record(ended.job_id, ended.using, EventKind.FAILURE, "errback", text, db_errors.trace(trouble))
 
 
-def _fail_steps(ended: Ended, following: Following, error: BaseException, traceback: str) -> None:
+def _fail_steps(ended: Ended, following: Following, error: BaseException) -> None:
     lifecycle.fail_steps(
         [step for signature in reversed(following.chain) for step in debts.jobs_of(signature)],
         ended.using,
