@@ -24,8 +24,14 @@ class Following:
 
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> Following:
-        """Read a message's part for it, or a request."""
-        return cls(*(tuple(said.get(name) or ()) for name in NAMES))
+        """Read a message's part for it, or a request. What is no signature is left out."""
+        lists = (said.get(name) for name in NAMES)
+        return cls(
+            *(
+                tuple(one for one in found if isinstance(one, Mapping)) if isinstance(found, (list, tuple)) else ()
+                for found in lists
+            )
+        )
 
     def __bool__(self) -> bool:
         return bool(self.callbacks or self.errbacks or self.chain)
