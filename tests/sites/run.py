@@ -103,6 +103,7 @@ class _Run:
         self.answers: dict[int, int] = {}
         self._seen_work = 0
         self._count_again = 0.0
+        self._counted = 0
 
     def go(self, stack: contextlib.ExitStack) -> None:
         site, project = self.site, self.project
@@ -223,12 +224,14 @@ class _Run:
         self.row.slowest_request = max((record["took"] for record in records), default=None)
 
     def _count_connections(self, sql: verdict.Sql, producer: Process) -> None:
-        """The most sessions seen at once, without those of the producer, beat, the relay and the verdict."""
+        """The most sessions seen in two looks in succession, without those of the producer, beat, the relay and the
+        verdict. The parent process has one for a moment, to record how a child has ended."""
         if self.site.counted and self.database.sessions is not None and time.monotonic() > self._count_again:
             self._count_again = time.monotonic() + 0.3
             others = 1 + producer.running + ("beat" in self.site.extras) + self.site.relay
             count = int(sql(self.database.sessions, self.site.alias)[0][0]) - others
-            self.row.connections = max(self.row.connections or 0, count)
+            self.row.connections = max(self.row.connections or 0, min(count, self._counted))
+            self._counted = count
 
     def _supervise(self) -> None:
         """Start the worker again when it has ended, as systemd would."""
