@@ -1,14 +1,33 @@
-"""Other result backends are brought in line with rows that somebody else than a run has changed."""
+"""Other result backends are brought in line with rows that somebody else than a run has changed.
+
+A backend that is away may take its time: Redis is asked again for twenty seconds. Neither a request nor a sweep waits
+for that, so a thread of its own writes.
+"""
 
 from __future__ import annotations
 
+import functools
+import logging
+import os
+import queue
+import threading
 import uuid
+from collections.abc import Callable
+from typing import Any
 
+from celery import Celery
 from celery.app import app_or_default
 
 from reliable_jobs.models import Job
 from reliable_jobs.results.answer import answer
-from reliable_jobs.results.backend import around, request_of
+from reliable_jobs.results.backend import LedgerBackend, around, request_of
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that the caller waits for the copies of its jobs.
+PATIENCE = 1.0
+#: Callers whose copies may wait to be written. With more the backend has been away for long.
+MOST = 100
 
 
 def bring_in_line(ids: list[uuid.UUID], using: str) -> None:
@@ -21,8 +40,67 @@ def bring_in_line(ids: list[uuid.UUID], using: str) -> None:
     usual = around(app.backend, app)
     if not usual.is_copied:
         return
-    for row in Job.objects.using(using).filter(pk__in=ids).defer("payload"):
-        task = app.tasks.get(row.task)
+    rows = list(Job.objects.using(using).filter(pk__in=ids).defer("payload"))
+    if _is_in_database(usual):
+        _copy(app, usual, rows)
+    else:
+        _writer.write(functools.partial(_copy, app, usual, rows))
+
+
+def _copy(app: Celery, usual: LedgerBackend, rows: list[Job]) -> None:
+    for row in rows:
+        task: Any = app.tasks.get(row.task)
         backend = task.backend if getattr(task, "writes_outbox", False) else usual
         if backend.is_copied and not backend.copy(str(row.pk), answer(row, None, None), request_of(row)):
             return
+
+
+def _is_in_database(backend: LedgerBackend) -> bool:
+    """Whether the copies go where Django's connections lead: then they are as fast as the rows."""
+    return type(backend.wrapped).__module__.startswith("django_celery_results.")
+
+
+class _Writer:
+    """The thread that writes, one for a process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: queue.Queue[tuple[Callable[[], None], threading.Event]] = queue.Queue(MOST)
+        self._thread: threading.Thread | None = None
+
+    def write(self, copies: Callable[[], None]) -> None:
+        """Have copies written, and wait a moment for it."""
+        written = threading.Event()
+        try:
+            with self._lock:
+                self._waiting.put_nowait((copies, written))
+                if self._thread is None:
+                    thread = threading.Thread(target=self._run, name="reliable_jobs-copies", daemon=True)
+                    thread.start()
+                    self._thread = thread
+        except (queue.Full, RuntimeError) as error:  # the second: no room for another thread
+            logger.warning("The result backend is away, or no thread can write to it (%r); it is behind.", error)
+        else:
+            written.wait(PATIENCE)
+
+    def _run(self) -> None:
+        while True:
+            copies, written = self._waiting.get()
+            try:
+                copies()
+            except Exception:
+                logger.exception("The result backend could not be brought in line.")
+            finally:
+                written.set()
+
+
+_writer = _Writer()
+
+
+def _new_writer_after_fork() -> None:
+    global _writer
+    _writer = _Writer()
+
+
+# A thread may hold its lock at the moment when a pool forks a new child.
+os.register_at_fork(after_in_child=_new_writer_after_fork)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,9 +18,10 @@ from django_celery_results.models import TaskResult
 from reliable_jobs import ReliableTask, lifecycle
 from reliable_jobs.errors import NotCommitted
 from reliable_jobs.models import Job
-from reliable_jobs.results import LedgerBackend, waiting
+from reliable_jobs.results import LedgerBackend, copies, waiting
 from tests.celery_app import app
 from tests.support import inprocess
+from tests.support.harness import PATIENCE, wait_until
 from tests.support.inprocess import InProcess
 from tests.testapp import tasks
 
@@ -209,6 +211,29 @@ def test_c14_a_backend_that_is_away_keeps_nobody_from_requeueing(
     monkeypatch.setattr(app.backend.wrapped, "store_result", away)
     report = lifecycle.requeue([Job.objects.get(pk=one).pk for one in ids], "default", actor="ann")
     assert (len(report.done), len(tried)) == (3, 1), "not asked once for each"
+
+
+@pytest.mark.promise("I9")
+def test_c14_a_backend_that_hangs_holds_up_nobody_and_is_told_later(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis is asked again for twenty seconds while it is away."""
+    monkeypatch.setattr(copies, "_is_in_database", lambda backend: False)
+    monkeypatch.setattr(copies, "PATIENCE", 0.2)
+    back, told = threading.Event(), []
+
+    def hangs(backend: Any, task_id: str, *args: Any) -> bool:
+        assert back.wait(PATIENCE)
+        told.append(task_id)
+        return True
+
+    monkeypatch.setattr(LedgerBackend, "copy", hangs)
+    ids = [jobs.row(tasks.effect.apply_async(("x",), countdown=60)).pk for _ in range(2)]
+    for one in ids:
+        lifecycle.requeue([one], "default", actor="ann")
+    assert told == []
+    back.set()
+    wait_until(lambda: told == list(map(str, ids)), "the backend is told")
 
 
 def test_an_unknown_task_is_not_failed_while_its_job_waits(jobs: InProcess) -> None:
