@@ -3,7 +3,7 @@ PYTHON ?= python3
 DEV = .venv/bin/python
 DEMO = .venv-demo/bin/python
 
-.PHONY: help test pins demo serve soak chaos sites mutants benchmark lint format dev clean
+.PHONY: help test pins demo serve soak chaos sites mutants contract benchmark lint format dev clean
 
 help:
 	@echo 'make demo      orders through rollbacks, kills and lost messages, then a table of what came of them'
@@ -13,6 +13,7 @@ help:
 	@echo 'make soak      the minutes-long tests that make test leaves out'
 	@echo 'make chaos     random faults by a seed, and a verdict  [ARGS="--site mariadb --seeds 1-5"; --site list]'
 	@echo 'make sites     whole projects as people have them, and a table  [ARGS="--only sqlite pgbouncer --keep"]'
+	@echo 'make contract  Celery'"'"'s own integration tests, plain and with every task reliable, and what differs'
 	@echo 'make mutants   switches each protection off in turn and requires a red test'
 	@echo 'make benchmark speed beside what it replaces, side by side  [ARGS="enqueue work --rounds 3"]'
 	@echo 'make lint      format, rules, import floors, types, migrations'
@@ -48,6 +49,9 @@ sites: dev
 mutants: dev
 	@$(DEV) -m qa.mutants $(ARGS)
 
+contract: .venv-contract
+	@.venv-contract/bin/python -m qa.contract $(ARGS)
+
 benchmark: .venv-benchmark
 	@.venv-benchmark/bin/python -m benchmarks $(ARGS)
 
@@ -70,9 +74,13 @@ dev:
 .venv-demo:
 	@$(PYTHON) tools/venv.py .venv-demo -r requirements.txt
 
+.PHONY: .venv-contract
+.venv-contract:
+	@$(PYTHON) tools/venv.py .venv-contract -r requirements-contract.txt
+
 .PHONY: .venv-benchmark
 .venv-benchmark:
 	@$(PYTHON) tools/venv.py .venv-benchmark -r requirements-benchmarks.txt
 
 clean:
-	rm -rf .venv .venv-demo .venv-benchmark .tox .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist var
+	rm -rf .venv .venv-demo .venv-benchmark .venv-contract .tox .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist var
