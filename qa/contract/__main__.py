@@ -7,6 +7,7 @@ itself. Exit status 0: nothing differs but what qa/contract/differences.py expla
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
     chosen = parser.parse_args(own).kinds or names
     if unknown := set(chosen) - set(names):
         parser.error(f"no such kind: {', '.join(sorted(unknown))}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers end with it
     try:
         folder = sdist.unpacked()
     except sdist.NoSuite as error:
