@@ -229,7 +229,7 @@ class JobState(models.Model):
     """
 
     job = models.OneToOneField(
-        Job, on_delete=models.CASCADE, db_constraint=False, primary_key=True, related_name="state"
+        Job, on_delete=models.CASCADE, db_constraint=False, primary_key=True, related_name="task_state"
     )
     epoch = models.PositiveIntegerField()
     state = models.CharField(max_length=255)

@@ -237,7 +237,8 @@ def test_a_chords_body_comes_after_its_last_part_was_killed_anywhere(stack: Stac
     """Also between the part's commit and the look at what is left, and within the decision."""
     scenario = Scenario(stack, warm, "worker", with_body)
     cuts = scenario.run()
-    assert scenario.undisturbed.passed('UPDATE "reliable_jobs_jobgroup"') == 1
+    # Twice where the worker has also taken the inner body, before it was told to end.
+    assert scenario.undisturbed.passed('UPDATE "reliable_jobs_jobgroup"') in (1, 2)
     scenario.recover()
     ends = ("", "-inner", "-body")
     all_of(cuts, lambda cut: [1, 1, 1], lambda cut: [stack.effects(f"{cut.name}{end}") for end in ends])

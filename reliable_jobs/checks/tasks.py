@@ -125,7 +125,9 @@ def _acks_failures(task: Any) -> bool:
 
 
 def _unlimited(app: Celery, tasks: list[Any]) -> Iterator[CheckMessage]:
-    names = [task.name for task in tasks if not task.atomic and not task.time_limit and not app.conf.task_time_limit]
+    # Ours calls what the project's errbacks are; a limit is theirs to set.
+    unlimited = [task for task in tasks if not task.atomic and not task.time_limit and not app.conf.task_time_limit]
+    names = [task.name for task in unlimited if not task.name.startswith("reliable_jobs.")]
     if names:
         yield Warning(
             "Non-atomic tasks without a time limit: a call across the network that never answers holds a worker's slot "

@@ -113,7 +113,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name='JobState',
             fields=[
-                ('job', models.OneToOneField(db_constraint=False, on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='state', serialize=False, to='reliable_jobs.job')),
+                ('job', models.OneToOneField(db_constraint=False, on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='task_state', serialize=False, to='reliable_jobs.job')),
                 ('epoch', models.PositiveIntegerField()),
                 ('state', models.CharField(max_length=255)),
                 ('meta', models.TextField(blank=True, null=True)),

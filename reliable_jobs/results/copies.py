@@ -75,7 +75,7 @@ class _Writer:
             with self._lock:
                 self._waiting.put_nowait((copies, written))
                 if self._thread is None:
-                    thread = threading.Thread(target=self._run, name="reliable_jobs-copies", daemon=True)
+                    thread = threading.Thread(target=self._write_copies, name="reliable_jobs-copies", daemon=True)
                     thread.start()
                     self._thread = thread
         except (queue.Full, RuntimeError) as error:  # the second: no room for another thread
@@ -83,7 +83,7 @@ class _Writer:
         else:
             written.wait(PATIENCE)
 
-    def _run(self) -> None:
+    def _write_copies(self) -> None:
         while True:
             copies, written = self._waiting.get()
             try:

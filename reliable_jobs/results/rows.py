@@ -16,7 +16,7 @@ from reliable_jobs.models import Job, JobState
 _READ = (
     *("id", "task", "queue", "status", "reason", "epoch", "failures", "parent_id", "result", "error", "exception"),
     *("relay_only", "subtasks", "traceback", "worker", "finished_at"),
-    *("state__job", "state__epoch", "state__state", "state__meta"),
+    *("task_state__job", "task_state__epoch", "task_state__state", "task_state__meta"),
 )
 #: Ids of one SELECT.
 _BATCH = 1000
@@ -42,7 +42,7 @@ def find_many(task_ids: Iterable[str]) -> dict[str, tuple[Job, JobState | None]]
         with contextlib.suppress(DatabaseError):  # another database, or result backend, may still know
             for start in range(0, len(ids), _BATCH):
                 rows = Job.objects.using(alias).filter(pk__in=ids[start : start + _BATCH])
-                for row in rows.select_related("state").only(*_READ):
+                for row in rows.select_related("task_state").only(*_READ):
                     for task_id in wanted.pop(row.pk):
-                        found[task_id] = row, getattr(row, "state", None)
+                        found[task_id] = row, getattr(row, "task_state", None)
     return found

@@ -99,8 +99,7 @@ def run_claimed(task: RunnableTask, run: Run, args: Any, kwargs: Any) -> Outcome
     """Run a job that has been claimed with a token."""
     claim = run.claim
     if crashed_too_often(task, claim):
-        failed = recovery.fail_for_crashes(task, run)
-        return failed if isinstance(failed, Refusal) else _owing(run, failed)
+        return recovery.fail_for_crashes(task, run)
     if claim.job.crashes > 1:
         logger.warning("Job %s: %d start(s) never reported; running it with care.", claim.job.pk, claim.job.crashes - 1)
     if not task.atomic:
@@ -161,19 +160,12 @@ def _run_in_transaction(
         if run is not None and recovery.is_out_of_time(task, error):
             raise  # no report: it counts as a crash, as the SIGKILL that follows would
         if run is not None:
-            return _owing(run, recovery.after_broken_transaction(task, run, ended, error))
+            return recovery.after_broken_transaction(task, run, ended, error)
         if not db_errors.prevents_start(error):
             raise
         if committed is not None:
             recovery.give_back(committed, error)
         raise NotStarted(str(error)) from error
-    return _owing(run, ended)
-
-
-def _owing(run: Run, ended: Outcome) -> Outcome:
-    """The end that has been written, with the group that is to hear of it."""
-    still_owes = ended.status != Status.SUCCEEDED or not run.claim.hands_on
-    ended.owes = run.claim.job.owes if ended.status != Status.WAITING and still_owes else None
     return ended
 
 
@@ -214,7 +206,7 @@ def _run_leased(task: RunnableTask, run: Run, args: Any, kwargs: Any) -> Outcome
         message = f"Job {claim.job.pk} was taken away while it ran; its end is not recorded."
         logger.warning("%s", message)
         raise Ignore(message)
-    return _owing(run, ended)
+    return ended
 
 
 @contextmanager

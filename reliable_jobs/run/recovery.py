@@ -215,7 +215,7 @@ def fail_for_crashes(task: RunnableTask, run: Run) -> Outcome | Refusal:
                 settling.write_failure(task, claim, error)
             return won
 
-    ended = Outcome(lambda claim: True, error=error, status=Status.FAILED)
+    ended = Outcome(lambda claim: True, error=error, status=Status.FAILED, owes=claim.job.owes)
     return ended if until_settled(run, ended, settle) else Refusal.LOCKED
 
 

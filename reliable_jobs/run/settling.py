@@ -56,6 +56,9 @@ def follow_success(task: RunnableTask, ended: Outcome, claim: Claim) -> None:
 
 def end(task: RunnableTask, ended: Outcome, claim: Claim) -> bool:
     """The end itself, and what follows a failure."""
+    # Noted before: the COMMIT may travel with the end, and its answer may be lost.
+    still_owes = ended.status != Status.SUCCEEDED or not claim.hands_on
+    ended.owes = claim.job.owes if ended.status != Status.WAITING and still_owes else None
     if not ended.settle(claim):
         return False
     if ended.status in (Status.FAILED, Status.EXPIRED) and ended.error is not None:

@@ -106,6 +106,8 @@ def test_the_list_is_newest_first_with_age_attempts_next_look_and_reason(boss: C
     text = boss.get(reverse(LIST)).content.decode()
     assert "letters" in text
     assert "3 used, 1 crashed" in text
+    assert '<span class="rj-state rj-failed">failed</span>' in text
+    assert '<span class="rj-state rj-waiting">waiting</span>' in text
     assert "3 h" in text
     assert "error: ValueError: no" in text
     assert "more lines" not in text

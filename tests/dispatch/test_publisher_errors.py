@@ -120,7 +120,7 @@ ELSEWHERE = {
     *("compat/name.py", "run/tracing.py", "run/unreported_errors.py", "run/bundle_transaction.py", "run/delivery.py"),
 }
 #: Functions that only sweeps and probes call, threads of their own, or a run whose task function has ended.
-AFTERWARDS = {"_answers", "look", "is_cut_off", "settle", "_first", "_heartbeat", "part_ended"}
+AFTERWARDS = {"_answers", "look", "is_cut_off", "settle", "_first", "_heartbeat", "part_ended", "_write_copies"}
 
 
 @pytest.mark.promise("I5")
