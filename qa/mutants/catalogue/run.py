@@ -55,7 +55,7 @@ MUTANTS = [
         also=(
             (
                 "run/execution.py",
-                "return _owing(run, recovery.after_broken_transaction(task, run, ended, error))",
+                "return recovery.after_broken_transaction(task, run, ended, error)",
                 "raise",
             ),
         ),
@@ -64,7 +64,7 @@ MUTANTS = [
         "broken-commit-is-looked-into",
         "I2 I3",
         "run/execution.py",
-        "return _owing(run, recovery.after_broken_transaction(task, run, ended, error))",
+        "return recovery.after_broken_transaction(task, run, ended, error)",
         "raise",
         (f"{I3}::test_a_function_that_commits_by_hand_fails_with_advice",),
     ),
@@ -72,7 +72,7 @@ MUTANTS = [
         "broken-commit-is-recorded",
         "I2",
         "run/execution.py",
-        "return _owing(run, recovery.after_broken_transaction(task, run, ended, error))",
+        "return recovery.after_broken_transaction(task, run, ended, error)",
         "raise",
         (f"{I3}::test_a_function_that_commits_by_hand_fails_with_advice",),
         # What nobody has looked into is an error around the run, and is recorded as one: by the delivery, or by the
