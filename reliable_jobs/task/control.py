@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from celery import Signature, Task, maybe_signature
+from celery import Signature, Task, group, maybe_signature
 from celery.exceptions import Ignore, Retry
 from django.db import transaction
 
@@ -244,11 +244,31 @@ class RunControl(Task):
         run.again = stages.state.Again(delay=self._seconds("countdown", countdown) or 0.0, counts=False)
         return Ignore(f"snoozed for {countdown:g} s")
 
+    def replace(self, sig: Signature) -> Any:
+        """Celery's ``replace()``, by any task or canvas.
+
+        Args:
+            sig: what is to run in this job's place, under its id.
+
+        Raises:
+            celery.exceptions.Ignore: always, in a worker.
+
+        Example::
+
+            @reliable_task(bind=True)
+            def export(self: ReliableTask, year: int) -> None:
+                raise self.replace(fetch_month.si(year, 1) | fetch_month.si(year, 2))
+        """
+        steps = list(sig.tasks) if sig.get("subtask_type") == "chain" else []
+        if steps and isinstance(steps[-1], group):
+            # As Celery 5.7 does: the group's parts have ids of their own, and none this job's.
+            sig.tasks = [*steps[:-1], steps[-1] | self.app.tasks["celery.accumulate"].s(index=0)]
+        return super().replace(sig)
+
     def on_replace(self, sig: Signature) -> Any:
         """The end of Celery's ``replace()``: the same job, with other content. What the task function wrote stays.
 
-        By one reliable task it is the same row. By anything else the row is held: the last task of the replacement has
-        this job's id, and is written into it.
+        By one reliable task it is the same row. By anything else the row is held for the last task, which has its id.
 
         Raises:
             celery.exceptions.Ignore: always, in a worker.
