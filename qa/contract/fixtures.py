@@ -38,6 +38,7 @@ def celery_session_worker(celery_session_app: Any, celery_includes: Any, celery_
         worker = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + PATIENCE
+        # Not the suite's own wait_until: that package makes our tests' app, and these tests have one of theirs.
         while " ready." not in log.read_text(errors="replace"):
             assert worker.poll() is None, log.read_text(errors="replace")
             assert time.monotonic() < deadline, log.read_text(errors="replace")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / "var" / "contract"
 
 #: Behind the suite's own conftest: its worker is a thread of the tests' process, ours is a process.
-_FIXTURES = "\nfrom qa.contract.fixtures import *  # noqa\n"
+_FIXTURES = "\nfrom qa.contract.fixtures import *\n"
 
 
 class NoSuite(RuntimeError):

@@ -68,12 +68,12 @@ class ReliableApp:
         **options: Any,
     ) -> Any:
         """Celery's. Inside a unit of work the message becomes a row."""
-        below: Any = super().send_task  # type: ignore[misc]
+        below: Any = super().send_task  # type: ignore[misc] # of the app class that stands behind this mixin
         return _send_task(self, below, name, args, kwargs, countdown, eta, task_id, producer, **options)
 
     def producer_or_acquire(self, producer: Any = None) -> Any:
         """Celery's. A group's calls get a producer that writes rows."""
-        below: Any = super().producer_or_acquire  # type: ignore[misc]
+        below: Any = super().producer_or_acquire  # type: ignore[misc] # as above
         return _producer_or_acquire(self, below, producer)
 
 

@@ -51,5 +51,6 @@ class Pauses:
             if waited >= self._timeout:
                 raise TimeoutError("The operation timed out.")
             pause = min(pause, self._timeout - waited)
+        # A poll: a NOTIFY in each settlement would take a lock of the whole server.
         time.sleep(pause)
         self._pause *= FACTOR

@@ -35,7 +35,7 @@ class _OfTask(_Builtin):
     abstract = True
 
     @property
-    def atomic(self) -> bool:  # type: ignore[override]
+    def atomic(self) -> bool:  # type: ignore[override] # only read
         """As the task that is called, where a request says which; a plain one wants no transaction around it."""
         args, kwargs = self.request.args or (), self.request.kwargs or {}
         called = kwargs.get("task") or (args[0] if args else None)

@@ -100,7 +100,7 @@ class Call(Times, Arguments, Sensitive, CallVariants[P, R_co]):
         if unit is not None:
             # What follows a job is written where its settlement is; a group's calls in one transaction.
             using, transactional = unit.using, True
-            options = unit.with_lineage(options)  # type: ignore[assignment, arg-type]
+            options = unit.with_lineage(options)  # type: ignore[assignment, arg-type] # a TypedDict, copied
         job_id = uuid.uuid4() if task_id is None else self._given_id(task_id)
         text = None if key is None else as_key(key)
         if key is not None and text is None:
