@@ -62,7 +62,7 @@ def inheriting(owes: uuid.UUID | None, place: str, *, many: bool = False) -> Ite
     try:
         yield inheritance
     finally:
-        _here.inheritances.remove(inheritance)
+        _here.inheritances.pop()
 
 
 def of_new_row(app: Any, rendered: Rendered, alias: str) -> tuple[uuid.UUID | None, str]:

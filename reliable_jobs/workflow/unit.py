@@ -106,7 +106,7 @@ def unit_of_work(
     try:
         yield made
     finally:
-        _here.units.remove(made)
+        _here.units.pop()
 
 
 class GroupCall(Protocol):

@@ -12,6 +12,7 @@ import pytest
 from celery import chain, chord, group
 
 from reliable_jobs import lifecycle
+from reliable_jobs.enqueue import owing
 from reliable_jobs.models import Job, JobGroup
 from reliable_jobs.workflow.groups import on_finished
 from tests.support import inprocess
@@ -176,3 +177,14 @@ def test_the_parts_do_not_carry_the_body(jobs: InProcess) -> None:
     assert max(len(job.payload) for job in Job.objects.all()) < 1500
     jobs.finish()
     assert Job.objects.get(task=body.name).status == "succeeded"
+
+
+@pytest.mark.promise("I2")
+def test_a_debt_within_an_equal_one_is_told_apart() -> None:
+    """Taken for the inner one, the outer job would seem to have handed nothing on, and would owe for ever."""
+    group_id = uuid.uuid4()
+    with owing.inheriting(group_id, "") as outer:
+        with owing.inheriting(group_id, ""):
+            pass
+        owing._here.inheritances[-1].next_place()
+    assert outer.taken == 1
