@@ -214,6 +214,7 @@ class JobGroup(models.Model):
             models.Index(fields=["owes"], name="reliable_group_owes", condition=Q(state=GroupState.OPEN)),
             models.Index(fields=["created_at"], name="reliable_group_open", condition=Q(state=GroupState.OPEN)),
             models.Index(fields=["body_id"], name="reliable_group_body"),
+            models.Index(fields=["parent_id"], name="reliable_group_parent", condition=Q(parent_id__isnull=False)),
             models.Index(fields=["decided_at"], name="reliable_group_decided", condition=Q(decided_at__isnull=False)),
         )
 

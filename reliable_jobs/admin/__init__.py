@@ -11,10 +11,10 @@ from django.contrib import admin
 from django.db import router
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from django.utils.html import format_html, format_html_join
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from reliable_jobs.admin import content, story
+from reliable_jobs.admin import content, story, tree
 from reliable_jobs.admin.listing import BoundedPaginator, CreatedFilter, JobChangeList, ShowFilter, search
 from reliable_jobs.admin.views import OperationViews
 from reliable_jobs.clock import Now
@@ -30,9 +30,8 @@ else:
 
 #: What a job's page may spend on asking the broker, in seconds.
 BROKER_TIMEOUT = 0.5
-#: Events and children that a job's page shows.
+#: Events that a job's page shows.
 EVENTS_SHOWN = 100
-CHILDREN_SHOWN = 20
 
 
 @admin.register(Job)
@@ -53,7 +52,9 @@ class JobAdmin(OperationViews):
     ordering = ("-created_at",)
     paginator = BoundedPaginator
     search_fields = ("pk",)  # shows the search box; search() below does the looking up
-    search_help_text = "An exact id, task name or key. To say which: task:shop.tasks.ship or key:order-17."
+    search_help_text = (
+        "An exact id, task name or key. To say which: task:shop.tasks.ship, key:order-17; a chord's parts: group:ID."
+    )
     fieldsets = (
         (None, {"fields": ("identity", "task", "shown_status", "queue", "priority", "key", "shown_worker")}),
         ("What it was given", {"fields": ("arguments",)}),
@@ -71,7 +72,6 @@ class JobAdmin(OperationViews):
                 )
             },
         ),
-        ("Lineage", {"fields": ("root", "parent", "children")}),
     )
 
     class Media:
@@ -167,6 +167,7 @@ class JobAdmin(OperationViews):
             holder = story.holders([job.pk], using).get(job.pk)
             context.update(
                 story=story.tell(job, job.now, holder, events[0] if events else None, _depth(job)),
+                workflow=tree.workflow_of(job),
                 events=events[:EVENTS_SHOWN],
                 more_events=len(events) > EVENTS_SHOWN,
                 events_shown=EVENTS_SHOWN,
@@ -207,33 +208,6 @@ class JobAdmin(OperationViews):
     @admin.display(description="traceback")
     def shown_traceback(self, job: Job) -> SafeString:
         return _block(content.Shown(job.traceback))
-
-    @admin.display(description="root")
-    def root(self, job: Job) -> SafeString | str:
-        return "itself" if job.root_id == job.pk else self._relative(job, job.root_id)
-
-    @admin.display(description="parent")
-    def parent(self, job: Job) -> SafeString | str:
-        return self._relative(job, job.parent_id)
-
-    @admin.display(description="children")
-    def children(self, job: Job) -> SafeString | str:
-        rows = Job.objects.using(job._state.db).filter(parent_id=job.pk).only("task", "status")
-        found = list(rows[: CHILDREN_SHOWN + 1])
-        links = format_html_join(
-            "\n", "<li>{} {}</li>", ((self._link(child), child.status) for child in found[:CHILDREN_SHOWN])
-        )
-        more = SafeString("<li>and more</li>") if len(found) > CHILDREN_SHOWN else ""
-        return format_html("<ul>{}{}</ul>", links, more) if found else "-"
-
-    def _relative(self, job: Job, pk: Any) -> SafeString | str:
-        if pk is None:
-            return "-"
-        found = Job.objects.using(job._state.db).only("task", "status").filter(pk=pk).first()
-        return f"{pk} (no job here: pruned, or not a reliable task)" if found is None else self._link(found)
-
-    def _link(self, job: Job) -> SafeString:
-        return format_html('<a href="{}">{}</a>', self._page("change", job.pk), str(job))
 
 
 def _depth(job: Job) -> Depth | None:

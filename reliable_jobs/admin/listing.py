@@ -131,6 +131,7 @@ class CreatedFilter(admin.SimpleListFilter):
 
 def search(rows: QuerySet[Any], everything: QuerySet[Any], term: str) -> QuerySet[Any]:
     """The rows whose id, task or key is exactly the term; ``id:``, ``task:`` or ``key:`` before it says which.
+    ``group:`` finds the jobs that a chord waits for.
 
     One field is searched, the first that has the value: an OR over several would leave PostgreSQL without an index that
     is also in the list's order.
@@ -143,10 +144,12 @@ def search(rows: QuerySet[Any], everything: QuerySet[Any], term: str) -> QuerySe
     if not term:
         return rows
     prefix, _, rest = term.partition(":")
-    field, value = (prefix, rest.strip()) if prefix in ("id", "task", "key") else ("", term)
+    field, value = (prefix, rest.strip()) if prefix in ("id", "task", "key", "group") else ("", term)
     # A Celery task id that is no UUID has a job id derived from it.
     job_id = as_uuid(value) or foreign_id(value)
     conditions: dict[str, dict[str, Any]] = {"id": {"pk": job_id}, "task": {"task": value}, "key": {"key": value}}
+    if field == "group":
+        return rows.filter(owes=job_id)
     if field:
         return rows.filter(**conditions[field])
     everything = everything.order_by()

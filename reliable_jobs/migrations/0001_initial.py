@@ -107,7 +107,7 @@ class Migration(migrations.Migration):
                 ('decided_at', models.DateTimeField(blank=True, null=True)),
             ],
             options={
-                'indexes': [models.Index(condition=models.Q(('state', 'open')), fields=['owes'], name='reliable_group_owes'), models.Index(condition=models.Q(('state', 'open')), fields=['created_at'], name='reliable_group_open'), models.Index(fields=['body_id'], name='reliable_group_body'), models.Index(condition=models.Q(('decided_at__isnull', False)), fields=['decided_at'], name='reliable_group_decided')],
+                'indexes': [models.Index(condition=models.Q(('state', 'open')), fields=['owes'], name='reliable_group_owes'), models.Index(condition=models.Q(('state', 'open')), fields=['created_at'], name='reliable_group_open'), models.Index(fields=['body_id'], name='reliable_group_body'), models.Index(condition=models.Q(('parent_id__isnull', False)), fields=['parent_id'], name='reliable_group_parent'), models.Index(condition=models.Q(('decided_at__isnull', False)), fields=['decided_at'], name='reliable_group_decided')],
             },
         ),
         migrations.CreateModel(
