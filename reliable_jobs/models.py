@@ -55,8 +55,8 @@ class Job(models.Model):
     """One requested run of a task: outbox row and receipt at once. Its id is the Celery task id.
 
     Only lifecycle/ changes ``status``. Rows are inserted by enqueue/insert.py; for messages that no outbox wrote by
-    run/arrival.py and lifecycle/receipts.py. Between transitions only sweep/ changes ``sends`` and
-    ``check_at``.
+    run/arrival.py and lifecycle/receipts.py; for steps of a workflow that wait or end without a call by
+    lifecycle/taken_over.py and lifecycle/groups.py. Between transitions only sweep/ changes ``sends`` and ``check_at``.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)

@@ -1,4 +1,4 @@
-"""What the folders below task/ know of a task, so that they need not import it; and the parameters of its types."""
+"""Types alone (``typing.Protocol``): what the layers under task/ know of a task, so that they need not import it."""
 
 from __future__ import annotations
 

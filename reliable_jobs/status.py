@@ -34,7 +34,8 @@ UNFINISHED = (Status.WAITING, Status.RUNNING)
 #: What a group waits for. Lists, as the conditions of indexes are compared with what a migration says.
 OPEN = ["waiting", "running", "sent"]
 
-#: Every move that lifecycle/ may make; anything else is a bug and raises there.
+#: Every move that lifecycle/ may make. Of a single job ``transition`` asks, and anything else raises there; the UPDATEs
+#: of many rows name in their condition where the rows stand.
 TRANSITIONS: dict[str, tuple[str, ...]] = {
     Status.WAITING: (Status.WAITING, Status.RUNNING, Status.SENT, *FINAL),
     Status.RUNNING: (Status.WAITING, Status.SENT, *FINAL),

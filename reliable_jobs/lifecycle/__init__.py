@@ -4,7 +4,8 @@ Enters: what a run, a person, a sweeper or a worker wants of a row. Leaves: whet
 be asked for. Never here: a wait for a run, or a time of this machine's clock. A run's transitions are conditional
 UPDATEs, fenced by (id, epoch) or (id, token). Requeue and cancel lock their rows and update them by id. The epoch rises
 with each transition, and rows that a run may hold are skipped. Read transition.py first. ``claims`` take a job for a
-run, ``settle`` records how the run ended, ``operations`` are what comes from outside a run.
+run, ``settle`` records how the run ended, ``operations`` are what comes from outside a run: requeue, cancel, and
+``rescue``, by which the sweeper takes a dead worker's job back. db_errors.py says which error is the database's fault.
 """
 
 from reliable_jobs.lifecycle.claims import (
