@@ -1,8 +1,8 @@
 """The Django admin: which jobs there are, where one stands, and a person's "again" and "never mind".
 
 Nothing is edited, added or deleted by form: lifecycle/ writes, the pruner deletes. story.py says in a sentence where a
-job stands and what happens next, tree.py draws its workflow, content.py shows arguments and result, listing.py keeps the
-list cheap, operations.py has requeue and cancel.
+job stands and what happens next, tree.py draws its workflow, content.py shows arguments and result, listing.py keeps
+the list cheap, operations.py has requeue and cancel.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ class _Tree:
             return None
         self._seen.add(job.pk)
         self._left -= 1
-        error = getattr(job, "error_start", job.error)
+        error = job.error_start if hasattr(job, "error_start") else job.error
         note = first_line(error, 120) if job.status in (Status.FAILED, Status.CANCELLED) else ""
         if job.status == Status.WAITING and job.due_at is None:
             note = "held: a later step has its id, and ends it"
@@ -188,6 +188,8 @@ class _Tree:
             output_field=IntegerField(),
         )
         shown = list(rows.annotate(first=first).order_by("first", "place")[:SHOWN])
+        if self._job.owes == group.pk and self._job not in shown:
+            shown[-1] = self._job
         node.children += [child for one in inner[:SHOWN] if (child := self._add_group(one))]
         node.children += [child for _, child in self._add(sorted(shown, key=lambda part: part.place))]
         known = sum(counts.values())
@@ -196,9 +198,10 @@ class _Tree:
         parts = [f"{counts[status]:,} {status.label.lower()}" for status in Status if counts.get(status)]
         parts += [f"{len(inner):,} open chord{'s' * (len(inner) != 1)}"] * bool(inner)
         waits = sum(counts.get(status, 0) for status in OPEN) + len(inner)
+        lead = ""
         if group.state == GroupState.OPEN:
-            parts.append(f"waits for {waits:,}" if waits else "is decided at the next sweep")
-        node.note = "; ".join(filter(None, [", ".join(parts), node.note]))
+            lead = f"waits for {waits:,}" if waits else "nothing is left; the next sweep decides it"
+        node.note = "; ".join(filter(None, [lead, ", ".join(parts), node.note]))
         if total > SHOWN:
             node.more = f"{total - len(node.children):,} more"
 

@@ -78,7 +78,7 @@ def test_a_chain_shows_the_steps_to_come_and_those_that_were(jobs: InProcess) ->
 def test_a_chord_shows_what_it_waits_for(jobs: InProcess) -> None:
     chord([part.s(1), part.s(2) | wrap.s()], body.s()).apply_async()
     assert tree_of("part") == [
-        "chord of 2 open: 2 waiting; waits for 2",
+        "chord of 2 open: waits for 2; 2 waiting",
         "  part waiting *",
         "  part waiting",
         "    wrap no row: not written yet",
@@ -114,8 +114,8 @@ def test_a_failed_chord_names_the_part(jobs: InProcess) -> None:
 def test_chords_in_chords_stand_inside_each_other(jobs: InProcess) -> None:
     chord([chord([part.s(1), part.s(2)], wrap.s()), part.s(3)], body.s()).apply_async()
     assert tree_of("part", place="000000") == [
-        "chord of 2 open: 1 waiting, 1 open chord; waits for 2",
-        "  chord of 2 open: 2 waiting; waits for 2",
+        "chord of 2 open: waits for 2; 1 waiting, 1 open chord",
+        "  chord of 2 open: waits for 2; 2 waiting",
         "    part waiting *",
         "    part waiting",
         "    then",
