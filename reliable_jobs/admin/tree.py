@@ -47,9 +47,7 @@ class Node:
     #: The job whose page it is.
     here: bool = False
     children: list[Node] = dataclasses.field(default_factory=list)
-    #: What is left out, in words.
-    more: str = ""
-    #: Of a group whose parts the list of jobs can show.
+    #: Whose parts the list of jobs can show.
     group_id: uuid.UUID | None = None
 
 
@@ -175,7 +173,7 @@ class _Tree:
             self._parts(group, node, counts[group.pk], inner.get(group.pk, []))
             then = Node("then", "then", "", children=[one for one in after if one is not None])
             if len(steps[group.pk]) > SHOWN:
-                then.more = f"and {len(steps[group.pk]) - SHOWN:,} more"
+                then.children.append(_more(f"{len(steps[group.pk]) - SHOWN:,} more"))
             if then.children:
                 node.children.append(then)
 
@@ -191,7 +189,7 @@ class _Tree:
         if self._job.owes == group.pk and self._job not in shown:
             shown[-1] = self._job
         node.children += [child for one in inner[:SHOWN] if (child := self._add_group(one))]
-        node.children += [child for _, child in self._add(sorted(shown, key=lambda part: part.place))]
+        node.children += [child for _, child in self._add(shown)]
         known = sum(counts.values())
         total = known + len(inner)
         node.name = f"chord of {max(total, group.size or 0):,}"
@@ -202,8 +200,8 @@ class _Tree:
         if group.state == GroupState.OPEN:
             lead = f"waits for {waits:,}" if waits else "nothing is left; the next sweep decides it"
         node.note = "; ".join(filter(None, [lead, ", ".join(parts), node.note]))
-        if total > SHOWN:
-            node.more = f"{total - len(node.children):,} more"
+        if total > len(node.children):
+            node.children.append(_more(f"{total - len(node.children):,} more", group.pk))
 
     def _below_jobs(self, jobs: list[tuple[Job, Node]]) -> None:
         nodes = {job.pk: node for job, node in jobs}
@@ -217,14 +215,17 @@ class _Tree:
                 nodes[group.parent_id].children.append(node)
         children = _rows(self._using).filter(parent_id__in=list(nodes)).exclude(owes__in=[group.pk for group in groups])
         found = list(children.order_by("created_at", "pk")[: BREADTH + 1])
+        cut = set()
         for row, child in self._add(found[:BREADTH]):
             parent = nodes[row.parent_id]
             if len(parent.children) < SHOWN:
                 parent.children.append(child)
             else:
-                parent.more = "and more"
+                cut.add(row.parent_id)
         if len(found) > BREADTH:
-            nodes[found[-1].parent_id].more = "and more"
+            cut.add(found[-1].parent_id)
+        for parent_id in cut:
+            nodes[parent_id].children.append(_more("and more"))
         unfinished = [job.pk for job, _ in jobs if job.status in (Status.WAITING, Status.RUNNING)]
         messages = Job.objects.using(self._using).filter(pk__in=unfinished)
         for job in messages.only("payload", "content_type", "content_encoding", "envelope"):
@@ -257,6 +258,11 @@ def _steps(group: JobGroup) -> list[tuple[str, uuid.UUID | None]]:
     """The tasks to which a group's body leads, and the ids of their rows."""
     body = result_text.decode(group.body)
     return [(str(step.get("task") or ""), debts.task_id_of(step)) for step in debts.jobs_of(body)]
+
+
+def _more(words: str, group_id: uuid.UUID | None = None) -> Node:
+    """What is left out."""
+    return Node(words, "more", "", group_id=group_id)
 
 
 def _planned(name: str, group: JobGroup | None = None) -> Node:

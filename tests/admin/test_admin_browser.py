@@ -5,8 +5,10 @@ Set SCREENSHOTS to a directory to keep pictures of the pages.
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from django.contrib.auth.models import User
 from django.test import override_settings
 from django.urls import reverse
 
-from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.models import Job, JobEvent, JobGroup
 from reliable_jobs.status import EventKind, Reason, Status
 from tests.admin.test_admin import make
 from tools import chromium
@@ -189,3 +191,35 @@ def test_the_search_box_finds_a_job_by_its_key(page: Admin) -> None:
         page.leave_by("#changelist-search input[type=submit]")
         assert str(job.pk)[:8] in page.text
         assert "1 job" in page.text
+
+
+def test_a_chord_is_seen_whole_and_its_parts_are_a_click_away(page: Admin) -> None:
+    body = make(id=(body_id := uuid.uuid4()), status=Status.FAILED, error="Dependency raised ValueError: no such lens")
+    told = {"task": body.task, "args": [], "kwargs": {}, "options": {"task_id": str(body_id)}}
+    group = JobGroup.objects.create(
+        id=uuid.uuid4(), body=json.dumps(told), body_id=body_id, size=40, state="failed", error="a part failed"
+    )
+    for number in range(40):
+        failed = number == 37
+        make(
+            owes=group.pk,
+            place=f"{number:06x}",
+            status=Status.FAILED if failed else Status.SUCCEEDED,
+            error="ValueError: no such lens" if failed else "",
+        )
+    for width in (1400, 390):
+        page.browser.set_window_size(width, 1000)
+        page.open("reliable_jobs_job_change", body.pk)
+        tree = page.find("#rj-workflow")
+        assert "chord of 40 failed 39 succeeded, 1 failed; a part failed" in tree.text
+        assert "(this job) failed" in tree.text
+        assert "ValueError: no such lens" in tree.text
+        assert tree.size["width"] <= width
+        page.browser.execute_script("arguments[0].scrollIntoView()", tree)
+        page.picture(f"workflow-{width}")
+    page.browser.set_window_size(1400, 1000)
+    page.leave_by("#rj-workflow a[href*='q=group']")
+    assert "40 jobs" in page.text
+    page.open("reliable_jobs_job_change", body.pk)
+    page.leave_by("#rj-workflow li li a")
+    assert "ValueError: no such lens" in page.find(".rj-story").text

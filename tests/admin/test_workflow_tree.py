@@ -50,7 +50,7 @@ def drawn(node: Node | None, depth: int = 0) -> list[str]:
     lines = [f"{line}: {note}" if note else line]
     for child in node.children:
         lines += drawn(child, depth + 1)
-    return [*lines, *([f"{'  ' * (depth + 1)}… {node.more}"] if node.more else [])]
+    return lines
 
 
 def tree_of(task: str, **columns: object) -> list[str]:
@@ -105,7 +105,7 @@ def test_a_failed_chord_names_the_part(jobs: InProcess) -> None:
     jobs.work()
     lines = tree_of("wrap")
     assert lines[0] == "chord of 2 failed: 1 succeeded, 1 failed; Dependency ID raised ValueError: no"
-    assert lines[1:3] == ["  part succeeded", "  fails failed: ValueError: no"]
+    assert lines[1:3] == ["  fails failed: ValueError: no", "  part succeeded"]
     assert lines[3] == "  then"
     assert lines[4].startswith("    body failed: Dependency ID raised")
     assert lines[5].startswith("    wrap failed *: Dependency ID raised")
