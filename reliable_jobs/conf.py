@@ -123,34 +123,32 @@ class Settings:
             raise ImproperlyConfigured(f"RELIABLE_JOBS[{name!r}] is {value!r}; it must be finite and above zero.")
 
 
-_loaded: Settings | None = None
-
-
 def load() -> Settings:
-    """Return the validated settings, reading Django's only once until they change.
+    """Read and validate Django's settings.
 
     Raises:
         django.core.exceptions.ImproperlyConfigured: see :class:`Settings`.
     """
-    global _loaded
-    if _loaded is None:
-        given = getattr(django_settings, "RELIABLE_JOBS", {})
-        if not isinstance(given, Mapping):
-            raise ImproperlyConfigured(f"RELIABLE_JOBS must be a dict, not {type(given).__name__}.")
-        known = [field.name for field in dataclasses.fields(Settings)]
-        for key in given:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else f" Known keys: {', '.join(known)}."
-                raise ImproperlyConfigured(f"RELIABLE_JOBS has the unknown key {key!r}.{hint}")
-        _loaded = Settings(**given)
-    return _loaded
+    given = getattr(django_settings, "RELIABLE_JOBS", {})
+    if not isinstance(given, Mapping):
+        raise ImproperlyConfigured(f"RELIABLE_JOBS must be a dict, not {type(given).__name__}.")
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" Known keys: {', '.join(known)}."
+            raise ImproperlyConfigured(f"RELIABLE_JOBS has the unknown key {key!r}.{hint}")
+    return Settings(**given)
+
+
+#: How often the settings have changed (``override_settings``).
+_changes = 0
 
 
 def _forget(*, setting: str, **kwargs: Any) -> None:
-    global _loaded
+    global _changes
     if setting == "RELIABLE_JOBS":
-        _loaded = None
+        _changes += 1
         vars(settings).clear()
 
 
@@ -161,8 +159,14 @@ class _Lazy:
     """``conf.settings.GRACE`` is the value as it is now. All are kept as attributes once one has been read."""
 
     def __getattr__(self, name: str) -> Any:
-        vars(self).update(vars(load()))
-        return super().__getattribute__(name)
+        before = _changes
+        values = vars(load())
+        vars(self).update(values)
+        if before != _changes:  # while this thread read them: the old ones must not be kept
+            vars(self).clear()
+        if name not in values:
+            raise AttributeError(f"RELIABLE_JOBS has no {name!r}.")
+        return values[name]
 
 
 settings = _Lazy()

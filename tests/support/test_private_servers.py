@@ -164,13 +164,17 @@ def test_rabbitmq_memory_alarm_blocks_publishers_until_cleared(rabbitmq: Private
                 connection.drain_events(timeout=0.1)
             return said[-1:] == [word]
 
+        def publishes() -> bool:
+            channel.basic_publish(amqp.Message("x"), routing_key="alarmed")
+            return True
+
         rabbitmq.set_memory_alarm(True)
         try:
-            channel.basic_publish(amqp.Message("x"), routing_key="alarmed")
-            wait_until(lambda: heard("blocked"), 10, "connection.blocked")
+            # The server blocks who publishes while the alarm is on, and it may come after the first message.
+            wait_until(lambda: publishes() and heard("blocked"), 30, "connection.blocked")
         finally:
             rabbitmq.set_memory_alarm(False)
-        wait_until(lambda: heard("unblocked"), 10, "connection.unblocked")
+        wait_until(lambda: heard("unblocked"), 30, "connection.unblocked")
 
 
 def test_rabbitmq_login_is_told_from_a_refusal_and_from_silence(rabbitmq: PrivateRabbitMQ) -> None:
