@@ -38,11 +38,13 @@ def _lock_if_fit(job_id: uuid.UUID, content_version: int, using: str) -> Claim |
             return Refusal.MISSING
         return Refusal.FINAL if seen.is_final else Refusal.LOCKED
     job, now = locked
-    if job.status != Status.WAITING:
-        # Neither final nor running: a status that somebody has written by hand counts as held.
-        return Refusal.FINAL if job.is_final else Refusal.LOCKED
+    if job.is_final:
+        return Refusal.FINAL
     if job.content_version != content_version:
         return Refusal.STALE
+    if job.status != Status.WAITING:
+        # Neither final nor running: a status that somebody has written by hand counts as held.
+        return Refusal.LOCKED
     if job.due_at is None or job.due_at > now:
         return Refusal.NOT_DUE
     return Claim(job, using, now)

@@ -562,6 +562,7 @@ def test_buttons_are_there_only_where_they_help(boss: Client) -> None:
         assert ('id="rj-requeue"' in page, 'id="rj-cancel"' in page) == expected, status
 
 
+@pytest.mark.slow
 def test_select_all_requeues_10_000_jobs_without_loading_a_payload(boss: Client) -> None:
     Job.objects.bulk_create(
         [

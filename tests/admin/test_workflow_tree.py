@@ -166,6 +166,7 @@ def test_rows_in_a_circle_are_shown_once() -> None:
     assert len(drawn(found)) == 2
 
 
+@pytest.mark.slow
 def test_ten_thousand_parts_cost_no_more_queries_than_ten(boss: Client) -> None:
     made, sizes = [], (10, 10_000)
     for size in sizes:
@@ -180,6 +181,7 @@ def test_ten_thousand_parts_cost_no_more_queries_than_ten(boss: Client) -> None:
         )
         made.append(Job.objects.filter(owes=group_id, place=f"{size - 1:06x}").get())
     queries, pages = [], []
+    page_of(boss, made[0])  # Django keeps some answers
     for job in made:
         with CaptureQueriesContext(connection) as captured:
             pages.append(page_of(boss, job))

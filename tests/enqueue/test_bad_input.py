@@ -17,7 +17,7 @@ from django.db import transaction
 from django.test import Client, override_settings
 from django.urls import reverse
 from django.utils.connection import ConnectionDoesNotExist
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, given
 from hypothesis import strategies as st
 from kombu.exceptions import KombuError
 from kombu.utils.json import dumps, loads
@@ -34,7 +34,10 @@ from tests.testapp import tasks
 
 rows = inprocess.rows
 
-quick = examples(100, phases=[Phase.generate])
+
+def quick(count: int = 100) -> Any:
+    return examples(count, phases=[Phase.generate])
+
 
 texts = st.one_of(
     st.text(max_size=20),
@@ -121,7 +124,7 @@ def enqueue(call: Any) -> Job | None:
     return Job.objects.get(pk=result.id)
 
 
-@quick
+@quick()
 @given(x=extremes, y=extremes, keyword=st.booleans(), plain=st.booleans())
 def test_an_argument_is_refused_with_its_place_or_comes_back_unchanged(
     rows: InProcess, x: Any, y: Any, keyword: bool, plain: bool
@@ -134,7 +137,7 @@ def test_an_argument_is_refused_with_its_place_or_comes_back_unchanged(
         assert dumps(found) == dumps(loads(dumps((list(args), kwargs))))
 
 
-@quick
+@quick()
 @given(calls=st.lists(extremes, min_size=1, max_size=4))
 def test_many_calls_are_refused_together_or_come_back_as_json_has_them(rows: InProcess, calls: list[Any]) -> None:
     before = Job.objects.count()
@@ -181,7 +184,7 @@ OPTIONS = (
 )
 
 
-@settings(quick, max_examples=400)
+@quick(400)
 @given(options=st.dictionaries(st.sampled_from(OPTIONS), values, min_size=1, max_size=2))
 def test_an_option_is_refused_by_its_name_or_its_row_can_be_sent(rows: InProcess, options: dict[str, Any]) -> None:
     before = set(Job.objects.values_list("pk", flat=True))
@@ -234,7 +237,7 @@ setting_names = st.one_of(
 )
 
 
-@quick
+@quick()
 @given(given_settings=st.one_of(st.dictionaries(setting_names.filter(hashable), values, max_size=3), leaves))
 def test_settings_are_taken_or_refused_by_name(given_settings: Any) -> None:
     with override_settings(RELIABLE_JOBS=given_settings):
@@ -301,7 +304,7 @@ _FIRST = datetime.datetime(1, 1, 3, tzinfo=datetime.timezone.utc)
 _LAST = datetime.datetime(9999, 12, 29, tzinfo=datetime.timezone.utc)
 
 
-@settings(quick, max_examples=30)
+@quick(30)
 @given(columns=st.fixed_dictionaries({}, optional=FIELDS), running=st.booleans())
 def test_a_row_written_by_hand_stops_no_sweep_no_neighbour_and_no_page(
     rows: InProcess, columns: dict[str, Any], running: bool

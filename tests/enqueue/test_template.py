@@ -20,8 +20,7 @@ import pytest
 from celery import Celery, Task, shared_task, signals
 from celery.contrib.django.task import DjangoTask
 from django.db import IntegrityError, connection, transaction
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from reliable_jobs import ReliableTask
@@ -35,6 +34,7 @@ from reliable_jobs.message.row_to_message import Rendered
 from reliable_jobs.models import Job
 from tests.celery_app import app
 from tests.support import inprocess
+from tests.support.generated import examples
 from tests.support.harness import Stack
 from tests.support.inprocess import InProcess
 from tests.testapp import tasks
@@ -76,7 +76,7 @@ values = st.recursive(
 
 
 @given(args=st.lists(values, max_size=5), kwargs=st.dictionaries(st.text(min_size=1), values, max_size=3))
-@hypothesis_settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(300)
 def test_a_filled_template_is_what_celery_renders(args: list[Any], kwargs: dict[str, Any]) -> None:
     job_id = uuid.uuid4()
     made = template_of(echo, celerys(echo), ("another",), {"call": 1})

@@ -89,12 +89,15 @@ def claim_committed(
     [
         (lambda: make(due_at=future()), Refusal.NOT_DUE),
         (lambda: make(content_version=1), Refusal.STALE),
+        # It has replaced itself; a worker must not wait for it to become free.
+        (lambda: make(Status.SENT, content_version=1), Refusal.STALE),
+        (lambda: make(Status.RUNNING, content_version=1), Refusal.STALE),
         (lambda: make(Status.RUNNING), Refusal.LOCKED),
         (lambda: make(Status.RUNNING, lease_at=past()), Refusal.LOCKED),
         *((lambda status=status: make(status), Refusal.FINAL) for status in FINAL),
         (lambda: Job(), Refusal.MISSING),
     ],
-    ids=["not due", "stale", "running", "running, lease over", *FINAL, "missing"],
+    ids=["not due", "stale", "stale, sent", "stale, running", "running", "running, lease over", *FINAL, "missing"],
 )
 def test_a_claim_that_is_refused_says_why_and_changes_nothing(take: Any, job: Any, refusal: Refusal) -> None:
     row = job()

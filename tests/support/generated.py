@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from hypothesis import HealthCheck, settings
+
+#: One environment of ``make test`` takes all examples; the others, for their Pythons' sake, a part: see tox.ini.
+SHARE = int(os.environ.get("HYPOTHESIS_SHARE", "1"))
 
 
 def examples(count: int, *, derandomize: bool = True, **more: Any) -> settings:
@@ -14,7 +18,7 @@ def examples(count: int, *, derandomize: bool = True, **more: Any) -> settings:
         more: as ``hypothesis.settings`` takes it.
     """
     return settings(
-        max_examples=count,
+        max_examples=max(1, count // SHARE),
         deadline=None,
         derandomize=derandomize,
         database=None,
