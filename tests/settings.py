@@ -72,6 +72,15 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 CELERY_BROKER_URL = os.environ.get("BROKER_URL", "memory://")
 CELERY_RESULT_BACKEND = "django-db" if "django_celery_results" in INSTALLED_APPS else None
+if "TEST_RESULT_BACKEND" in os.environ:  # empty: none
+    CELERY_RESULT_BACKEND = os.environ["TEST_RESULT_BACKEND"] or None
+if "TEST_CACHE" in os.environ:
+    CACHES = {
+        "default": {
+            "BACKEND": "django.core.cache.backends.filebased.FileBasedCache",
+            "LOCATION": os.environ["TEST_CACHE"],
+        }
+    }
 CELERY_RESULT_EXTENDED = True
 CELERY_TASK_DEFAULT_QUEUE = os.environ.get("TEST_QUEUE", "reliable_jobs_tests")
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 from celery import states
@@ -14,6 +16,7 @@ with CELERY.importing():
     from celery.app.backends import by_url
     from celery.backends.asynchronous import AsyncBackendMixin
     from celery.backends.base import BaseBackend, DisabledBackend
+    from celery.backends.rpc import RPCBackend
 
 _BASE = "celery.backends.base:Backend"
 _SYNC = "celery.backends.base:SyncBackendMixin"
@@ -160,7 +163,9 @@ class AskedBackend(BaseBackend):
         return bool(self.meta_of(task_id)["status"] != states.PENDING)
 
     def meta_from_decoded(self, meta: dict[str, Any]) -> dict[str, Any]:
-        return meta  # as meta_of() gives it
+        # As meta_of() gives it; or a message to a result of the wrapped backend.
+        is_message = meta["status"] in states.EXCEPTION_STATES and isinstance(meta["result"], dict)
+        return self.wrapped.meta_from_decoded(meta) if is_message else meta
 
     def is_cached(self, task_id: str) -> bool:
         return True  # what a group's error report asks before it looks
@@ -177,7 +182,7 @@ class AskedBackend(BaseBackend):
         propagate: bool = True,
     ) -> Any:
         self.check_waits([result.id])
-        if isinstance(self.wrapped, AsyncBackendMixin) and self.are_elsewhere([result.id]):
+        if self._comes_as_message(result):
             self.wrapped.add_pending_result(result)
             return self.wrapped.wait_for_pending(
                 result,
@@ -189,7 +194,17 @@ class AskedBackend(BaseBackend):
                 callback=callback,
                 propagate=propagate,
             )
-        return super().wait_for_pending(result, timeout, interval, no_ack, on_message, on_interval, callback, propagate)
+        self._ensure_not_eager()
+        pause, told = self.pauses(timeout, interval, on_interval), None
+        while True:
+            meta = self.meta_of(result.id)
+            if on_message is not None and meta["status"] != states.PENDING and _what_it_says(meta) != told:
+                told = _what_it_says(meta)
+                on_message(dict(meta))
+            if meta["status"] in states.READY_STATES:
+                result._maybe_set_cache(meta)
+                return result.maybe_throw(propagate=propagate, callback=callback)
+            pause()
 
     def wait_for(
         self,
@@ -205,11 +220,19 @@ class AskedBackend(BaseBackend):
             pause()
         return meta
 
-    def iter_native(self, result: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        leaves = [one.id for one in result.results if getattr(one, "results", None) is None]
-        if self.wrapped.supports_native_join and leaves and self.are_elsewhere(leaves):
-            return iter(self.wrapped.iter_native(result, *args, **kwargs))
-        return iter(super().iter_native(result, *args, **kwargs))
+    def iter_native(self, result: Any, timeout: float | None = None, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        began = time.monotonic()
+        sent_to_this_process = [one for one in result.results or () if self._comes_once(one)]
+        others = [one for one in result.results or () if one not in sent_to_this_process]
+        yield from super().iter_native(SimpleNamespace(results=others), timeout, *args, **kwargs)
+        for one in sent_to_this_process:
+            left = None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
+            one.get(timeout=left, propagate=False, disable_sync_subtasks=False)
+            yield one.id, one._cache
+
+    def _comes_once(self, result: Any) -> bool:
+        """Whether a result is a message to the process that called the task, which can't be asked for again."""
+        return isinstance(self.wrapped, RPCBackend) and hasattr(result, "_cache") and self._comes_as_message(result)
 
     def get_many(
         self,
@@ -238,14 +261,26 @@ class AskedBackend(BaseBackend):
             pause()
 
     def add_pending_result(self, result: Any, weak: bool = False) -> Any:
-        if isinstance(self.wrapped, AsyncBackendMixin) and weak and self.are_elsewhere([result.id]):
-            self.wrapped.add_pending_result(result, weak=weak)  # of then(); get() comes to wait_for_pending()
+        # Not of then() as a group calls it for each of its parts: that would be a SELECT for each.
+        if weak and self._comes_as_message(result):
+            self.wrapped.add_pending_result(result, weak=weak)
         return result
+
+    def _comes_as_message(self, result: Any) -> bool:
+        """Whether the wrapped backend tells of a result, as far as can be seen now."""
+        if getattr(result, "of_reliable_task", False) or not isinstance(self.wrapped, AsyncBackendMixin):
+            return False
+        return self.are_elsewhere([result.id])
 
     def remove_pending_result(self, result: Any) -> Any:
         if isinstance(self.wrapped, AsyncBackendMixin):
             self.wrapped.remove_pending_result(result)
         return result
+
+
+def _what_it_says(meta: dict[str, Any]) -> tuple[str, Any]:
+    """By what two answers differ for somebody who is told of each."""
+    return meta["status"], meta["result"] if meta["status"] not in states.EXCEPTION_STATES else str(meta["result"])
 
 
 def _look_meanwhile(result: Any, on_interval: Callable[[], Any] | None) -> None:

@@ -21,6 +21,7 @@ with CELERY.importing():
 logger = logging.getLogger(__name__)
 
 _BASE = "celery.backends.base:Backend"
+CHORD_TESTS = ["test_backend_names", "test_chords", "test_around_backends"]
 
 
 @CELERY.undocumented(
@@ -59,6 +60,32 @@ _BASE = "celery.backends.base:Backend"
 @CELERY.undocumented("Backend.delete_group", at=f"{_BASE}.delete_group", takes=("group_id",), tests=TESTS)
 @CELERY.undocumented("Backend.process_cleanup", at=f"{_BASE}.process_cleanup", tests=TESTS)
 @CELERY.undocumented("Backend.as_uri", at=f"{_BASE}.as_uri", takes=("include_password",), tests=TESTS)
+@CELERY.undocumented("Backend.cleanup", at=f"{_BASE}.cleanup", tests=TESTS)
+@CELERY.undocumented("Backend.ensure_chords_allowed", at=f"{_BASE}.ensure_chords_allowed", tests=CHORD_TESTS)
+@CELERY.undocumented(
+    "Backend.apply_chord",
+    at=f"{_BASE}.apply_chord",
+    takes=("header_result_args", "body"),
+    tests=CHORD_TESTS,
+)
+@CELERY.undocumented(
+    "Backend.set_chord_size",
+    at=f"{_BASE}.set_chord_size",
+    takes=("group_id", "chord_size"),
+    tests=CHORD_TESTS,
+)
+@CELERY.undocumented(
+    "Backend.add_to_chord",
+    at=f"{_BASE}.add_to_chord",
+    takes=("chord_id", "result"),
+    tests=CHORD_TESTS,
+)
+@CELERY.undocumented(
+    "Backend.on_chord_part_return",
+    at=f"{_BASE}.on_chord_part_return",
+    takes=("request", "state", "result"),
+    tests=CHORD_TESTS,
+)
 class AnsweringBackend(AskedBackend):
     """A result backend whose subclass knows what became of its own tasks, and which asks another one for all others.
     Celery's names for what it is asked and told are here; the subclass has names of its own.
@@ -172,21 +199,25 @@ class AnsweringBackend(AskedBackend):
                 raise
 
     def save_group(self, group_id: str, result: Any) -> Any:
-        if not isinstance(self.wrapped, DisabledBackend):
-            return self.wrapped.save_group(group_id, result)
+        with contextlib.suppress(NotImplementedError):  # rpc:// keeps none
+            if not isinstance(self.wrapped, DisabledBackend):
+                return self.wrapped.save_group(group_id, result)
         self.keep_group(group_id, result.as_tuple())
         return result
 
     def restore_group(self, group_id: str, cache: bool = True) -> Any:
-        if not isinstance(self.wrapped, DisabledBackend):
-            return self.wrapped.restore_group(group_id, cache=False)
+        with contextlib.suppress(NotImplementedError):
+            if not isinstance(self.wrapped, DisabledBackend):
+                return self.wrapped.restore_group(group_id, cache=False)
         kept = self.kept_group(group_id)
         return None if kept is None else result_from_tuple(kept, app=self.app)
 
     def delete_group(self, group_id: str) -> Any:
-        if not isinstance(self.wrapped, DisabledBackend):
-            return self.wrapped.delete_group(group_id)
+        with contextlib.suppress(NotImplementedError):
+            if not isinstance(self.wrapped, DisabledBackend):
+                return self.wrapped.delete_group(group_id)
         self.drop_group(group_id)
+        return None
 
     def cleanup(self) -> None:
         self.wrapped.cleanup()
@@ -201,19 +232,46 @@ class AnsweringBackend(AskedBackend):
 
     # --- chords -------------------------------------------------------------------------------------------------------
 
+    def begins_chord(self, group_id: Any, results: Any, body: Any) -> bool:
+        """The header of a chord is called next; says whether the chord is the subclass's. So do the following.
+
+        Args:
+            results: of the header's tasks.
+            body: its signature.
+        """
+        raise NotImplementedError
+
+    def takes_size(self, group_id: Any, size: int) -> bool:
+        """How many tasks a header has; its last one is called next."""
+        raise NotImplementedError
+
+    def takes_added_part(self, group_id: Any, result: Any) -> bool:
+        """A running part adds a task to its chord."""
+        raise NotImplementedError
+
+    def takes_end_of_part(self, request: Any, state: str, result: Any) -> bool:
+        """A task of a header has ended."""
+        raise NotImplementedError
+
     def ensure_chords_allowed(self) -> None:
-        self.wrapped.ensure_chords_allowed()
+        """The subclass's chords need no other backend."""
 
     def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> Any:
+        group_id, results, *_ = header_result_args
+        if self.begins_chord(group_id, results, body):
+            return None
+        self.wrapped.ensure_chords_allowed()
         return self.wrapped.apply_chord(header_result_args, body, **kwargs)
 
     def set_chord_size(self, group_id: str, chord_size: int) -> Any:
-        return self.wrapped.set_chord_size(group_id, chord_size)
+        return None if self.takes_size(group_id, chord_size) else self.wrapped.set_chord_size(group_id, chord_size)
 
     def add_to_chord(self, chord_id: str, result: Any) -> Any:
-        return self.wrapped.add_to_chord(chord_id, result)
+        return None if self.takes_added_part(chord_id, result) else self.wrapped.add_to_chord(chord_id, result)
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> Any:
+        if self.takes_end_of_part(request, state, result):
+            return None
         return self.wrapped.on_chord_part_return(request, state, result, **kwargs)
 
     def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:

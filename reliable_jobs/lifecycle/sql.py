@@ -138,7 +138,7 @@ UNDECIDED = f"""
 
 _WANTED = {
     *("id", "task", "status", "due_at", "expires_at", "epoch", "content_version", "deadline_at", "failures", "crashes"),
-    *("interruptions", "live_key", "key_forever", "started_at", "errback_of", "owes", "place"),
+    *("interruptions", "live_key", "key_forever", "created_at", "started_at", "errback_of", "owes", "place"),
 }
 _COLUMNS = tuple(field.attname for field in Job._meta.concrete_fields)
 #: What a claim wants to know of its row, in the model's order; anything else is read when somebody asks for it.

@@ -85,7 +85,7 @@ def _common(row: Job, state: str) -> dict[str, Any]:
         "parent_id": row.parent_id and str(row.parent_id),
         # Celery has these with result_extended only.
         "name": row.task,
-        "worker": row.worker or None,
+        "worker": row.worker.partition(" pid ")[0] or None,
         "retries": row.failures,
         "queue": row.queue,
     }

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from celery import current_task
 from celery.app.task import Context
-from celery.exceptions import SoftTimeLimitExceeded
-from celery.states import EXCEPTION_STATES, READY_STATES, STARTED, SUCCESS
+from celery.exceptions import BackendGetMetaError, SoftTimeLimitExceeded
+from celery.states import EXCEPTION_STATES, PENDING, READY_STATES, STARTED, SUCCESS
 
 from reliable_jobs.compat.celery_backend import AnsweringBackend, is_disabled
 from reliable_jobs.compat.celery_results import reads_results_from_a_queue, stored_result
@@ -26,7 +26,7 @@ from reliable_jobs.message import exception_text, result_text
 from reliable_jobs.message.decode import headers_of
 from reliable_jobs.message.row_to_message import HEADER, foreign_id
 from reliable_jobs.models import Job
-from reliable_jobs.results import groups, rows, states
+from reliable_jobs.results import arguments, groups, rows, states
 from reliable_jobs.results.answer import FORGOTTEN, answer, has_answer
 from reliable_jobs.results.waiting import Pauses
 from reliable_jobs.workflow.chord_backend import ChordBackend
@@ -48,26 +48,32 @@ class LedgerBackend(ChordBackend, AnsweringBackend):
 
     app: Celery
 
-    def chords_of_celery(self) -> Any:
-        return self.wrapped
-
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def meta_of(self, task_id: str) -> dict[str, Any]:
         return self.metas_of([task_id])[task_id]
 
     def metas_of(self, task_ids: list[str]) -> dict[str, dict[str, Any]]:
-        found = rows.find_many(task_ids)
+        extended = bool(self.app.conf.result_extended)
+        found, trouble = rows.find_many(task_ids, content=extended)
         metas: dict[str, dict[str, Any]] = {}
         for task_id in task_ids:
             row, side = found.get(task_id, (None, None))
-            wrapped = None if row is not None and has_answer(row) else stored_result(self.wrapped, task_id)
+            if row is not None and has_answer(row):
+                metas[task_id] = {**answer(row, side, None), "task_id": task_id}
+                if extended:
+                    metas[task_id].update(arguments.of_row(row, self.app))
+                continue
+            wrapped = stored_result(self.wrapped, task_id)
+            if row is None and trouble is not None and wrapped.get("status", PENDING) == PENDING:
+                # PENDING would be a guess: somebody would wait for a job that has ended.
+                raise BackendGetMetaError(f"its row can't be read: {trouble}", task_id=task_id) from trouble
             metas[task_id] = {**answer(row, side, wrapped), "task_id": task_id}
         return metas
 
     def are_elsewhere(self, task_ids: list[str]) -> bool:
-        found = rows.find_many(task_ids)
-        return not any(has_answer(row) for row, _ in found.values())
+        found, trouble = rows.find_many(task_ids)
+        return trouble is None and not any(has_answer(row) for row, _ in found.values())
 
     def pauses(
         self, timeout: float | None, interval: float | None, on_interval: Callable[[], Any] | None
@@ -86,12 +92,17 @@ class LedgerBackend(ChordBackend, AnsweringBackend):
     # --- writing ------------------------------------------------------------------------------------------------------
 
     def is_own(self, task_id: str, request: Any) -> bool:
-        task = self.app.tasks.get(getattr(request, "task", None) or "")
-        if task is not None:
-            return bool(getattr(task, "writes_outbox", False))
-        if request is not None and isinstance(getattr(request, HEADER, None), dict):
-            return True
-        return rows.find(task_id)[0] is not None
+        if getattr(request, "is_eager", False):
+            return False  # it has no row: with task_store_eager_result it is the other backend's
+        if getattr(request, "id", task_id) == task_id:
+            task = self.app.tasks.get(getattr(request, "task", None) or "")
+            if task is not None:
+                return bool(getattr(task, "writes_outbox", False))
+            if request is not None and isinstance(getattr(request, HEADER, None), dict):
+                return True
+        # Nothing is known of the task, or it is another one's: update_state(task_id=…).
+        row, _ = rows.find(task_id)
+        return row is not None and not row.relay_only
 
     def has_said(self, task_id: str, state: str, meta: Any, request: Any) -> None:
         if state in EXCEPTION_STATES and isinstance(meta, BaseException):

@@ -261,6 +261,9 @@ def _call_function(
     if job.errback_of is not None:
         args = errbacks.arguments(task.app, run.claim.using, job, args)
     request.retries = job.failures
+    # As Celery's message would have them: the row has taken them off ours.
+    request.eta = job.due_at.isoformat() if job.due_at and job.due_at > job.created_at else None
+    request.expires = job.expires_at and job.expires_at.isoformat()
     request.reliable_run = run
     value, text, reason = None, None, Reason.NONE
     signal: BaseException | None = None

@@ -199,6 +199,8 @@ class RunControl(Task):
         kept = {name: value for name, value in request.as_execution_options().items() if value is not None}
         for name in ("task_id", "expires", "retries", "origin"):
             kept.pop(name, None)
+        if request.ignore_result:
+            kept["ignore_result"] = True
         info = request.delivery_info or {}
         if not info.get("exchange") and info.get("routing_key"):
             kept["queue"] = info["routing_key"]

@@ -18,7 +18,7 @@ from celery.worker.request import Request
 from reliable_jobs import lifecycle
 from reliable_jobs.compat.billiard import ExceptionInfo, exit_status
 from reliable_jobs.compat.celery_worker import check_eta, is_terminating, payload_of, was_revoked
-from reliable_jobs.errors import NotRecorded
+from reliable_jobs.errors import JobExpired, NotRecorded
 from reliable_jobs.message.row_to_message import HEADER, foreign_id
 from reliable_jobs.run import arrival
 from reliable_jobs.status import CLOSES, EventKind
@@ -125,7 +125,10 @@ class ReliableRequest(GivenBackRequest):
             else:
                 self.reject(requeue=True)
             return
-        super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+        expired = isinstance(error, JobExpired)
+        super().on_failure(exc_info, send_failed_event=send_failed_event and not expired, return_ok=return_ok)
+        if expired:
+            self.send_event("task-revoked", terminated=False, signum=None, expired=True)
         if isinstance(error, Ignore):
             kind = getattr(error, CLOSES, "task-succeeded")
             fields = dict(_CLOSING[kind])

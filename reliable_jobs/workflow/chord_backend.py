@@ -15,49 +15,39 @@ from reliable_jobs.workflow import groups, unit
 
 
 class ChordBackend:
-    """Mixin of a result backend, in front of Celery's class.
+    """Mixin of compat/celery_backend.py's AnsweringBackend, which calls these: each says whether the chord is ours.
 
-    A chord is ours where everything in its header is a reliable task. Any other is Celery's, carried by
-    :meth:`chords_of_celery`: its workers report there.
+    A chord is ours where everything in its header is a reliable task. Any other is Celery's, carried by the backend
+    that is wrapped: its workers report there.
     """
 
     app: Any
 
-    def chords_of_celery(self) -> Any:
-        """The backend for chords that are not ours."""
-        return super()
-
-    def ensure_chords_allowed(self) -> None:
-        """A chord of reliable tasks needs no result backend."""
-
-    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> Any:
+    def begins_chord(self, group_id: Any, results: Any, body: Any) -> bool:
         """The header of a chord is called next."""
-        group_id, results = header_result_args
         known = as_uuid(group_id)
-        if known is not None and all(getattr(node, "of_reliable_task", False) for node in _steps(results)):
-            announced.announce(known, body)
-            return None
-        below = self.chords_of_celery()
-        below.ensure_chords_allowed()
-        return below.apply_chord(header_result_args, body, **kwargs)
+        if known is None or not all(getattr(node, "of_reliable_task", False) for node in _steps(results)):
+            return False
+        announced.announce(known, body)
+        return True
 
-    def set_chord_size(self, group_id: Any, chord_size: int) -> Any:
+    def takes_size(self, group_id: Any, size: int) -> bool:
         """The last task of a header is called next."""
         known = as_uuid(group_id)
         if known is None or announced.find(known) is None:
-            return self.chords_of_celery().set_chord_size(group_id, chord_size)
+            return False
         here = unit.entered()
-        owing.note_size(known, chord_size, None if here is None else here.using)
-        return None
+        owing.note_size(known, size, None if here is None else here.using)
+        return True
 
-    def add_to_chord(self, chord_id: Any, result: Any) -> Any:
+    def takes_added_part(self, group_id: Any, result: Any) -> bool:
         """A running part adds a task to its chord. Where its transaction is the part's own, a row keeps the place until
         the task is called, so that the chord waits for it. Elsewhere the call is to come before the part ends."""
         caller = self.app.current_worker_task
         run = None if caller is None else caller.request.get("reliable_run")
-        known = as_uuid(chord_id)
+        known = as_uuid(group_id)
         if run is None or known is None or run.claim.job.owes != known:
-            return self.chords_of_celery().add_to_chord(chord_id, result)
+            return False
         if caller.atomic:
             request = caller.request
             lifecycle.hold_place(
@@ -68,16 +58,16 @@ class ChordBackend:
                 root_id=as_uuid(request.root_id),
                 parent_id=run.claim.job.pk,
             )
-        return None
+        return True
 
-    def on_chord_part_return(self, request: Any, state: Any, result: Any, **kwargs: Any) -> Any:
+    def takes_end_of_part(self, request: Any, state: Any, result: Any) -> bool:
         """A task of a header has ended. Of a reliable one the row says so; a plain one may have been added to a chord
         of ours, or have replaced a part."""
-        if request.chord and request.chord.get(debts.STUB):
-            if not getattr(self.app.tasks.get(request.task), "writes_outbox", False):
-                groups.plain_part_ended(self.app, request.id, state, result)
-            return None
-        return self.chords_of_celery().on_chord_part_return(request, state, result, **kwargs)
+        if not (request.chord and request.chord.get(debts.STUB)):
+            return False
+        if not getattr(self.app.tasks.get(request.task), "writes_outbox", False):
+            groups.plain_part_ended(self.app, request.id, state, result)
+        return True
 
 
 def _steps(results: Iterable[Any]) -> Iterator[Any]:

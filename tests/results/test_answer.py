@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 from celery import states
-from celery.exceptions import Reject, TaskRevokedError
+from celery.exceptions import BackendGetMetaError, Reject, TaskRevokedError
 from celery.result import GroupResult
-from django.db import IntegrityError
+from django.db import IntegrityError, InterfaceError, OperationalError, transaction
 
 from reliable_jobs import ReliableTask, lifecycle, reliable_task
 from reliable_jobs.errors import JobExpired, JobParked
 from reliable_jobs.message import exception_text
 from reliable_jobs.models import Job, JobState
+from reliable_jobs.results import rows
 from reliable_jobs.results import states as side_states
 from reliable_jobs.results.answer import answer
 from reliable_jobs.status import Reason, Status
@@ -259,3 +260,88 @@ seen_inside: list[str] = []
 def tracked(self: Any) -> None:
     seen_inside.append(app.AsyncResult(self.request.id).state)
     raise self.retry(countdown=60)
+
+
+# --- the arguments (result_extended) ----------------------------------------------------------------------------------
+
+
+def test_arguments_are_in_the_answer_of_a_job_that_has_one(jobs: InProcess, django_assert_num_queries: Any) -> None:
+    result = tasks.effect.apply_async(("x",), {"value": "y"})
+    assert (app.AsyncResult(result.id).args, app.AsyncResult(result.id).kwargs) == (None, None), "as Celery's PENDING"
+    jobs.work()
+    with django_assert_num_queries(1):
+        assert list(app.AsyncResult(result.id).args) == ["x"]
+    [(_, meta)] = app.backend.get_many([result.id])
+    assert (meta["args"], meta["kwargs"]) == (["x"], {"value": "y"})
+
+
+def test_arguments_are_not_read_unless_the_project_asks(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(app.conf, "result_extended", False)
+    result = tasks.effect.delay("x")
+    jobs.work()
+    assert "args" not in app.backend.get_task_meta(result.id)
+
+
+def test_sensitive_arguments_are_not_in_the_answer(jobs: InProcess) -> None:
+    result = tasks.login.delay("ann", password="s3cret")
+    jobs.work()
+    answered = app.AsyncResult(result.id)
+    assert "s3cret" not in f"{answered.args} {answered.kwargs} {answered.result} {answered.traceback}"
+    assert "ann" in f"{answered.args}"
+
+
+# --- a database that is away ------------------------------------------------------------------------------------------
+
+
+def test_a_row_that_can_not_be_read_is_not_taken_for_a_waiting_one(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = tasks.effect.delay("x")
+
+    def away(*args: Any) -> None:
+        raise OperationalError("the server is away")
+
+    monkeypatch.setattr(rows, "_read", away)
+    for reader in (tasks.effect.AsyncResult(result.id), app.AsyncResult(result.id)):
+        with pytest.raises(BackendGetMetaError, match="the server is away"):
+            assert reader.state
+        with pytest.raises(BackendGetMetaError):
+            reader.get(timeout=5)
+    jobs.work()
+    app.backend.wrapped.store_result(result.id, "from there", "SUCCESS")
+    assert app.AsyncResult(result.id).get(timeout=5) == "from there", "another backend may still know"
+
+
+def test_a_reader_whose_connection_has_died_opens_another(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that waits is no request, at whose start Django would look."""
+    result = tasks.effect.delay("x")
+    jobs.work()
+    died: list[Any] = []
+
+    class Dies:
+        def __iter__(self) -> Any:
+            died.append(self)
+            raise InterfaceError("connection already closed")
+
+        def all(self) -> list[int]:
+            return [1]
+
+    assert rows._asked_again_once("default", Dies()) == [1]
+    assert len(died) == 1
+    with transaction.atomic(), pytest.raises(InterfaceError):
+        rows._asked_again_once("default", Dies())
+    assert result.get(timeout=1) == "x"
+
+
+# --- eager ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_eager_result_that_is_to_be_stored_is_the_other_backends(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(app.conf, "task_always_eager", True)
+    monkeypatch.setitem(app.conf, "task_store_eager_result", True)
+    monkeypatch.setattr(tasks.effect, "store_eager_result", True)
+    result = tasks.effect.delay("x")
+    assert app.AsyncResult(result.id).get(timeout=1) == "x"
+    assert Job.objects.count() == 0

@@ -21,13 +21,12 @@ from reliable_jobs.models import Job
 from reliable_jobs.results import LedgerBackend, copies, waiting
 from tests.celery_app import app
 from tests.support import inprocess
+from tests.support.backends import LEDGER, use_backend
 from tests.support.harness import PATIENCE, wait_until
 from tests.support.inprocess import InProcess
 from tests.testapp import tasks
 
 jobs = inprocess.jobs
-
-LEDGER = "reliable_jobs.results:LedgerBackend"
 
 
 @shared_task(name="test_ledger_backend.plain")
@@ -38,17 +37,9 @@ def plain() -> str:
 @pytest.fixture
 def configure() -> Iterator[Callable[[str | None], LedgerBackend]]:
     """Have the app configured with another result backend."""
-
     before = app.conf.result_backend
-
-    def configured(url: str | None) -> LedgerBackend:
-        app.conf.result_backend = url
-        app.conf["CELERY_RESULT_BACKEND"] = url  # up to Celery 5.5 the name as it stands in Django's settings wins
-        app._backend_cache = app._local.backend = None
-        return app.backend
-
-    yield configured
-    configured(before)
+    yield use_backend
+    use_backend(before)
 
 
 @pytest.mark.parametrize(

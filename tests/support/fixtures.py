@@ -168,6 +168,15 @@ def private_rabbitmq() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
+def private_redis() -> Iterator[Any]:
+    """A Redis of the tests' own."""
+    from tests.support.private_servers import PrivateRedis
+
+    with _or_skip(PrivateRedis) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def private_postgres() -> Iterator[Any]:
     """A database server that a test may stop and restart."""
     from tests.support.private_servers import PrivatePostgres

@@ -10,19 +10,16 @@ from celery import shared_task, signature
 from celery.backends.base import DisabledBackend
 
 from reliable_jobs import ReliableTask
-from reliable_jobs.workflow.chord_backend import ChordBackend
+from reliable_jobs.results import LedgerBackend
 from tests.celery_app import app
 from tests.testapp.models import Effect
 
 
-class Backend(ChordBackend, DisabledBackend):
-    """No result backend at all."""
-
-
 @contextlib.contextmanager
 def no_backend() -> Iterator[None]:
+    """No result backend at all."""
     before = app._backend_cache, app._local.__dict__.pop("backend", None)
-    app._backend_cache = Backend(app=app)
+    app._backend_cache = LedgerBackend(app, wrapped=DisabledBackend(app))
     try:
         yield
     finally:

@@ -111,6 +111,8 @@ class Stack(Queues):
                     connection.execute(f"SET lock_timeout = '{1 + attempt}s'")
                     connection.execute(f"TRUNCATE {', '.join(tables)} RESTART IDENTITY")
                     return
+            except psycopg.errors.DeadlockDetected:  # with a sweep, which goes on
+                continue
             except psycopg.errors.LockNotAvailable:
                 self.terminate_backends("state <> 'idle'")
         raise AssertionError("the tables could not be emptied")
