@@ -27,6 +27,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", default="", help="a range: 1-10")
     parser.add_argument("--site", default="plain", help="where it takes place (default: plain); 'list' names them")
     parser.add_argument("--faults", default="", help="kinds, separated by commas (default: all); 'list' names them")
+    parser.add_argument("--work", choices=["mixed", "workflows"], default="mixed", help="what the producers order")
     parser.add_argument("--every", type=float, default=3.0, help="seconds between two faults, on average")
     parser.add_argument("--jobs", type=int, default=20_000, help="faults end at so many jobs, per seed")
     parser.add_argument("--rate", type=float, default=3.0, help="orders a second and producer, of some 3 jobs each")
@@ -86,6 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     django.setup()
     from qa.chaos import faults, report
     from qa.chaos.campaign import Campaign, Plan, Result
+    from qa.chaos.work import WORK
 
     known = {kind: fault for kind, fault in faults.load().items() if fault.applies(site)}
     if options.faults == "list":
@@ -112,6 +114,7 @@ def main(argv: list[str] | None = None) -> int:
         directory=options.keep,
         site=site,
     )
+    os.environ[WORK] = options.work
     take_down_at_sigterm()
     results: list[Result] = []
     try:

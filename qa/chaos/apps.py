@@ -8,7 +8,7 @@ class ChaosConfig(AppConfig):
     label = "chaos"
 
     def ready(self) -> None:
-        from qa.chaos import instruments
+        from qa.chaos import instruments, workflow_tasks  # noqa: F401 - the workers must know them
         from tests.celery_app import app
 
         app.set_default()

@@ -212,12 +212,15 @@ class Campaign:
         effects = world.query("SELECT id, name, value FROM testapp_effect ORDER BY id")
         jobs = world.query("SELECT id, task, status, reason, failures, error FROM reliable_jobs_job")
         assert effects is not None, "the database does not answer"
+        groups = world.open_groups()
         assert jobs is not None, "the database does not answer"
+        assert groups is not None, "the database does not answer"
         return Evidence(
             world.ledger.read().records,
             [(row[0], row[1], row[2]) for row in effects],
             {job_id(job): (task, status, reason, attempt, error) for job, task, status, reason, attempt, error in jobs},
             LONGEST_DISPATCH,
+            groups,
         )
 
     def _measure_recoveries(self, world: World) -> None:

@@ -25,12 +25,14 @@ class Evidence:
         effects: (primary key, name, value) of the business rows.
         jobs: id → (task, status, reason, attempt, error).
         longest_dispatch: seconds that a request may spend on the broker.
+        open_groups: ids of chords whose bodies are neither written nor given up.
     """
 
     records: Sequence[dict[str, Any]]
     effects: Sequence[tuple[int, str, str]]
     jobs: dict[str, tuple[str, str, str, int, str]]
     longest_dispatch: float
+    open_groups: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +184,8 @@ def _ends(evidence: Evidence, orders: _Orders) -> Iterable[Violation]:
             yield Violation("I5", "attempt spent", f"job {job}", told, job)
         elif status == "failed" and not (reason or error):
             yield Violation("I7", "failed without a word", f"job {job}", told, job)
+    for group in evidence.open_groups:
+        yield Violation("I2", "without a final state", f"chord {group}", "nobody has decided it")
 
 
 def _poison(evidence: Evidence) -> Iterable[Violation]:

@@ -117,6 +117,10 @@ def test_the_checker_sees_wrong_ends(job: str, row: Any, wrong: tuple[str, str])
     assert found(judge(dataclasses.replace(SOUND, jobs={k: v for k, v in jobs.items() if v}))) == {wrong}
 
 
+def test_the_checker_sees_a_chord_that_nobody_decides() -> None:
+    assert found(judge(dataclasses.replace(SOUND, open_groups=[JOB]))) == {("I2", "without a final state")}
+
+
 @pytest.mark.parametrize(
     ("kills", "wrong"),
     [

@@ -11,6 +11,7 @@ A piece is enqueued inside an open transaction and answers with expectations, as
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,8 @@ from django.db import transaction
 from qa.chaos import tasks
 
 Expectation = dict[str, Any]
+#: Names "mixed" or "workflows" in a producer's environment.
+WORK = "CHAOS_WORK"
 #: "At least once": a non-atomic body, whose transactions are its own.
 UNBOUNDED = 10**6
 
@@ -125,7 +128,16 @@ MIX: dict[Callable[[random.Random, str], list[Expectation]], int] = {
 }
 
 
+def mix() -> dict[Callable[[random.Random, str], list[Expectation]], int]:
+    """What this campaign's orders are made of: see ``--work``."""
+    from qa.chaos import workflows  # which is made of what stands here
+
+    flows = dict.fromkeys(workflows.KINDS, 1)
+    return flows if os.environ.get(WORK) == "workflows" else {**MIX, **flows}
+
+
 def some(rng: random.Random, order: str) -> list[Expectation]:
     """The jobs of one order, enqueued in the open transaction."""
-    chosen = rng.choices(list(MIX), list(MIX.values()), k=rng.randint(1, 3))
+    kinds = mix()
+    chosen = rng.choices(list(kinds), list(kinds.values()), k=rng.randint(1, 3))
     return [one for number, kind in enumerate(chosen) for one in kind(rng, f"{order}.{number}")]

@@ -192,12 +192,18 @@ class World:
         rows = self.query(
             f"SELECT id FROM reliable_jobs_job WHERE status IN ('waiting', 'running') {condition} LIMIT 5000"
         )
-        if rows is None:
+        groups = [] if due else self.open_groups()
+        if rows is None or groups is None:
             return None
-        found = [job_id(row[0]) for row in rows]
+        found = [*(job_id(row[0]) for row in rows), *groups]
         if due:
             self.last_unfinished = found
         return found
+
+    def open_groups(self) -> list[str] | None:
+        """Ids of chords that nobody has decided; None while the database does not answer."""
+        rows = self.query("SELECT id FROM reliable_jobs_jobgroup WHERE state = 'open'")
+        return None if rows is None else [job_id(row[0]) for row in rows]
 
     def unsent(self) -> int:
         """Rows that wait for a relay or sweeper, now or soon."""

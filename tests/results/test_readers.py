@@ -309,7 +309,9 @@ MOMENTS: dict[str, Moment] = {
     ),
     "terminated": Moment(("REVOKED", "REVOKED", "REVOKED", NOTHING), terminated, "TaskRevokedError"),
     "expired": Moment(("REVOKED", "REVOKED", "REVOKED", NOTHING), expired, "JobExpired"),
-    "parked": Moment(("FAILURE", "FAILURE", "FAILURE", NOTHING), ended(lambda: app.send_task(misfit.name, (1,))), "JobParked"),
+    "parked": Moment(
+        ("FAILURE", "FAILURE", "FAILURE", NOTHING), ended(lambda: app.send_task(misfit.name, (1,))), "JobParked"
+    ),
     "a chain's later step": Moment(("PENDING", NOTHING, NOTHING, NOTHING), step(0, TWO[0], lambda states: True)),
     "a step behind one that failed": Moment(
         ("FAILURE", "FAILURE", NOTHING, NOTHING),

@@ -82,6 +82,8 @@ SITES = {
     "solo": Site("plain", "every worker solo", workers=_all_of("solo", 1, 1, 1)),
     "pgbouncer": Site("pgbouncer", "PgBouncer in transaction mode, Django not told", pooler=True),
     "conn0": Site("conn0", "connections closed after every task: CONN_MAX_AGE and WORKER_CONN_MAX_AGE 0"),
+    "ledger": Site("ledger", "the row is the result: LedgerBackend and no other result backend"),
+    "no-results": Site("no_results", "no result backend at all"),
     "serializable": Site("serializable", "PostgreSQL, SERIALIZABLE for every transaction"),
     "sqlite": Site(
         "sqlite",
