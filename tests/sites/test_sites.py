@@ -63,7 +63,7 @@ class Tables:
 
     def __init__(self) -> None:
         self.orders = [0, 4]
-        self.entries = [(0, "booked"), (4, "packed"), (4, "shipped")]
+        self.entries = [(0, "booked"), *((4, what) for what in ("packed", "labelled", "weighed", "shipped"))]
         self.jobs: list[Any] = []
 
     def __call__(self, sql: str, alias: str = "default") -> list[list[Any]]:

@@ -19,12 +19,12 @@ ENTRIES = (
     {"paid"},
     {"reminded"},
     {"receipt"},
-    {"packed", "shipped"},
+    {"packed", "labelled", "weighed", "shipped"},
     {"charged"},
     {"invoiced", "mailed"},
 )
 #: Runs that each kind of order asks for: one for each entry, and the planned retry of a payment.
-RUNS = (1, 2, 1, 1, 2, 1, 2)
+RUNS = (1, 2, 1, 1, 4, 1, 2)
 
 _SQL = """
 import json, sys

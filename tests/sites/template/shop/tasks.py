@@ -45,7 +45,21 @@ def pack(number):
 
 
 @shared_task(base=ReliableTask)
-def ship(number):
+def label(number):
+    Entry.objects.create(number=number, what="labelled")
+    return number
+
+
+@shared_task(base=ReliableTask)
+def weigh(number):
+    Entry.objects.create(number=number, what="weighed")
+    return number
+
+
+@shared_task(base=ReliableTask)
+def ship(numbers):
+    number, again = numbers  # of the label and of the scales
+    assert number == again
     Entry.objects.create(number=number, what="shipped")
 
 

@@ -1,6 +1,6 @@
 from datetime import datetime, timedelta, timezone
 
-from celery import chain
+from celery import chain, group
 from django.db import transaction
 from django.http import HttpResponse
 from django.views.decorators.csrf import csrf_exempt
@@ -42,7 +42,7 @@ def enqueue(number):
         for _ in range(2):  # a double click
             tasks.receipt.apply_async((number,), key=f"receipt-{number}")
     elif kind == 4:
-        chain(tasks.pack.s(number), tasks.ship.s()).delay()
+        chain(tasks.pack.s(number), group(tasks.label.s(), tasks.weigh.s()), tasks.ship.s()).delay()
     elif kind == 5:
         tasks.charge.delay(number)
     else:
