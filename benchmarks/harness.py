@@ -155,6 +155,7 @@ class Arena:
         self.queue = QUEUE
         self._processes: list[subprocess.Popen[bytes]] = []
         self._logs: list[Path] = []
+        self._never_stopped: list[subprocess.Popen[bytes]] = []
         self._database = ""
         self._connection: psycopg.Connection[Any] | None = None
 
@@ -307,6 +308,9 @@ class Arena:
 
     def start_workers(self) -> None:
         """Start the contender's workers and let them do WARM jobs."""
+        running = len(self._processes)
+        self.start(self.rival.servers())
+        self._never_stopped = self._processes[running:]
         self.start([*self.rival.workers(), *self.rival.relays()])
         self.child("benchmarks.child:fill", count=WARM, first=-WARM)
         self.wait_for_effects(WARM, 90)
@@ -336,16 +340,18 @@ class Arena:
 
     def _signal(self, number: int, first: int | None = None) -> None:
         for process in self._processes[:first]:
-            if process.poll() is None:
+            if process.poll() is None and not (process in self._never_stopped and number == signal.SIGSTOP):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
 
-    def refill(self, count: int) -> None:
-        """Empty the effects and fill the queue with jobs 0 to ``count`` - 1. Call it while paused."""
+    def refill(self, count: int, function: str = "benchmarks.child:fill") -> Any:
+        """Empty the effects and fill the queue with jobs 0 to ``count`` - 1. Call it while paused. Returns what the
+        function says."""
         self.sql("TRUNCATE benchmark_effect RESTART IDENTITY")
-        self.child("benchmarks.child:fill", count=count)
+        said = self.child(function, count=count)
         self.sql("ANALYZE")
         self._servers.checkpoint()
+        return said
 
     def wait_for_effects(self, count: int, seconds: float) -> datetime.datetime:
         """Wait until ``count`` effects are committed. Returns the server's time at which they were seen."""

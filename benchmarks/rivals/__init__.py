@@ -61,6 +61,9 @@ class Rival:
         """Enqueue many as quickly as it goes. Never measured."""
         raise NotRun("it has no jobs")
 
+    def publish(self) -> None:
+        """Publish what :meth:`fill` has left to others."""
+
     def bulk(self, count: int) -> None:
         """Enqueue ``count`` jobs by the fastest documented way; returns when they are committed."""
         raise NotRun("it has no bulk enqueue")
@@ -77,6 +80,10 @@ class Rival:
     def workers(self) -> list[list[str]]:
         """The command lines that work with two processes on the bodies."""
         raise NotRun("it has no workers")
+
+    def servers(self) -> list[list[str]]:
+        """The command lines of servers of its own, which go on while its workers are stopped."""
+        return []
 
     def relays(self) -> list[list[str]]:
         """The command lines of further processes that must run beside the workers."""

@@ -39,11 +39,17 @@ class BareCelery(Rival):
 
         effect.delay_on_commit(number)
 
-    def fill(self, numbers: range) -> None:
+    @staticmethod
+    def unconfirmed() -> None:
+        """Publish without confirms: the harness counts the messages."""
         from benchmarks.project.celery import app
+
+        app.conf.broker_transport_options = {}
+
+    def fill(self, numbers: range) -> None:
         from benchmarks.project.tasks import effect
 
-        app.conf.broker_transport_options = {}  # no confirms: the harness counts the messages
+        self.unconfirmed()
         for number in numbers:
             effect.delay(number)
 

@@ -118,6 +118,8 @@ _UNFINISHED = "owes = {owed} AND status IN ('waiting', 'running', 'sent')"
 
 #: Whether a part of a group is unfinished. Backwards: the last ones end last.
 OWED = f"SELECT 1 FROM {{job}} WHERE {_UNFINISHED.format(owed='%s')} ORDER BY place DESC LIMIT 1"
+#: The same without parameters, and always one row: NULL where none is. See :func:`look_behind_commit`.
+_OWED_IN_ONE_ROW = "SELECT (" + OWED.replace("%s", "'%s'") + ")"
 
 #: All that owes a group, in order.
 PARTS = """
@@ -218,6 +220,11 @@ def rows(alias: str, text: str, *values: Any) -> list[tuple[Any, ...]]:
         cursor.execute(in_words(connection, text), prepared(connection, values))
         found: list[tuple[Any, ...]] = cursor.fetchall()
     return found
+
+
+def look_behind_commit(alias: str, group_id: uuid.UUID) -> str:
+    """:data:`OWED` as a statement that travels behind a part's COMMIT."""
+    return in_words(connections[alias], _OWED_IN_ONE_ROW) % group_id
 
 
 def lock_row(alias: str, job_id: uuid.UUID) -> tuple[Job, datetime.datetime] | None:

@@ -27,7 +27,7 @@ from reliable_jobs.compat.django import driver_of
 from reliable_jobs.compat.django_transaction import open_blocks
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import BrokenTransaction, RunTakenAway
-from reliable_jobs.lifecycle import Claim, Refusal, db_errors
+from reliable_jobs.lifecycle import Claim, Refusal, db_errors, sql
 from reliable_jobs.message import result_text
 from reliable_jobs.run import kept_connections, native, outcomes, recovery, settling
 from reliable_jobs.run.arrival import Delivery
@@ -139,12 +139,16 @@ def _run_in_transaction(
             ended = _call_function(task, run, args, kwargs, savepoint)
             if ended.raised is not None and is_cut_off(run):
                 raise ended.raised  # nothing is left of the transaction
+            owes = run.claim.job.owes
             try:
                 won = savepoint.settle(
                     functools.partial(settling.end, task, ended, run.claim),
                     alone=ended.alone,
                     before=functools.partial(settling.follow_success, task, ended, run.claim),
+                    behind=None if owes is None else sql.look_behind_commit(using, owes),
                 )
+                if savepoint.found is not None:
+                    ended.others_owe = savepoint.found != (None,)
             except FunctionUndone as undone:
                 ended = outcomes.from_exception(task, run, undone.__cause__ or undone)
                 won = settling.settle(task, ended, run.claim)

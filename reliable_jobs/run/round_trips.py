@@ -5,6 +5,9 @@ with psycopg 3 statements can travel together, so that they are three:
 
     BEGIN; claim; SAVEPOINT │ the function's own │ SET CONSTRAINTS; RELEASE; settle; COMMIT
 
+Where a group waits for the job, the look whether another part of it is unfinished comes along behind the COMMIT. It has
+a snapshot of its own, taken after the commit: so of two last parts at least one sees nothing left.
+
 PostgreSQL takes several statements as one text and answers with a result for each, if the client puts the parameters
 into the text (Django's default). On loopback this is worth a fifth of a worker's rate, on a network more. (psycopg's
 pipeline mode was measured too: no gain over single statements.)
@@ -21,15 +24,12 @@ then.
 
 from __future__ import annotations
 
-import functools
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from django.db import DatabaseError, connections, transaction
 
-from reliable_jobs.compat.django import driver_of
 from reliable_jobs.compat.django_transaction import (
     OPENS_SAVEPOINT,
     RELEASES_SAVEPOINT,
@@ -38,27 +38,13 @@ from reliable_jobs.compat.django_transaction import (
     was_closed,
     will_roll_back,
 )
-from reliable_jobs.compat.psycopg import begins_plainly, without_begin
 from reliable_jobs.lifecycle.db_errors import sqlstate
-from reliable_jobs.models import Job
 from reliable_jobs.run import joining_failed
+from reliable_jobs.run.joined import Join, can_join
 from reliable_jobs.run.transaction_state import check_deferred_constraints
 
 _T = TypeVar("_T")
 _DIVISION_BY_ZERO = "22012"
-_TABLE = f'"{Job._meta.db_table}"'
-
-
-def can_join(connection: Any) -> bool:
-    """Whether statements can travel together: PostgreSQL, psycopg 3, parameters bound by the client."""
-    if connection.vendor != "postgresql" or connection.alias in joining_failed.switched_off:
-        return False
-    try:
-        from psycopg import ClientCursor
-    except ImportError:  # psycopg2
-        return False
-    factory = getattr(driver_of(connection), "cursor_factory", None)
-    return isinstance(factory, type) and issubclass(factory, ClientCursor)  # psycopg takes any callable
 
 
 @contextmanager
@@ -79,68 +65,6 @@ def savepoint_names(connection: Any, method: str) -> Iterator[list[str]]:
             delattr(connection, method)
         else:
             setattr(connection, method, patched)
-
-
-class Join:
-    """An ``execute_wrapper`` that sends other statements along with the first statement on the jobs table. The cursor
-    then holds that statement's result.
-
-    ``before`` and ``after`` are empty once they were sent. If they are not, no statement fitted, and the caller sends
-    them one by one.
-
-    Args:
-        verb: how that statement begins; comments may come first.
-        begin: send BEGIN too, unless a transaction has begun on the server.
-        before, after: statements without parameters.
-        commit: send COMMIT too. The statement must be an UPDATE; if it changes no row, the whole text fails with a
-            division by zero and nothing is committed.
-    """
-
-    def __init__(
-        self,
-        verb: str,
-        *,
-        begin: bool = False,
-        before: Sequence[str] = (),
-        after: Sequence[str] = (),
-        commit: bool = False,
-    ) -> None:
-        self.verb, self.begin, self.before, self.after, self.commit = verb, begin, before, after, commit
-
-    def __call__(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        if not (self.begin or self.before or self.after) or not self._fits(sql):
-            return execute(sql, params, many, context)
-        connection = context["connection"]
-        try:
-            send = functools.partial(self._send, execute, sql, params, many, context)
-            if self.begin and begins_plainly(driver_of(connection)):
-                # Only around this statement: for one that a wrapper of the project ran earlier, psycopg has begun.
-                self.begin, self.before = False, ["BEGIN", *self.before]
-                return without_begin(driver_of(connection), send)
-            self.begin = False
-            return send()
-        except (AttributeError, TypeError, NotImplementedError, DatabaseError) as error:
-            failed = joining_failed.switch_off(connection.alias, error)
-            if failed is None:
-                raise
-            # Without a cause: its SQLSTATE would be taken for the job's.
-            raise failed from None
-
-    def _send(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-        before, self.before = self.before, ()
-        after, self.after = self.after, ()
-        if self.commit:
-            sql, after = f"WITH won AS ({sql}\nRETURNING 1) SELECT 1 / count(*) FROM won", ["COMMIT"]
-        result = execute("\n; ".join([*before, sql, *after]), params, many, context)
-        for _ in before:
-            if not context["cursor"].nextset():
-                raise NotImplementedError("the server answered fewer statements than it was sent")
-        return result
-
-    def _fits(self, sql: Any) -> bool:
-        if not isinstance(sql, str) or ";" in sql or "--" in sql:
-            return False  # a wrapper of the project added something; another statement can't follow it
-        return _TABLE in sql and bool(re.match(rf"(?:\s|/\*(?:.|\n)*?\*/)*{self.verb}\b", sql))
 
 
 class FunctionUndone(Exception):
@@ -172,6 +96,8 @@ class FunctionSavepoint:
         self._name = ""
         #: Whether the settlement is to release it.
         self._owed = False
+        #: The row that the statement behind the COMMIT has found; None where none was sent.
+        self.found: tuple[Any, ...] | None = None
 
     def __enter__(self) -> FunctionSavepoint:
         return self
@@ -246,13 +172,21 @@ class FunctionSavepoint:
             return worse
         return error
 
-    def settle(self, write: Callable[[], bool], *, alone: bool, before: Callable[[], None] | None = None) -> bool:
+    def settle(
+        self,
+        write: Callable[[], bool],
+        *,
+        alone: bool,
+        before: Callable[[], None] | None = None,
+        behind: str | None = None,
+    ) -> bool:
         """Write the settlement, and with it what is owed. Returns what ``write`` answered.
 
         Args:
             write: its first statement is the conditional UPDATE of the row; answers whether that won.
             alone: it is the only one, so that the COMMIT may come along.
             before: writes what belongs to the settlement before it.
+            behind: a statement that finds one row, sent behind the COMMIT where that comes along: see :attr:`found`.
 
         Raises:
             FunctionUndone: ConstraintViolated, or ``before`` has failed.
@@ -270,12 +204,13 @@ class FunctionSavepoint:
         outermost = len(open_blocks(self._connection)) == 2 and commits_on_exit(self._connection)
         commit = alone and outermost
         owed = ["SET CONSTRAINTS ALL IMMEDIATE", f'RELEASE SAVEPOINT "{self._name}"']
-        join = Join("UPDATE", before=owed, commit=commit)
+        join = Join("UPDATE", before=owed, commit=commit, behind=behind)
         try:
             with self._connection.execute_wrapper(join):
                 won = write()
             if join.before:
                 self._send(join.before)
+            self.found = join.found
             return won
         except joining_failed.JoiningFailed:
             raise  # the whole transaction is rolled back

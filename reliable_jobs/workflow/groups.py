@@ -45,13 +45,18 @@ class Part(NamedTuple):
     error: str
 
 
-def part_ended(app: Celery, group_id: uuid.UUID, using: str) -> None:
+def part_ended(app: Celery, group_id: uuid.UUID, using: str, *, others_owe: bool | None = None) -> None:
     """A row that owes the group has ended, and its transaction has committed. Decides the group if nothing is left.
 
     Whatever goes wrong is logged, and left to the sweep: the job itself has ended.
+
+    Args:
+        others_owe: whether a look after that commit has found another row unfinished; None where nobody has looked.
     """
     try:
-        if not sql.rows(using, sql.OWED, group_id):
+        if others_owe is None:
+            others_owe = bool(sql.rows(using, sql.OWED, group_id))
+        if not others_owe:
             decide(app, group_id, using)
     except Exception as error:  # SoftTimeLimitExceeded too: the task function that it was meant for has returned
         logger.warning(

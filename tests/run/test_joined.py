@@ -6,17 +6,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from celery import shared_task
+from celery import chord, shared_task
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from psycopg import ClientCursor, errors
 
 from reliable_jobs import ReliableTask
+from reliable_jobs.lifecycle import sql
 from reliable_jobs.models import Job
 from reliable_jobs.run import joining_failed
 from tests.support import inprocess
+from tests.support.harness import Transaction
 from tests.support.inprocess import InProcess
 from tests.testapp.models import Effect
+from tests.workflow.chords import body, part
 
 jobs = inprocess.jobs
 pytestmark = pytest.mark.servers
@@ -60,6 +63,71 @@ def statements(jobs: InProcess, what: str = "") -> list[str]:
 
 def settled() -> list[str]:
     return sorted(Job.objects.values_list("status", flat=True))
+
+
+# --- the look behind the commit ---------------------------------------------------------------------------------------
+
+
+def parts_of_a_chord(jobs: InProcess) -> list[Any]:
+    chord([part.s(1), part.s(2)], body.s()).apply_async()
+    return jobs.take()
+
+
+def looks(queries: CaptureQueriesContext) -> list[str]:
+    """The statements of a run that look for other parts of its group."""
+    return [query["sql"] for query in queries.captured_queries if "ORDER BY place DESC" in str(query["sql"])]
+
+
+@pytest.mark.promise("I2")
+def test_the_look_for_other_parts_travels_behind_the_commit(jobs: InProcess) -> None:
+    for number, message in enumerate(parts_of_a_chord(jobs)):
+        with CaptureQueriesContext(connection) as queries:
+            jobs.deliver(message)
+        (look,) = looks(queries)
+        assert "\n; COMMIT\n; SELECT (SELECT 1 FROM" in look
+        assert Job.objects.filter(task=body.name).count() == number
+    jobs.work()
+    assert jobs.effects("body [1, 2]") == 1
+
+
+@pytest.mark.promise("I2")
+def test_the_look_behind_the_commit_sees_what_others_commit_before_it(jobs: InProcess) -> None:
+    """The other last part commits while this one's statements are on their way: in the transaction of the settlement
+    it was unfinished, behind the COMMIT it is not."""
+    first, second = parts_of_a_chord(jobs)
+    jobs.deliver(first)
+    Job.objects.filter(pk=first.headers["id"]).update(status="waiting")
+
+    def end_the_other(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if "SET status = 'succeeded'" in sql:
+            in_other_session(lambda: Job.objects.filter(pk=first.headers["id"]).update(status="succeeded"))
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(end_the_other):
+        jobs.deliver(second)
+    assert Job.objects.filter(task=body.name).count() == 1
+
+
+def in_other_session(work: Any) -> None:
+    session = Transaction(work)
+    session.end()
+
+
+@pytest.mark.promise("I2")
+@pytest.mark.parametrize("how", ["fails", "is cut off"])
+def test_a_look_that_brings_no_answer_is_made_again(jobs: InProcess, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """The part is settled by then: the row says so, and the group is looked at by a statement of its own."""
+    broken = {
+        "fails": "SELECT 'no answer'::integer",
+        "is cut off": "SELECT pg_terminate_backend(pg_backend_pid())",
+    }
+    monkeypatch.setattr(sql, "look_behind_commit", lambda alias, group_id: broken[how])
+    for message in parts_of_a_chord(jobs):
+        jobs.deliver(message)
+    assert settled() == ["succeeded", "succeeded", "waiting"]
+    assert Effect.objects.filter(name__startswith="part").count() == 2
+    jobs.work()
+    assert jobs.effects("body [1, 2]") == 1
 
 
 # --- the transaction's beginning --------------------------------------------------------------------------------------

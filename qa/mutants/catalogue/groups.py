@@ -17,6 +17,14 @@ MUTANTS = [
         (f"{CHORDS}::test_the_body_is_called_once_with_the_results_in_order",),
     ),
     Mutant(
+        "look-behind-the-commit",
+        "I2",
+        "run/joined.py",
+        "[*before, sql, *after, *behind]",
+        "[*before, sql, *behind, *after]",
+        ("tests/run/test_joined.py::test_the_look_behind_the_commit_sees_what_others_commit_before_it",),
+    ),
+    Mutant(
         "debt-handed-on",
         "I3",
         "run/settling.py",

@@ -198,7 +198,7 @@ MUTANTS = [
     Mutant(
         "commit-only-when-the-fence-holds",
         "I4",
-        "run/round_trips.py",
+        "run/joined.py",
         "SELECT 1 / count(*) FROM won",
         "SELECT 1 FROM won",
         ("tests/run/test_savepoint.py::test_a_settlement_whose_fence_does_not_hold_commits_nothing",),
