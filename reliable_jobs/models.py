@@ -166,6 +166,11 @@ class Job(models.Model):
                 condition=Q(owes__isnull=False, status__in=OPEN),
             ),
             models.Index(fields=["owes", "place"], name="reliable_job_owes", condition=Q(owes__isnull=False)),
+            models.Index(
+                fields=["check_at"],
+                name="reliable_job_unreported",
+                condition=Q(status=Status.SENT, owes__isnull=False),
+            ),
         )
         permissions = (("requeue_job", "Can requeue jobs"), ("cancel_job", "Can cancel jobs"))
 

@@ -9,15 +9,17 @@ import time
 from typing import Any
 
 import pytest
+from celery import chord
 from django.core import checks
 from django.db import OperationalError, connection, connections, transaction
 from django.test import override_settings
 from django.utils import timezone
 
 from reliable_jobs import ReliableTask, lifecycle
-from reliable_jobs.models import Job, JobEvent, JobState
+from reliable_jobs.models import Job, JobEvent, JobGroup, JobState
 from reliable_jobs.results import states
 from reliable_jobs.status import EventKind
+from reliable_jobs.workflow import groups
 from tests.celery_app import app
 from tests.support import inprocess
 from tests.support.harness import Transaction
@@ -123,6 +125,40 @@ def test_a10_a_run_is_not_waited_for_to_its_end(jobs: InProcess) -> None:
     assert time.monotonic() - began < 15
     run.end()
     assert Effect.objects.count() == 0
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("I3")
+@pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ"])
+@pytest.mark.parametrize("rounds", [30, pytest.param(1000, marks=pytest.mark.soak)])
+def test_two_last_parts_that_commit_together_write_one_body(jobs: InProcess, isolation: str, rounds: int) -> None:
+    for _ in range(rounds):
+        chord([tasks.effect.si("one"), tasks.effect.si("two")], tasks.effect.si("body")).apply_async()
+        barrier = threading.Barrier(2)
+
+        def end(part: Job, barrier: threading.Barrier = barrier) -> None:
+            try:
+                with connection.cursor() as cursor:
+                    cursor.execute(f"SET SESSION TRANSACTION ISOLATION LEVEL {isolation}")
+                with transaction.atomic():
+                    Job.objects.filter(pk=part.pk).update(status="succeeded", finished_at=timezone.now())
+                    barrier.wait(20)
+                groups.part_ended(app, part.owes, "default")
+            finally:
+                connections.close_all()
+
+        parts = Job.objects.filter(owes__isnull=False, status="waiting")
+        threads = [threading.Thread(target=end, args=(part,)) for part in parts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert list(JobGroup.objects.values_list("state", flat=True)) == ["done"]
+        assert Job.objects.count() == 3
+        Job.objects.all().delete()
+        JobGroup.objects.all().delete()
 
 
 # --- deadlocks --------------------------------------------------------------------------------------------------------

@@ -100,6 +100,10 @@ QUESTIONS: dict[str, tuple[str, Callable[[], JobQuerySet]]] = {
         "reliable_job_owes",
         lambda: Job.objects.filter(owes=uuid.UUID(int=7)).order_by("place"),
     ),
+    "plain parts of which nothing is heard": (
+        "reliable_job_unreported",
+        lambda: Job.objects.filter(status="sent", owes__isnull=False, check_at__lte=Now()).order_by("check_at")[:100],
+    ),
     "by key": ("reliable_job_live_key", lambda: Job.objects.filter(task="some.task", live_key="k")),
     "key as given": ("reliable_job_by_key", lambda: Job.objects.filter(key="k")),
     "children": ("reliable_job_parent", lambda: Job.objects.filter(parent_id=uuid.UUID(int=5))[:50]),

@@ -18,6 +18,7 @@ from reliable_jobs.lifecycle.claims import (
     step_back,
 )
 from reliable_jobs.lifecycle.deaths import last_death
+from reliable_jobs.lifecycle.later_steps import end_steps
 from reliable_jobs.lifecycle.listeners import listen
 from reliable_jobs.lifecycle.operations import (
     Report,
@@ -26,7 +27,7 @@ from reliable_jobs.lifecycle.operations import (
     requeue,
     rescue,
 )
-from reliable_jobs.lifecycle.receipts import fail_steps, park, take_receipt
+from reliable_jobs.lifecycle.receipts import park, take_receipt
 from reliable_jobs.lifecycle.relayed import fail_unsendable, mark_sent, take_in
 from reliable_jobs.lifecycle.settle import expire, fail, hold, run_again, succeed, succeed_many
 from reliable_jobs.lifecycle.taken_over import hold_place, take_over
@@ -46,10 +47,10 @@ __all__ = [
     "claim_committed",
     "claim_many",
     "claim_to_report",
+    "end_steps",
     "expire",
     "extend_lease",
     "fail",
-    "fail_steps",
     "fail_unsendable",
     "hand_back",
     "hold",

@@ -17,9 +17,11 @@ from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle import groups
 from reliable_jobs.lifecycle.db_errors import clean
 from reliable_jobs.lifecycle.deaths import deaths
+from reliable_jobs.lifecycle.later_steps import cancel_behind
 from reliable_jobs.lifecycle.listeners import tell
 from reliable_jobs.lifecycle.locks import impatient, is_lock_timeout
 from reliable_jobs.lifecycle.settle import fail, run_again
+from reliable_jobs.lifecycle.taken_over import why_never_sent
 from reliable_jobs.lifecycle.transition import (
     ERROR_LIMIT,
     Claim,
@@ -67,6 +69,9 @@ def _requeue_batch(ids: Sequence[uuid.UUID], using: str, actor: str, queue: str 
         idle = rows.filter(pk__in=ids).exclude(status=Status.RUNNING).exclude(status=Status.WAITING, due_at=None)
         locked = list(idle.defer("payload").lock())
         _explain_skips(ids, {job.pk for job in locked}, using, report)
+        never_sent = {job.pk: why for job in locked if (why := why_never_sent(job))}
+        report.skipped.update(never_sent)
+        locked = [job for job in locked if job.pk not in never_sent]
         keyed = {job.pk for job in locked if job.is_final and job.key is not None and job.live_key is None}
         plain = [job.pk for job in locked if job.pk not in keyed]
         changes: dict[str, Any] = {
@@ -168,6 +173,7 @@ def cancel(ids: Iterable[uuid.UUID], using: str, *, actor: str, reason: str = Re
                 live_key=_freed_key(),
                 error=why,
             )
+            cancel_behind(locked, using)
             done = list(dict.fromkeys([*bodies, *locked]))
             _record_many(done, using, EventKind.CANCEL, actor, lambda pk: str(reason))
             report.done.extend(done)
@@ -183,11 +189,14 @@ def _explain_skips(ids: Sequence[uuid.UUID], locked: set[uuid.UUID], using: str,
     missing = [pk for pk in ids if pk not in locked]
     if not missing:
         return
-    statuses = dict(Job.objects.using(using).filter(pk__in=missing).values_list("pk", "status"))
+    found = Job.objects.using(using).filter(pk__in=missing).values_list("pk", "status", "due_at")
+    rows = {pk: (status, due_at) for pk, status, due_at in found}
     for pk in missing:
-        status = statuses.get(pk)
+        status, due_at = rows.get(pk, (None, None))
         if status is None:
             report.skipped[pk] = "no such job"
+        elif status == Status.WAITING and due_at is None:
+            report.skipped[pk] = "held: it goes on when the step before it has succeeded"
         elif status in (*FINAL, Status.SENT):
             report.skipped[pk] = f"already {status}"
         else:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
 import uuid
 from collections.abc import Iterable, Mapping
 
 from django.db import transaction
-from django.db.models import F, Q
+from django.db.models import Case, F, Q, When
 
 from reliable_jobs.clock import Now
+from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle.db_errors import clean
 from reliable_jobs.lifecycle.transition import ERROR_LIMIT, record, transition
 from reliable_jobs.models import Job
 from reliable_jobs.status import EventKind, Reason, Status
+
+_AT_MOST = datetime.timedelta(hours=1)
 
 
 def mark_sent(ids: Iterable[uuid.UUID], using: str) -> int:
@@ -27,7 +31,10 @@ def mark_sent(ids: Iterable[uuid.UUID], using: str) -> int:
         locked = list(waiting.lock().values_list("pk", flat=True))
         # Its finished_at is when it was sent: the pruner goes by it.
         return rows.filter(pk__in=locked).update(
-            status=Status.SENT, epoch=F("epoch") + 1, check_at=None, finished_at=Now()
+            status=Status.SENT,
+            epoch=F("epoch") + 1,
+            finished_at=Now(),
+            check_at=Case(When(owes__isnull=False, then=Now() + datetime.timedelta(seconds=settings.GRACE))),
         )
 
 
@@ -59,9 +66,27 @@ def report(job_id: uuid.UUID, using: str, *, status: str, result: str | None, er
         )
         owes = rows.lock(wait=True).values_list("owes", flat=True).first()
         rows.update(
-            status=status, result=result, error=clean(error, ERROR_LIMIT), epoch=F("epoch") + 1, finished_at=Now()
+            status=status,
+            result=result,
+            error=clean(error, ERROR_LIMIT),
+            epoch=F("epoch") + 1,
+            check_at=None,
+            finished_at=Now(),
         )
         return owes
+
+
+def take_unreported(using: str, limit: int) -> list[Job]:
+    """Rows that were sent and for which a group waits, and whose workers have said nothing for a while. Each is given
+    out again after as long as it has been out already, an hour at most."""
+    with transaction.atomic(using=using):
+        rows = Job.objects.using(using)
+        out = rows.filter(status=Status.SENT, owes__isnull=False, check_at__lte=Now()).order_by("check_at")
+        taken = list(out.defer("payload").annotate(now=Now()).lock()[:limit])
+        for job in taken:
+            waited = job.now - job.finished_at if job.finished_at else _AT_MOST  # type: ignore[attr-defined]
+            rows.filter(pk=job.pk).update(check_at=Now() + min(waited, _AT_MOST))
+    return taken
 
 
 def take_in(job_id: uuid.UUID, using: str) -> bool:

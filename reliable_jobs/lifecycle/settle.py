@@ -12,6 +12,7 @@ from typing import Any
 from django.db import connections
 
 from reliable_jobs.clock import Now
+from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle import sql
 from reliable_jobs.lifecycle.db_errors import clean
 from reliable_jobs.lifecycle.transition import (
@@ -160,15 +161,14 @@ def hold(claim: Claim, worker: str, *, sent: bool = False) -> bool:
     Args:
         sent: perhaps it won't be: the step is no reliable task, and may be started where nothing is written.
     """
-    changes: dict[str, Any] = {"reason": Reason.REPLACED}
+    changes: dict[str, Any] = {"reason": Reason.REPLACED, "check_at": None}
     if sent:
-        changes.update(relay_only=True, finished_at=Now())
+        changes.update(relay_only=True, finished_at=Now(), check_at=Now() + datetime.timedelta(seconds=settings.GRACE))
     return _leave(
         claim,
         Status.SENT if sent else Status.WAITING,
         worker,
         sends=0,
-        check_at=None,
         due_at=None,
         error="",
         traceback="",

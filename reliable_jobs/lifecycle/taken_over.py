@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +16,11 @@ from reliable_jobs.lifecycle.transition import check_allowed
 from reliable_jobs.models import Job
 from reliable_jobs.status import Reason, Status
 
-#: Held for a step, or failed in place of one.
-KEEPS_PLACE = Q(reason__in=[Reason.REPLACED, Reason.EARLIER_STEP], status__in=[Status.FAILED, Status.SENT]) | Q(
-    status=Status.WAITING, due_at=None
+#: Held for a step, or ended in place of one.
+KEEPS_PLACE = (
+    Q(status=Status.WAITING, due_at=None)
+    | Q(status__in=[Status.FAILED, Status.SENT], reason__in=[Reason.REPLACED, Reason.EARLIER_STEP])
+    | Q(status=Status.CANCELLED, reason=Reason.EARLIER_STEP)
 )
 _TIMES = ("due_in", "not_before", "check_in", "expires_at", "expires_in")
 
@@ -47,6 +50,18 @@ def hold_place(
         place=place,
     )
     Job.objects.using(using).bulk_create([held], ignore_conflicts=True)
+
+
+def why_never_sent(job: Job) -> str:
+    """Why a row can't be requeued: it only keeps a place, and there is no message to send. An empty text for any
+    other."""
+    if job.queue or json.loads(job.envelope).get("exchange"):
+        return ""
+    if job.reason == Reason.EARLIER_STEP:
+        return "never started, as an earlier step did not succeed: requeue that one, and what follows it comes again"
+    if job.status == Status.CANCELLED:
+        return "cancelled before its step was written: call the workflow again"
+    return "a receipt of work that is no job's" if job.status == Status.SUCCEEDED else ""
 
 
 def take_over(job_id: uuid.UUID, using: str, new: Mapping[str, Any]) -> int:

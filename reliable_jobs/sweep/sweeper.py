@@ -30,7 +30,7 @@ from reliable_jobs.models import Job
 from reliable_jobs.status import FINAL, Status
 from reliable_jobs.sweep import unconfirmed
 from reliable_jobs.sweep.ensure_jobs import sweep_declared
-from reliable_jobs.workflow import groups
+from reliable_jobs.workflow import groups, plain_parts
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +100,7 @@ def sweep(app: Celery, *, actor: str = "sweeper", on_backlog: OnBacklog | None =
         rescued = lifecycle.rescue(alias, settings.SWEEP_LIMIT, actor=actor)
         report.rescued += rescued
         report.more |= rescued >= settings.SWEEP_LIMIT
+        plain_parts.sweep(app, alias)
         decided = groups.sweep(app, alias)
         report.decided += decided
         report.more |= decided >= groups.LIMIT

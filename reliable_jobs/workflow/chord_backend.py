@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any
-
-from celery.result import GroupResult
 
 from reliable_jobs import lifecycle
 from reliable_jobs.enqueue import announced, owing
 from reliable_jobs.message import debts
 from reliable_jobs.message.row_to_message import as_uuid, foreign_id
-from reliable_jobs.workflow import groups, unit
+from reliable_jobs.workflow import headers, plain_parts, unit
 
 
 class ChordBackend:
     """Mixin of compat/celery_backend.py's AnsweringBackend, which calls these: each says whether the chord is ours.
 
-    A chord is ours where everything in its header is a reliable task. Any other is Celery's, carried by the backend
-    that is wrapped: its workers report there.
+    Which chords are ours headers.py says. Any other is Celery's, carried by the backend that is wrapped: its workers
+    report there.
     """
 
     app: Any
@@ -26,7 +23,7 @@ class ChordBackend:
     def begins_chord(self, group_id: Any, results: Any, body: Any) -> bool:
         """The header of a chord is called next."""
         known = as_uuid(group_id)
-        if known is None or not all(getattr(node, "of_reliable_task", False) for node in _steps(results)):
+        if known is None or not headers.is_ours(self.app, results, ChordBackend):
             return False
         announced.announce(known, body)
         return True
@@ -61,22 +58,9 @@ class ChordBackend:
         return True
 
     def takes_end_of_part(self, request: Any, state: Any, result: Any) -> bool:
-        """A task of a header has ended. Of a reliable one the row says so; a plain one may have been added to a chord
-        of ours, or have replaced a part."""
+        """A task of a header has ended. Of a reliable one the row says so."""
         if not (request.chord and request.chord.get(debts.STUB)):
             return False
         if not getattr(self.app.tasks.get(request.task), "writes_outbox", False):
-            groups.plain_part_ended(self.app, request.id, state, result)
+            plain_parts.ended(self.app, request.id, state, result)
         return True
-
-
-def _steps(results: Iterable[Any]) -> Iterator[Any]:
-    """The frozen results of a header's tasks, and of those that come before them in a chain."""
-    for result in results:
-        node = result
-        while node is not None:
-            if isinstance(node, GroupResult):
-                yield from _steps(node.results)
-            else:
-                yield node
-            node = node.parent

@@ -51,7 +51,7 @@ def fail_body(app: Celery, group: JobGroup, body: Mapping[str, Any], why: str, u
 
 
 def _write(app: Celery, group: JobGroup, steps: list[Any], why: str, using: str, owed_by: Any) -> None:
-    lifecycle.fail_steps(
+    lifecycle.end_steps(
         steps,
         using,
         parent_id=group.parent_id,

@@ -86,7 +86,7 @@ def _apart(ended: Ended, what: str, write: Callable[[], None]) -> None:
 
 
 def _fail_steps(ended: Ended, following: Following, error: BaseException) -> None:
-    lifecycle.fail_steps(
+    lifecycle.end_steps(
         [step for signature in reversed(following.chain) for step in debts.jobs_of(signature)],
         ended.using,
         parent_id=ended.job_id,

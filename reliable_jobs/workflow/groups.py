@@ -13,17 +13,15 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from celery import Celery, Signature, signature, states
+from celery import Celery, Signature, signature
 from celery.exceptions import SoftTimeLimitExceeded
 from django.db import Error as DatabaseError
 from django.db import connections, transaction
 
-from reliable_jobs import databases
 from reliable_jobs.compat.django_transaction import in_transaction
 from reliable_jobs.enqueue import owing
-from reliable_jobs.lifecycle import db_errors, groups, relayed, sql
+from reliable_jobs.lifecycle import db_errors, groups, sql
 from reliable_jobs.message import result_text
-from reliable_jobs.message.row_to_message import foreign_id
 from reliable_jobs.status import OPEN, GroupState, Status
 from reliable_jobs.workflow import failing
 from reliable_jobs.workflow.unit import unit_of_work
@@ -62,30 +60,6 @@ def part_ended(app: Celery, group_id: uuid.UUID, using: str, *, others_owe: bool
         logger.warning(
             "Group %s could not be decided (%s: %s); the sweep does it.", group_id, type(error).__name__, error
         )
-
-
-def plain_part_ended(app: Celery, task_id: str, state: str, result: Any) -> None:
-    """A plain task has ended that a group of ours waits for.
-
-    Args:
-        state, result: as Celery's tracer has them.
-
-    Raises:
-        django.db.Error: it could not be written.
-    """
-    succeeded = state == states.SUCCESS
-    text = result_text.encode(result, app.conf.result_serializer) if succeeded and result is not None else None
-    for alias in databases.in_order():
-        owes = relayed.report(
-            foreign_id(task_id),
-            alias,
-            status=Status.SUCCEEDED if succeeded else Status.FAILED,
-            result=text,
-            error="" if succeeded else repr(result),
-        )
-        if owes is not None:
-            part_ended(app, owes, alias)
-            return
 
 
 def sweep(app: Celery, using: str, limit: int = LIMIT) -> int:

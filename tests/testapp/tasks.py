@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import amqp
-from celery import group, shared_task
+from celery import chord, group, shared_task
 from celery.exceptions import Ignore
 from celery.worker.consumer import Consumer
 from django.db import IntegrityError, connection, transaction
@@ -208,6 +208,25 @@ def enqueues(name: str, fail: bool = False) -> None:
     effect.delay(name)
     if fail:
         raise ValueError(name)
+
+
+@shared_task(base=ReliableTask)
+def meets(path: str, number: int) -> None:
+    """One of two, 0 and 1: ends when the other runs, too."""
+    Path(f"{path}.{number}").touch()
+    deadline = time.monotonic() + 30
+    while not Path(f"{path}.{1 - number}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+
+
+@shared_task(base=ReliableTask, bind=True)
+def becomes_a_chord(self: Any, name: str) -> None:
+    """Replaces itself by a chord, in its own queue."""
+    Effect.objects.create(name=name)
+    queue = self.request.delivery_info["routing_key"]
+    first, second, last = (effect.si(f"{name}-{end}").set(queue=queue) for end in "abc")
+    raise self.replace(chord([first, second], last))
 
 
 @shared_task(base=ReliableTask, atomic=False, bind=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from celery import shared_task, signature
+from celery import chord, group, shared_task, signature
 from celery.backends.base import DisabledBackend
 
 from reliable_jobs import ReliableTask
@@ -85,6 +85,28 @@ def told(task_id: str) -> None:
 @shared_task(base=ReliableTask, name="test_chords.outcomes")
 def outcomes(found: list[dict[str, Any]]) -> None:
     Effect.objects.create(name=f"outcomes {[(one['status'], one['result']) for one in found]}")
+
+
+#: What a part is replaced with, and the part's result then.
+REPLACED_BY: dict[str, tuple[Callable[[], Any], Any]] = {
+    "a task": (lambda: part.si(7), 7),
+    "a plain task": (lambda: plain.si(7), 7),
+    "a chain": (lambda: part.si(7) | wrap.s() | wrap.s(), [[7]]),
+    "a chain with a plain end": (lambda: part.si(7) | plain.s(), 7),
+    "a group": (lambda: group(part.si(7), part.si(8)), [7, 8]),
+    "a group of chains": (lambda: group(part.si(7) | wrap.s(), part.si(8) | wrap.s()), [[7], [8]]),
+    "a chain to a group": (lambda: part.si(7) | group(wrap.s(), wrap.s()), [[7], [7]]),
+    "a chord": (lambda: chord([part.si(7), part.si(8)], wrap.s()), [[7, 8]]),
+    "a chord of chords": (lambda: chord([chord([part.si(7)], wrap.s()), part.si(8)], wrap.s()), [[[[7]], 8]]),
+    "one that replaces itself": (lambda: part.si(1) | becomes.si("a group"), [7, 8]),
+}
+
+
+@shared_task(base=ReliableTask, name="test_chords.becomes", bind=True)
+def becomes(self: ReliableTask, by: str) -> Any:
+    """Replaces itself."""
+    Effect.objects.create(name=f"becomes {by}")
+    raise self.replace(REPLACED_BY[by][0]() if by in REPLACED_BY else part.si(7) | fails.si() | wrap.s())
 
 
 @shared_task(base=ReliableTask, name="test_chords.wrap")

@@ -14,10 +14,25 @@ from celery import chain, chord, group
 from reliable_jobs import lifecycle
 from reliable_jobs.enqueue import owing
 from reliable_jobs.models import Job, JobGroup
+from reliable_jobs.sweep import pruner
 from reliable_jobs.workflow.groups import on_finished
 from tests.support import inprocess
 from tests.support.inprocess import InProcess
-from tests.workflow.chords import adds, adds_plain, body, fails, no_backend, outcomes, part, quiet, told, wrap
+from tests.testapp.models import Effect
+from tests.workflow.chords import (
+    REPLACED_BY,
+    adds,
+    adds_plain,
+    becomes,
+    body,
+    fails,
+    no_backend,
+    outcomes,
+    part,
+    quiet,
+    told,
+    wrap,
+)
 
 jobs = inprocess.jobs
 
@@ -62,6 +77,8 @@ SHAPES: dict[str, tuple[Callable[[], Any], Any]] = {
         lambda: chord([part.s(1) | group(wrap.s(), wrap.s()) | wrap.s(), part.s(2)], body.s()),
         [[[[1], [1]]], 2],
     ),
+    "a chord as the body": (lambda: chord([part.s(1)], chord([wrap.s(), wrap.s()], body.s())), [[[1]], [[1]]]),
+    "a chain as the body": (lambda: chord([part.s(1), part.s(2)], wrap.s() | wrap.s() | body.s()), [[[1, 2]]]),
     "chords in a chain": (lambda: chain(part.s(1), group(wrap.s(), wrap.s()), body.s()), [[1], [1]]),
     "chord behind chord": (
         lambda: chain(group(part.s(1), part.s(2)), group(wrap.s(), wrap.s()), body.s()),
@@ -84,6 +101,70 @@ def test_the_body_is_called_once_with_the_results_in_order(jobs: InProcess, shap
     assert str(called[0].pk) == result.id
     assert set(JobGroup.objects.values_list("state", flat=True)) <= {"done"}
     assert set(Job.objects.values_list("status", flat=True)) == {"succeeded"}
+
+
+@pytest.mark.promise("I2")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_prune_at_age_0_after_every_delivery_takes_nothing_that_is_wanted(
+    jobs: InProcess, shape: str, settings: Any
+) -> None:
+    """The last message first, too: the later part of a header before the chain in it."""
+    settings.RELIABLE_JOBS = {"RETENTION": dict.fromkeys(("succeeded", "failed", "cancelled", "expired"), 0)}
+    make, expected = SHAPES[shape]
+    make().apply_async()
+    left = jobs.take()
+    while left:
+        jobs.deliver(left.pop())
+        pruner.prune()
+        left += jobs.take()
+    bodies = Effect.objects.filter(name__startswith="body ")
+    assert bodies.count() == 1
+    if expected is not None:
+        assert bodies.get().name == f"body {expected}"
+    pruner.prune()
+    assert not Job.objects.exists()
+    assert not JobGroup.objects.exists()
+
+
+@pytest.mark.promise("I3")
+def test_a_group_as_the_body_is_called_with_the_results(jobs: InProcess) -> None:
+    chord([part.s(1), part.s(2)], group(body.s(), wrap.s() | wrap.s())).apply_async()
+    jobs.work()
+    assert jobs.effects("body [1, 2]") == jobs.effects("wrap [[1, 2]]") == 1
+    assert set(Job.objects.values_list("status", flat=True)) == {"succeeded"}
+
+
+@pytest.mark.promise("I7")
+def test_a_group_as_the_body_fails_with_a_part(jobs: InProcess) -> None:
+    bodies = group(body.s().on_error(told.s()), wrap.s().on_error(told.s()))
+    result = chord([part.s(1), fails.s()], bodies).apply_async()
+    jobs.finish()
+    ids = [child.id for child in result.results]
+    assert {(jobs.row(one).status, jobs.row(one).reason) for one in ids} == {("failed", "earlier step")}
+    assert [jobs.effects(f"told {one}") for one in ids] == [1, 1]
+
+
+@pytest.mark.promise("I3")
+@pytest.mark.parametrize("by", REPLACED_BY)
+def test_a_part_that_replaces_itself_has_the_replacements_result(jobs: InProcess, by: str) -> None:
+    chord([part.s(1), becomes.si(by), part.s(9)], body.s()).apply_async()
+    jobs.finish()
+    assert jobs.effects(f"body {[1, REPLACED_BY[by][1], 9]}") == 1, Job.objects.filter(task=body.name).first()
+    assert jobs.effects(f"becomes {by}") == 1
+    assert set(JobGroup.objects.values_list("state", flat=True)) == {"done"}
+    assert not Job.objects.filter(status__in=["waiting", "running"]).exists()
+
+
+@pytest.mark.promise("I7")
+def test_a_part_whose_replacement_fails_comes_back_with_it(jobs: InProcess) -> None:
+    result = chord([part.s(1), becomes.si("failure")], body.s().on_error(told.s())).apply_async()
+    jobs.finish()
+    assert (jobs.row(result).status, jobs.row(result).reason) == ("failed", "earlier step")
+    assert jobs.effects(f"told {result.id}") == 1
+    with mock.patch.object(fails, "run", return_value=3):
+        assert lifecycle.requeue([Job.objects.get(task=fails.name).pk], "default", actor="ann").done
+        jobs.finish()
+    assert jobs.effects("body [1, [3]]") == 1
 
 
 @pytest.mark.promise("I2")
@@ -153,6 +234,48 @@ def test_a_requeued_part_brings_the_body_back(jobs: InProcess) -> None:
 
 
 @pytest.mark.promise("I7")
+def test_a_body_that_was_never_started_is_not_requeued_by_itself(jobs: InProcess) -> None:
+    """It would be called without results. With its part it comes back, also where both are requeued at once."""
+    result = chord([part.s(1), fails.s()], body.s()).apply_async()
+    jobs.finish()
+    row, failed = jobs.row(result), Job.objects.get(task=fails.name)
+    assert "requeue that one" in lifecycle.requeue([row.pk], "default", actor="ann").skipped[row.pk]
+    report = lifecycle.requeue([row.pk, failed.pk], "default", actor="ann")
+    assert (report.done, list(report.skipped)) == ([failed.pk], [row.pk])
+    assert report.skipped[row.pk].startswith("held")
+    with mock.patch.object(fails, "run", return_value=7):
+        jobs.finish()
+    assert jobs.effects("body [1, 7]") == 1
+
+
+@pytest.mark.promise("I7")
+def test_a_group_that_fails_again_tells_its_errbacks_again(jobs: InProcess) -> None:
+    result = chord([part.s(1), fails.s()], on_finished(body.s().on_error(told.s()), outcomes.s())).apply_async()
+    jobs.finish()
+    told_once = jobs.effects(f"told {result.id}"), jobs.effects("outcomes [('succeeded', 1), ('failed', None)]")
+    assert told_once == (1, 1)
+    lifecycle.requeue([Job.objects.get(task=fails.name).pk], "default", actor="ann")
+    jobs.finish()
+    told_again = jobs.effects(f"told {result.id}"), jobs.effects("outcomes [('succeeded', 1), ('failed', None)]")
+    assert told_again == (2, 2)
+    assert (jobs.row(result).status, JobGroup.objects.get().state) == ("failed", "failed")
+
+
+@pytest.mark.promise("I7")
+def test_a_cancelled_step_of_a_chain_in_the_header_fails_the_body(jobs: InProcess) -> None:
+    result = chord([part.s(1) | wrap.s() | wrap.s(), part.s(2)], body.s()).apply_async()
+    (cancelled,) = (job for job in Job.objects.filter(task=part.name) if b"wrap" in bytes(job.payload))
+    lifecycle.cancel([cancelled.pk], "default", actor="ann")
+    jobs.finish()
+    jobs.sweep()
+    assert (jobs.row(result).status, JobGroup.objects.get().state) == ("failed", "failed")
+    assert f"{cancelled.pk} was cancelled" in jobs.row(result).error
+    lifecycle.requeue([cancelled.pk], "default", actor="ann")
+    jobs.finish()
+    assert jobs.effects("body [[[1]], 2]") == 1
+
+
+@pytest.mark.promise("I7")
 def test_a_revoked_body_cancels_its_group(jobs: InProcess) -> None:
     inner = chord([part.s(1)], wrap.s().set(task_id=str(uuid.uuid4())))
     result = chord([inner, part.s(2)], body.s()).apply_async()
@@ -169,6 +292,27 @@ def test_on_finished_is_told_what_became_of_each_part(jobs: InProcess, last: Any
     jobs.finish()
     assert jobs.effects(f"outcomes {found or [('succeeded', 1), ('failed', None)]}") == 1
     assert jobs.effects("body [1, 2]") == (1 if found else 0)
+
+
+def sizes(jobs: InProcess) -> list[int]:
+    rows = Job.objects.filter(task=part.name)
+    return [len(job.payload) + len(job.envelope) for job in rows]
+
+
+@pytest.mark.parametrize(
+    "many",
+    [
+        lambda: chain(*(wrap.s() for _ in range(100))),
+        lambda: chain(wrap.s(), group(wrap.s() for _ in range(98)), body.s()),
+    ],
+    ids=["chain", "group"],
+)
+def test_a_large_body_makes_a_part_a_kilobyte_longer_at_most(jobs: InProcess, many: Any) -> None:
+    alone = part.delay(1)
+    (plain_size,) = sizes(jobs)
+    alone.revoke()
+    chord([part.s(1) for _ in range(10)], many()).apply_async()
+    assert max(sizes(jobs)) <= plain_size + 1024
 
 
 def test_the_parts_do_not_carry_the_body(jobs: InProcess) -> None:

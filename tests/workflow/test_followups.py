@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from celery import chain, group, shared_task, signature
+from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
 from django.db import transaction
 
@@ -250,6 +251,36 @@ def test_a_requeued_step_revives_the_later_ones(jobs: InProcess, monkeypatch: py
     public.requeue([result.parent.id], actor="me")
     jobs.finish()
     assert (noted(jobs), jobs.row(result).status) == (["b"], "succeeded")
+
+
+@pytest.mark.promise("I7")
+def test_a_step_that_was_never_started_is_not_requeued_by_itself(jobs: InProcess) -> None:
+    result = (rel.s(name="a") | fails.s() | rel.s(name="c")).apply_async()
+    jobs.finish()
+    report = public.requeue([result.id, result.parent.id], actor="me")
+    assert [str(one) for one in report.done] == [result.parent.id]
+    assert "requeue that one" in report.skipped[jobs.row(result).pk]
+    assert jobs.row(result).status == "failed"
+
+
+@pytest.mark.promise("I7")
+def test_the_later_steps_of_a_cancelled_one_end_and_come_back(jobs: InProcess) -> None:
+    workflow = rel.s(name="a") | rel.s(name="b") | group(rel.s(name="c"), plain.s(name="d")) | rel.s(name="e")
+    result = workflow.apply_async()
+    jobs.deliver(jobs.take()[0])
+    second = Job.objects.get(status="waiting")
+    assert public.cancel([second.pk], actor="me").done == [second.pk]
+    row = jobs.row(result)
+    assert (row.status, row.reason) == ("cancelled", "earlier step")
+    assert str(second.pk) in row.error
+    with pytest.raises(TaskRevokedError):
+        result.get(timeout=1)
+    assert "requeue that one" in public.requeue([row.pk], actor="me").skipped[row.pk]
+    jobs.finish()
+    assert noted(jobs) == ["a"]
+    public.requeue([second.pk], actor="me")
+    jobs.finish()
+    assert noted(jobs) == ["a", "b", "c", "d", "e"]
 
 
 @pytest.mark.promise("I7")

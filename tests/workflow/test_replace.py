@@ -105,3 +105,17 @@ def test_a_held_row_can_be_cancelled_and_its_last_step_does_not_run(jobs: InProc
     jobs.finish()
     assert sorted(Effect.objects.values_list("name", flat=True)) == ["1", "before"]
     assert jobs.row(result).status == "cancelled"
+
+
+@pytest.mark.promise("I7")
+def test_a_held_row_is_cancelled_with_a_step_of_its_replacement(jobs: InProcess) -> None:
+    result = chain(becomes.si("chain"), rel.s(name="next")).apply_async()
+    jobs.deliver(jobs.take()[0])
+    first = Job.objects.get(task=rel.name, status="waiting")
+    lifecycle.cancel([first.pk], "default", actor="me")
+    ends = [(jobs.row(one).status, jobs.row(one).reason) for one in (result.parent, result)]
+    assert ends == [("cancelled", "earlier step")] * 2
+    lifecycle.requeue([first.pk], "default", actor="me")
+    jobs.finish()
+    assert (jobs.row(result.parent).status, jobs.row(result).status) == ("succeeded", "succeeded")
+    assert sorted(Effect.objects.values_list("name", flat=True)) == ["1", "2", "before", "next"]

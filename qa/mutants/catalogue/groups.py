@@ -97,4 +97,28 @@ MUTANTS = [
         "        raise\n",
         (f"{GROUPS}::test_a_body_that_cannot_be_written_fails_the_group_once",),
     ),
+    Mutant(
+        "plain-parts-are-asked-for",
+        "I2",
+        "sweep/sweeper.py",
+        "        plain_parts.sweep(app, alias)\n",
+        "",
+        ("tests/workflow/test_mixed_chords.py::test_the_result_backend_is_asked_where_a_worker_died_unheard",),
+    ),
+    Mutant(
+        "later-steps-of-a-cancelled-one",
+        "I7",
+        "lifecycle/operations.py",
+        "            cancel_behind(locked, using)\n",
+        "",
+        ("tests/workflow/test_followups.py::test_the_later_steps_of_a_cancelled_one_end_and_come_back",),
+    ),
+    Mutant(
+        "no-requeue-without-a-message",
+        "I7",
+        "lifecycle/operations.py",
+        "if (why := why_never_sent(job))",
+        "if (why := '')",
+        (f"{CHORDS}::test_a_body_that_was_never_started_is_not_requeued_by_itself",),
+    ),
 ]

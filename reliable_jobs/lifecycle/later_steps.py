@@ -1,0 +1,111 @@
+"""Later steps of a workflow that will not come, because an earlier one did not succeed: their rows end, so that nobody
+waits for them for ever. A requeue of the earlier step brings them back (taken_over.py)."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from celery import current_app
+from django.db.models import Q
+from kombu.serialization import dumps
+from kombu.utils import json as kombu_json
+
+from reliable_jobs.clock import Now
+from reliable_jobs.lifecycle.db_errors import clean
+from reliable_jobs.lifecycle.listeners import tell
+from reliable_jobs.lifecycle.transition import ERROR_LIMIT, record, transition
+from reliable_jobs.message import debts
+from reliable_jobs.message.decode import content
+from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, foreign_id
+from reliable_jobs.models import Job
+from reliable_jobs.status import EventKind, Reason, Status
+
+
+def end_steps(
+    steps: Iterable[Mapping[str, Any]],
+    using: str,
+    *,
+    status: Status = Status.FAILED,
+    parent_id: uuid.UUID | None,
+    root_id: uuid.UUID | None,
+    error: str,
+    exception: str | None = None,
+    is_reliable: Callable[[str], bool],
+    owed_by: Callable[[Mapping[str, Any]], tuple[uuid.UUID | None, str]] = lambda step: (None, ""),
+) -> None:
+    """Steps will not come, because what comes before them did not succeed: somebody may wait for their results. A row
+    that is held for a step ends; where its id exists otherwise, that job stays as it is.
+
+    Args:
+        steps: as the message has them, with their ids.
+        status: failed, or cancelled.
+        parent_id: the job that did not succeed.
+        exception: of that one, as message/exception_text.py writes it.
+        is_reliable: says of a task's name whether its row is a job.
+        owed_by: the group that waits for a step, and its place.
+    """
+    jobs = []
+    for step in steps:
+        options, name = step.get("options") or {}, str(step.get("task") or "")
+        if not options.get("task_id"):
+            continue
+        content_type, content_encoding, payload = dumps((step.get("args") or (), step.get("kwargs") or {}, {}), "json")
+        headers = {"task": name, "id": options["task_id"]}
+        envelope = {"v": ENVELOPE_VERSION, "exchange": "", "routing_key": "", "headers": headers, "properties": {}}
+        jobs.append(
+            Job(
+                id=foreign_id(options["task_id"]),
+                task=name[:255],
+                queue="",
+                status=status,
+                reason=Reason.EARLIER_STEP,
+                error=clean(error, ERROR_LIMIT),
+                exception=exception,
+                due_at=Now(),
+                finished_at=Now(),
+                payload=payload.encode() if isinstance(payload, str) else payload,
+                content_type=content_type,
+                content_encoding=content_encoding,
+                envelope=kombu_json.dumps(envelope),
+                root_id=root_id,
+                parent_id=parent_id,
+                relay_only=not is_reliable(name),
+                **dict(zip(("owes", "place"), owed_by(step), strict=True)),
+            )
+        )
+    Job.objects.using(using).bulk_create(jobs, ignore_conflicts=True)
+    held = Q(status=Status.WAITING, due_at=None) | Q(status=Status.SENT, reason=Reason.REPLACED)
+    rows = Job.objects.using(using).filter(held, pk__in=[job.pk for job in jobs])
+    for job in rows.defer("payload", "envelope").lock(wait=True):
+        why = clean(error, ERROR_LIMIT)
+        # What may have been started elsewhere can't be cancelled.
+        ends = status if job.status == Status.WAITING else Status.FAILED
+        transition(job, using, ends, reason=Reason.EARLIER_STEP, error=why, exception=exception)
+        record(job.pk, using, EventKind.CANCEL if ends == Status.CANCELLED else EventKind.FAILURE, "", why)
+    tell([job.pk for job in jobs], using)
+
+
+def cancel_behind(ids: Sequence[uuid.UUID], using: str) -> None:
+    """Jobs have been cancelled: the later steps of their chains are cancelled, too. Call it in the cancel's
+    transaction."""
+    for job in Job.objects.using(using).filter(pk__in=ids).iterator(chunk_size=50):
+        end_steps(
+            _steps_behind(job),
+            using,
+            status=Status.CANCELLED,
+            parent_id=job.pk,
+            root_id=job.root_id or job.pk,
+            error=f"an earlier step, job {job.pk}, was cancelled",
+            is_reliable=lambda name: getattr(current_app.tasks.get(name), "writes_outbox", False),
+        )
+
+
+def _steps_behind(job: Job) -> list[Mapping[str, Any]]:
+    """The tasks that the rest of a job's chain leads to; none where that can't be read."""
+    try:
+        chain = content(job)[2].get("chain") or ()
+        return [step for signature in reversed(chain) for step in debts.jobs_of(signature)]
+    except (AttributeError, KeyError, TypeError, ValueError):  # of another program, it may hold anything
+        return []
