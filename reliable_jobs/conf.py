@@ -76,6 +76,9 @@ class Settings:
     RECOVERY_LIMIT: int = 200
     #: Names of tasks, with * and ?, that an app-wide adoption leaves plain Celery tasks.
     PLAIN_TASKS: Sequence[str] = ()
+    #: Names of tasks, with * and ?, whose calls become rows however they are made: those of tasks that are not reliable
+    #: too, and by name.
+    OUTBOX_TASKS: Sequence[str] = ()
     #: Content types beside JSON, YAML and msgpack that admin and commands may decode to show arguments.
     TRUSTED_CONTENT_TYPES: Sequence[str] = ()
     #: Days that settled rows are kept, by status; None keeps them for ever.
@@ -88,7 +91,7 @@ class Settings:
             value = getattr(self, field.name)
             if field.type in ("int", "float"):
                 self._check_number(field.name, field.type, value)
-        for name in ("PLAIN_TASKS", "TRUSTED_CONTENT_TYPES"):
+        for name in ("PLAIN_TASKS", "OUTBOX_TASKS", "TRUSTED_CONTENT_TYPES"):
             self._check_names(name, getattr(self, name))
         if not isinstance(self.RETENTION, Mapping):
             raise ImproperlyConfigured(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import datetime
 import uuid
 from collections.abc import Iterable
 
+from celery.result import ResultBase
 from django.db.models import QuerySet
 
 from reliable_jobs import lifecycle
 from reliable_jobs.databases import write_alias
 from reliable_jobs.lifecycle import Report
+from reliable_jobs.message.row_to_message import foreign_id
 from reliable_jobs.models import Job
+from reliable_jobs.status import Status
+from reliable_jobs.sweep import purge as purging
 from reliable_jobs.sweep.ensure_jobs import ensure_jobs
+from reliable_jobs.workflow import cancelling
 
-__all__ = ["Report", "cancel", "ensure_jobs", "get", "requeue"]
+__all__ = ["Report", "cancel", "cancel_workflow", "ensure_jobs", "get", "purge", "requeue"]
 
 
 def get(job_id: uuid.UUID | str, *, using: str | None = None) -> Job:
@@ -58,7 +64,7 @@ def requeue(
 
 
 def cancel(jobs: QuerySet[Job] | Iterable[uuid.UUID | str], *, actor: str, using: str | None = None) -> Report:
-    """Settle waiting jobs as cancelled. Running ones are skipped.
+    """Settle waiting jobs as cancelled, and the later steps of their chains. Running ones are skipped.
 
     Args:
         jobs: a queryset of ``Job``, or ids.
@@ -72,6 +78,84 @@ def cancel(jobs: QuerySet[Job] | Iterable[uuid.UUID | str], *, actor: str, using
         jobs.cancel(Job.objects.filter(queue="reports", status="waiting"), actor="ada")
     """
     return lifecycle.cancel(*_ids(jobs, using), actor=actor)
+
+
+def cancel_workflow(one: uuid.UUID | str | ResultBase, *, actor: str, using: str | None = None) -> Report:
+    """Cancel all of a workflow that has not ended: jobs that wait, also for their time, groups with their bodies, the
+    later steps of chains, messages of other tasks that the broker has not confirmed.
+
+    Parts that run are skipped; what would follow them ends cancelled, and no errback is called. Once the transaction of
+    this call has committed, nothing of the workflow starts any more. A requeue of one of its jobs takes that back.
+
+    Args:
+        one: the result of its call; or the id of its first job or group, or of any job or body in it that is written.
+        actor: who asks, for the history.
+        using: the database that holds it; by default the one that a call would write to now.
+
+    Returns:
+        ``done``: the ids that were cancelled; ``skipped``: why, by id.
+
+    Raises:
+        Job.DoesNotExist: nothing has this id.
+        django.db.Error: the sweeper cancels the rest, if anything was done.
+
+    Example::
+
+        jobs.cancel_workflow((prepare.s(7) | ship.s()).delay(), actor="ada")
+    """
+    if isinstance(one, ResultBase):
+        while one.parent is not None:
+            one = one.parent
+        one = one.id
+    return cancelling.cancel_workflow(foreign_id(one), using or write_alias(), actor=actor)
+
+
+def purge(
+    *,
+    actor: str,
+    queue: str | None = None,
+    task: str | None = None,
+    age: float | datetime.timedelta | None = None,
+    status: str = Status.WAITING,
+    using: str | None = None,
+    dry_run: bool = False,
+) -> int:
+    """Drop jobs: those that wait are cancelled, settled ones are deleted with their history. Running ones stay.
+
+    ``app.control.purge()`` and ``celery purge`` empty the broker's queues, not the ledger: the sweeper publishes the
+    jobs again.
+
+    Args:
+        actor: who asks, for the history.
+        queue, task: only of this queue, of this task.
+        age: only those that were enqueued (waiting) or have ended (settled) so long ago; seconds, or a timedelta.
+        status: ``waiting``, ``succeeded``, ``failed``, ``cancelled``, ``expired`` or ``sent``.
+        using: the database; by default the one that a call would write to now.
+        dry_run: only count them.
+
+    Returns:
+        how many.
+
+    Raises:
+        ValueError: neither queue nor task nor age is given, or the status is another one.
+        django.db.Error: they are dropped a thousand at a time, and those before the failing thousand are.
+
+    Example::
+
+        jobs.purge(queue="reports", age=datetime.timedelta(hours=1), actor="ada")
+    """
+    if queue is None and task is None and age is None:
+        raise ValueError("Say which jobs to purge: queue, task or age. age=0 means all that are there now.")
+    if status not in purging.STATUSES:
+        raise ValueError(f"status={status!r} can't be purged; use one of {', '.join(purging.STATUSES)}.")
+    choice = purging.Choice(
+        using or write_alias(),
+        queues=() if queue is None else (queue,),
+        tasks=() if task is None else (task,),
+        age=age.total_seconds() if isinstance(age, datetime.timedelta) else age,
+        status=status,
+    )
+    return choice.rows.count() if dry_run else purging.purge(choice, actor=actor)
 
 
 def _ids(jobs: QuerySet[Job] | Iterable[uuid.UUID | str], using: str | None) -> tuple[list[uuid.UUID], str]:

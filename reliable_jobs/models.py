@@ -6,7 +6,7 @@ from __future__ import annotations
 import uuid
 
 from django.db import connections, models
-from django.db.models import Q, functions
+from django.db.models import F, Q, functions
 
 from reliable_jobs.clock import Now
 from reliable_jobs.columns import StampField, UniqueWhereGiven
@@ -156,6 +156,10 @@ class Job(models.Model):
             models.Index(fields=["status", "created_at"], name="reliable_job_status"),
             models.Index(fields=["task", "created_at"], name="reliable_job_task"),
             models.Index(fields=["parent_id"], name="reliable_job_parent", condition=Q(parent_id__isnull=False)),
+            # Of workflows only: most jobs are their own roots.
+            models.Index(
+                fields=["root_id"], name="reliable_job_root", condition=Q(root_id__isnull=False) & ~Q(root_id=F("id"))
+            ),
             models.Index(fields=["key"], name="reliable_job_by_key", condition=Q(key__isnull=False)),
             models.Index(fields=["created_at"], name="reliable_job_requeued", condition=Q(requeues__gt=0)),
             models.Index(fields=["created_at"], name="reliable_job_crashed", condition=Q(crashes__gt=0)),
@@ -225,6 +229,22 @@ class JobGroup(models.Model):
 
     def __str__(self) -> str:
         return f"group {self.id} ({self.state})"
+
+
+class CancelledWorkflow(models.Model):
+    """A workflow that was cancelled as a whole. Claims, and what follows a job, look here: lifecycle/workflows.py."""
+
+    root_id = models.UUIDField(primary_key=True, editable=False)
+    actor = models.CharField(max_length=255, blank=True, default="")
+    at = StampField(db_default=functions.Now())  # noqa: TID251 - see StampField
+    #: All of it has ended, so that the sweep need not look.
+    over = models.BooleanField(default=False, db_default=False)
+
+    class Meta:
+        indexes = (models.Index(fields=["at"], name="reliable_cancelled_open", condition=Q(over=False)),)
+
+    def __str__(self) -> str:
+        return f"workflow {self.root_id}, cancelled"
 
 
 class JobState(models.Model):

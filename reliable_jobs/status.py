@@ -90,8 +90,8 @@ class Reason(models.TextChoices):
     REQUEUED = "requeued", "requeued"
     #: ``replace()``: other tasks do its work, and the last of them has its id.
     REPLACED = "replaced", "replaced by other tasks"
-    #: A step of a chain that will not come: an earlier step has failed.
-    EARLIER_STEP = "earlier step", "an earlier step failed"
+    #: A step of a chain that will not come: an earlier step has failed, or was cancelled.
+    EARLIER_STEP = "earlier step", "an earlier step did not succeed"
     #: A message of a task that is not reliable, which the broker could not route.
     UNROUTABLE = "unroutable", "unroutable"
 

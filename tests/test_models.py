@@ -15,8 +15,9 @@ from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
 from reliable_jobs.clock import Now
+from reliable_jobs.lifecycle import workflows
 from reliable_jobs.models import Job, JobEvent, JobQuerySet
-from reliable_jobs.status import FINAL, Reason, Status
+from reliable_jobs.status import FINAL, UNFINISHED, Reason, Status
 from tests.support.harness import Stack, Transaction
 
 SETTLED = 3000
@@ -107,6 +108,10 @@ QUESTIONS: dict[str, tuple[str, Callable[[], JobQuerySet]]] = {
     "by key": ("reliable_job_live_key", lambda: Job.objects.filter(task="some.task", live_key="k")),
     "key as given": ("reliable_job_by_key", lambda: Job.objects.filter(key="k")),
     "children": ("reliable_job_parent", lambda: Job.objects.filter(parent_id=uuid.UUID(int=5))[:50]),
+    "of a workflow": (
+        "reliable_job_root",
+        lambda: Job.objects.filter(workflows.members(uuid.UUID(int=5)), status__in=UNFINISHED),
+    ),
     "newest": ("reliable_job_created", lambda: Job.objects.order_by("-created_at")[:100]),
     "newest of a status": (
         "reliable_job_status",

@@ -27,7 +27,17 @@ SERVERS = {
     "BROKER_URL": "amqp://guest:guest@127.0.0.1:5672//",
 }
 #: Compiled files are copied: most of a short trial would be compiling. Python compiles what a mutant changes again.
-_COPIED = ("conftest.py", "pyproject.toml", "reliable_jobs", "tests", "qa", "tools", "demo_project", "docs", "README.md")
+_COPIED = (
+    "conftest.py",
+    "pyproject.toml",
+    "reliable_jobs",
+    "tests",
+    "qa",
+    "tools",
+    "demo_project",
+    "docs",
+    "README.md",
+)
 
 
 @dataclasses.dataclass(frozen=True)

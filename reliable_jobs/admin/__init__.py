@@ -167,14 +167,18 @@ class JobAdmin(OperationViews):
             using = job._state.db
             events = list(JobEvent.objects.using(using).filter(job_id=job.pk).order_by("-pk")[: EVENTS_SHOWN + 1])
             holder = story.holders([job.pk], using).get(job.pk)
+            workflow = tree.workflow_of(job)
             context.update(
                 story=story.tell(job, job.now, holder, events[0] if events else None, _depth(job)),
-                workflow=tree.workflow_of(job),
+                workflow=workflow,
                 events=events[:EVENTS_SHOWN],
                 more_events=len(events) > EVENTS_SHOWN,
                 events_shown=EVENTS_SHOWN,
                 may_requeue=job.status != Status.RUNNING and self.has_requeue_permission(request),
                 may_cancel=job.status == Status.WAITING and self.has_cancel_permission(request),
+                may_cancel_workflow=workflow is not None
+                and job.root_id is not None
+                and self.has_cancel_permission(request),
             )
         return super().render_change_form(request, context, *args, **kwargs)
 

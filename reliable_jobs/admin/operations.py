@@ -21,9 +21,10 @@ from django.http import HttpRequest
 
 from reliable_jobs import lifecycle
 from reliable_jobs.admin.listing import BOUND
-from reliable_jobs.lifecycle import Report
+from reliable_jobs.lifecycle import Report, workflows
 from reliable_jobs.models import Job
 from reliable_jobs.status import Status
+from reliable_jobs.workflow import cancelling
 
 #: Jobs per step: what is done is in the admin log before the next step begins.
 STEP = 1000
@@ -58,6 +59,10 @@ class Operation:
     run: Callable[[list[uuid.UUID], str, str, dict[str, Any]], Report]
     #: What to know afterwards.
     afterwards: str = ""
+    #: The permission that it needs, of the model's.
+    permission: str = ""
+    #: It is done to the jobs' workflows; what it changes are other jobs, too.
+    of_workflows: bool = False
 
 
 def _requeue(ids: list[uuid.UUID], using: str, actor: str, options: dict[str, Any]) -> Report:
@@ -66,6 +71,14 @@ def _requeue(ids: list[uuid.UUID], using: str, actor: str, options: dict[str, An
 
 def _cancel(ids: list[uuid.UUID], using: str, actor: str, options: dict[str, Any]) -> Report:
     return lifecycle.cancel(ids, using, actor=actor)
+
+
+def _cancel_workflows(ids: list[uuid.UUID], using: str, actor: str, options: dict[str, Any]) -> Report:
+    total = Report()
+    for root_id in dict.fromkeys(workflows.root_of(one, using) for one in ids):
+        if root_id is not None:
+            total.add(cancelling.cancel_workflow(root_id, using, actor=actor))
+    return total
 
 
 OPERATIONS = {
@@ -90,6 +103,20 @@ OPERATIONS = {
         ),
         form=CancelForm,
         run=_cancel,
+    ),
+    "cancel_workflow": Operation(
+        name="cancel_workflow",
+        verb="Cancel the workflow of",
+        done="cancelled",
+        explanation=(
+            "All that has not ended of the workflows of these jobs is settled as cancelled: jobs that wait, groups "
+            "with what follows them, the later steps of chains. Running parts go on, and nothing follows them. A "
+            "requeue of any of the jobs lets its workflow go on."
+        ),
+        form=CancelForm,
+        run=_cancel_workflows,
+        permission="cancel",
+        of_workflows=True,
     ),
 }
 
@@ -129,11 +156,12 @@ def carry_out(
     for start in range(0, len(chosen.jobs), STEP):
         step = {job.pk: job for job in chosen.jobs[start : start + STEP]}
         report = operation.run(list(step), using, user.get_username(), options)
-        LogEntry.objects.log_actions(
-            user.pk, [step[pk] for pk in report.done], CHANGE, f"{operation.done.capitalize()}{where}."
-        )
-        total.done.extend(report.done)
-        total.skipped.update(report.skipped)
+        if operation.of_workflows:
+            acted, what = list(step.values()), f"Workflow {operation.done}."
+        else:
+            acted, what = [step[pk] for pk in report.done], f"{operation.done.capitalize()}{where}."
+        LogEntry.objects.log_actions(user.pk, acted, CHANGE, what)
+        total.add(report)
     if total.done:
         text = f"{plural(len(total.done))} {operation.done}{where}. {operation.afterwards}".strip()
         messages.success(request, text)

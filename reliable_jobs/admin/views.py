@@ -28,7 +28,7 @@ JOBS_NAMED = 10
 
 
 def _action(operation: Operation) -> Callable[..., Any]:
-    @admin.action(description=f"{operation.verb} selected jobs…", permissions=[operation.name])
+    @admin.action(description=f"{operation.verb} selected jobs…", permissions=[operation.permission or operation.name])
     def action(self: OperationViews, request: HttpRequest, queryset: QuerySet[Job]) -> HttpResponse | None:
         hidden = [
             ("action", operation.name),
@@ -80,7 +80,7 @@ class OperationViews(_ModelAdmin):
 
     def operation_view(self, operation: Operation, request: HttpRequest, object_id: str) -> HttpResponse:
         """GET asks, POST acts."""
-        if not getattr(self, f"has_{operation.name}_permission")(request):
+        if not self._may(request, operation.permission or operation.name):
             raise PermissionDenied
         job = self.get_object(request, key_in_address(object_id))
         if job is None:

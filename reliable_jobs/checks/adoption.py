@@ -1,4 +1,4 @@
-"""An app that is adopted as a whole: what is left out of it, and what should be."""
+"""An app that is adopted as a whole, or whose calls are: what is left out of it, and what should be."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from celery import Celery
+from django.conf import settings
 from django.core.checks import CheckMessage, Warning
 from kombu.utils.imports import symbol_by_name
 
@@ -15,11 +16,13 @@ from reliable_jobs.message.row_to_message import PICKLE
 from reliable_jobs.task.adopted_task import CELERYS, Adoption
 from reliable_jobs.task.reliable_task import ReliableTask
 from reliable_jobs.worker.requests import ReliableRequest
+from reliable_jobs.workflow.capture import INTERNAL
 
 
 def check_adoption(app: Celery) -> Iterator[CheckMessage]:
     """The messages of :mod:`reliable_jobs.checks.tasks` on app-wide adoption. The tasks are loaded."""
     yield from _atomic_app(app)
+    yield from _outbox(app)
     patterns = tuple(ours.PLAIN_TASKS) if (ours := our_settings()) else ()
     names = list(app.tasks)
     unused = [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
@@ -44,6 +47,37 @@ def check_adoption(app: Celery) -> Iterator[CheckMessage]:
             hint="Name them in RELIABLE_JOBS['PLAIN_TASKS'] if that is right. A task of your own: remove its "
             "serializer; JSON is the default.",
             id="reliable_jobs.W051",
+        )
+
+
+def _outbox(app: Celery) -> Iterator[CheckMessage]:
+    """The messages on ``OUTBOX_TASKS``."""
+    patterns = tuple(ours.OUTBOX_TASKS) if (ours := our_settings()) else ()
+    if not patterns:
+        return
+    internal = [one for one in patterns if any(fnmatch.fnmatchcase(one, pattern) for pattern in INTERNAL)]
+    if internal:
+        yield Warning(
+            f"RELIABLE_JOBS['OUTBOX_TASKS'] names tasks whose calls never become rows: {_list(internal)}.",
+            hint="Remove them. Celery's own messages and those of the sweeper go their own way.",
+            id="reliable_jobs.W054",
+        )
+    if str(app.conf.result_backend or "").startswith("rpc"):
+        yield Warning(
+            "RELIABLE_JOBS['OUTBOX_TASKS'] is set and the result backend is rpc://: a call that becomes a row "
+            "declares no reply queue, so the result of a task that is not reliable may come before anybody reads it, "
+            "and is lost.",
+            hint="Use another result backend; or make the tasks reliable whose results are read.",
+            id="reliable_jobs.W055",
+        )
+    atomic = [alias for alias, options in settings.DATABASES.items() if options.get("ATOMIC_REQUESTS")]
+    if atomic and any(not pattern.strip("*?") for pattern in patterns):
+        yield Warning(
+            "RELIABLE_JOBS['OUTBOX_TASKS'] means every task, and ATOMIC_REQUESTS is on for "
+            f"{_list(atomic)}: what a request has called is undone when it fails, also the task that was to report "
+            "the failure.",
+            hint="Name the tasks or packages instead, and leave out those that report failures.",
+            id="reliable_jobs.W056",
         )
 
 

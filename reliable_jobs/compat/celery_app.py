@@ -1,15 +1,18 @@
-"""Celery: the methods of an app through which every message goes. Needs no loaded apps."""
+"""Celery: the method of an app through which every task message goes, and that of a group which makes its calls. Needs
+no loaded apps."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from reliable_jobs.compat.celery import CELERY
 from reliable_jobs.compat.celery_asked import backend_at
+from reliable_jobs.compat.celery_groups import holding_subscriptions
 from reliable_jobs.compat.celery_results import make_backends_by
 
 with CELERY.importing():
@@ -22,8 +25,9 @@ class Hooks(Protocol):
     def send_task(self, app: Any, below: Any, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
         """``below`` is the app's own ``send_task``."""
 
-    def producer_of_group(self, app: Any, below: Any) -> contextlib.AbstractContextManager[Any]:
-        """A producer for the calls of a group. ``below`` is the app's own ``producer_or_acquire``."""
+    def calls_of_group(self, app: Any, group_id: str | None) -> contextlib.AbstractContextManager[Any]:
+        """Entered around the calls of a group; gives the producer for them, whose ``are_rows`` says afterwards whether
+        they have become rows. None: Celery's own producer."""
 
 
 #: None until Django's apps are loaded: everything goes on to Celery then.
@@ -44,8 +48,8 @@ def _result_backend(configured: Any, app: Any) -> Any:
 class ReliableApp:
     """Mixin for a project's own app class: what its workflows start becomes rows of the jobs' transactions.
 
-    An app needs it only where its class overrides ``send_task`` or ``producer_or_acquire`` and must come first: any
-    other app is given the same as soon as a reliable task is bound to it.
+    An app needs it only where its class overrides ``send_task`` and must come first: any other app is given the same as
+    soon as a reliable task is bound to it.
 
     Example::
 
@@ -71,24 +75,18 @@ class ReliableApp:
         below: Any = super().send_task  # type: ignore[misc] # of the app class that stands behind this mixin
         return _send_task(self, below, name, args, kwargs, countdown, eta, task_id, producer, **options)
 
-    def producer_or_acquire(self, producer: Any = None) -> Any:
-        """Celery's. A group's calls get a producer that writes rows."""
-        below: Any = super().producer_or_acquire  # type: ignore[misc] # as above
-        return _producer_or_acquire(self, below, producer)
-
 
 def adopt(app: Any) -> None:
-    """Put the methods of :class:`ReliableApp` in front of an existing app's own, and the ledger around its result
+    """Put the method of :class:`ReliableApp` in front of an existing app's own, and the ledger around its result
     backend. Once is enough; more does no harm."""
     make_backends_by(app, _result_backend)
     app.on_after_finalize.connect(_complete, weak=False, dispatch_uid="reliable_jobs.complete")
-    if isinstance(app, ReliableApp):
-        return
-    for name, method in (("send_task", _send_task), ("producer_or_acquire", _producer_or_acquire)):
-        known = vars(app).get(name)
-        if isinstance(known, _InFront):
-            continue
-        vars(app)[name] = _InFront(app, name, method, known)
+    if not _writes_rows(app):
+        vars(app)["send_task"] = _InFront(app, "send_task", _send_task, vars(app).get("send_task"))
+
+
+def _writes_rows(app: Any) -> bool:
+    return isinstance(app, ReliableApp) or isinstance(vars(app).get("send_task"), _InFront)
 
 
 def _complete(sender: Any, **kwargs: Any) -> None:
@@ -132,10 +130,7 @@ def _send_task(
     return hooks.send_task(app, below, name, args, kwargs, options)
 
 
-def _producer_or_acquire(app: Any, below: Any, producer: Any = None) -> Any:
-    if hooks is None or producer is not None or not _is_called_by_group():
-        return below(producer)
-    return hooks.producer_of_group(app, functools.partial(below, None))
+_celerys_apply_tasks = group._apply_tasks
 
 
 @CELERY.undocumented(
@@ -163,15 +158,25 @@ def header_of_chord() -> Any:
     takes=("tasks", "producer", "app"),
     tests=["test_capture"],
 )
-def _is_called_by_group() -> bool:
-    """Whether the group is about to make its calls: it takes one producer for all of them, so that they are written
-    together or not at all. Whoever else asks for a producer wants to publish, and gets a real one."""
-    frame = sys._getframe(2)
-    # Between them: the object that stands for the app's method, or a tracing library's wrapper.
-    for _ in range(4):
-        if frame.f_back is None:
-            return False
-        if frame.f_code.co_name == "_apply_tasks" and frame.f_globals.get("__name__") == group.__module__:
-            return True
-        frame = frame.f_back
-    return False
+def _apply_tasks(
+    self: group, tasks: Any, producer: Any = None, app: Any = None, *more: Any, **options: Any
+) -> Iterator[Any]:
+    """Stands in front of the method with which every group makes its calls: where the group's app writes rows, they are
+    written together or not at all. Not if the caller gives a producer, which is to publish. The app's methods can't do
+    it: chains in a group drop the group's producer on their way."""
+    app = app or self.app
+    if hooks is None or producer is not None or not _writes_rows(app):
+        yield from _celerys_apply_tasks(self, tasks, producer, app, *more, **options)
+        return
+    prepared = iter(tasks)
+    first = list(itertools.islice(prepared, 1))
+    tasks = itertools.chain(first, prepared)
+    with holding_subscriptions() as subscribe:
+        with hooks.calls_of_group(app, next((group_id for _, _, group_id in first), None)) as ours:
+            yield from _celerys_apply_tasks(self, tasks, ours, app, *more, **options)
+        if not getattr(ours, "are_rows", False):
+            subscribe()
+
+
+_apply_tasks.__wrapped__ = _celerys_apply_tasks  # type: ignore[attr-defined] # as functools.wraps: for who verifies it
+group._apply_tasks = _apply_tasks

@@ -10,6 +10,7 @@ from typing import Any
 
 from celery import states
 
+from reliable_jobs.compat import celery_groups
 from reliable_jobs.compat.celery import CELERY
 
 with CELERY.importing():
@@ -262,7 +263,7 @@ class AskedBackend(BaseBackend):
 
     def add_pending_result(self, result: Any, weak: bool = False) -> Any:
         # Not of then() as a group calls it for each of its parts: that would be a SELECT for each.
-        if weak and self._comes_as_message(result):
+        if weak and not celery_groups.holds(self, result) and self._comes_as_message(result):
             self.wrapped.add_pending_result(result, weak=weak)
         return result
 

@@ -57,6 +57,14 @@ def revoked_at() -> dict[Any, float]:
     return found
 
 
+@CELERY.undocumented("state.revoked_stamps", at="celery.worker.state:revoked_stamps", tests=["test_parent_endings"])
+def revoked_stamps() -> dict[str, Any]:
+    """The stamps by which messages are revoked, as the worker remembers them: by header, one value or several."""
+    from celery.worker import state
+
+    return state.revoked_stamps
+
+
 # --- the consumer -----------------------------------------------------------------------------------------------------
 
 

@@ -27,7 +27,8 @@ from reliable_jobs.conf import settings
 from reliable_jobs.dispatch import notify
 from reliable_jobs.dispatch.publisher import publisher
 from reliable_jobs.dispatch.receipt import Receipt
-from reliable_jobs.message.row_to_message import Outgoing, Rendered, first_outgoing, foreign_id
+from reliable_jobs.lifecycle import workflows
+from reliable_jobs.message.row_to_message import Outgoing, Rendered, as_uuid, first_outgoing, foreign_id
 
 logger = logging.getLogger(__name__)
 
@@ -169,10 +170,27 @@ def dispatch(app: Celery, messages: list[Outgoing]) -> None:
     """
     if not messages or (broker := publisher(app)).breaker_open:
         return
-    receipt = broker.publish(messages)
+    receipt = broker.publish(wanted(messages))
     for job_id, why in receipt.returned.items():
         logger.warning("Job %s was not routed (%s); the sweeper tries again.", job_id, why)
     mark_sent(messages, receipt)
+
+
+def wanted(messages: list[Outgoing]) -> list[Outgoing]:
+    """Without those of tasks that are not reliable whose workflows were cancelled after their rows were made. No claim
+    would stop them; the sweep ends their rows."""
+    by_alias: dict[str, set[str]] = {}
+    for message in messages:
+        if message.relayed_from and message.headers["root_id"] != message.headers["id"]:
+            by_alias.setdefault(message.relayed_from, set()).add(message.headers["root_id"])
+    cancelled = {
+        (alias, root)
+        for alias, roots in by_alias.items()
+        for root in workflows.cancelled_among(list(filter(None, map(as_uuid, roots))), alias)
+    }
+    if not cancelled:
+        return messages
+    return [message for message in messages if (message.relayed_from, message.headers["root_id"]) not in cancelled]
 
 
 def mark_sent(messages: Iterable[Outgoing], receipt: Receipt) -> None:

@@ -51,7 +51,8 @@ def insert_unless_there(new: insert.New, request: Request, alias: str) -> tuple[
     if request.key is None:
         if insert.insert(alias, new, unless_there=True):
             return None, 0  # by far most of them: ids that Celery's canvas has chosen
-        version = lifecycle.take_over(request.job_id, alias, new.columns)
+        anew = request.relay_only and not request.follows
+        version = lifecycle.take_over(request.job_id, alias, new.columns, anew=anew)
         if version:
             return None, version
     for _ in range(_KEY_ROUNDS):

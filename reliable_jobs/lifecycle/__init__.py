@@ -29,7 +29,7 @@ from reliable_jobs.lifecycle.operations import (
 )
 from reliable_jobs.lifecycle.receipts import park, take_receipt
 from reliable_jobs.lifecycle.relayed import fail_unsendable, mark_sent, take_in
-from reliable_jobs.lifecycle.settle import expire, fail, hold, run_again, succeed, succeed_many
+from reliable_jobs.lifecycle.settle import cancel_run, expire, fail, hold, run_again, succeed, succeed_many
 from reliable_jobs.lifecycle.taken_over import hold_place, take_over
 from reliable_jobs.lifecycle.transition import (
     Claim,
@@ -43,6 +43,7 @@ __all__ = [
     "Refusal",
     "Report",
     "cancel",
+    "cancel_run",
     "claim_atomic",
     "claim_committed",
     "claim_many",

@@ -37,7 +37,7 @@ def _lock_if_fit(job_id: uuid.UUID, content_version: int, using: str) -> Claim |
         if seen is None:
             return Refusal.MISSING
         return Refusal.FINAL if seen.is_final else Refusal.LOCKED
-    job, now = locked
+    job, workflow_cancelled, now = locked
     if job.is_final:
         return Refusal.FINAL
     if job.content_version != content_version:
@@ -45,6 +45,8 @@ def _lock_if_fit(job_id: uuid.UUID, content_version: int, using: str) -> Claim |
     if job.status != Status.WAITING:
         # Neither final nor running: a status that somebody has written by hand counts as held.
         return Refusal.LOCKED
+    if workflow_cancelled:
+        return Refusal.CANCELLED
     if job.due_at is None or job.due_at > now:
         return Refusal.NOT_DUE
     return Claim(job, using, now)

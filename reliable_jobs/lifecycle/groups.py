@@ -9,17 +9,18 @@ import json
 import uuid
 from collections.abc import Iterable, Sequence
 
-from django.db import connections
-from django.db.models import F
+from django.db import connections, transaction
+from django.db.models import F, QuerySet
 
 from reliable_jobs.clock import Now
 from reliable_jobs.compat.django import locks_no_keys, skips_locked
 from reliable_jobs.lifecycle.db_errors import clean
-from reliable_jobs.lifecycle.transition import ERROR_LIMIT
+from reliable_jobs.lifecycle.listeners import tell
+from reliable_jobs.lifecycle.transition import ERROR_LIMIT, record
 from reliable_jobs.message import debts, result_text
 from reliable_jobs.message.row_to_message import ENVELOPE_VERSION
 from reliable_jobs.models import Job, JobGroup
-from reliable_jobs.status import GroupState, Reason, Status
+from reliable_jobs.status import EventKind, GroupState, Reason, Status
 
 EMPTY_ENVELOPE = {"v": ENVELOPE_VERSION, "exchange": "", "routing_key": "", "headers": {}, "properties": {}}
 #: Names the row that stands for a body without an id of its own.
@@ -94,10 +95,33 @@ def _hold_again(groups: Iterable[JobGroup], using: str) -> None:
 def cancel_for(ids: Sequence[uuid.UUID], using: str, *, why: str, reason: str) -> list[uuid.UUID]:
     """Cancel the groups whose bodies have one of these ids and are not written yet; returns those ids. The body's row
     says so, and the parts go on. Call it in the cancel's transaction, before jobs are locked."""
-    groups = JobGroup.objects.using(using).filter(body_id__in=ids, state=GroupState.OPEN).order_by("pk")
+    return _cancel_all(JobGroup.objects.using(using).filter(body_id__in=ids), using, why=why, reason=reason)
+
+
+def cancel_of_workflow(root_id: uuid.UUID, using: str, *, actor: str) -> list[uuid.UUID]:
+    """Cancel the open groups of a workflow, in a transaction; returns the ids of their bodies."""
+    with transaction.atomic(using=using):
+        groups = JobGroup.objects.using(using).filter(root_id=root_id)
+        why = clean(f"cancelled by {actor}", ERROR_LIMIT)
+        bodies = _cancel_all(groups, using, why=why, reason=Reason.NONE)
+        for body_id in bodies:
+            record(body_id, using, EventKind.CANCEL, actor)
+        tell(bodies, using)
+        return bodies
+
+
+def _cancel_all(groups: QuerySet[JobGroup], using: str, *, why: str, reason: str) -> list[uuid.UUID]:
     done = []
-    for group in groups.select_for_update(no_key=locks_no_keys(connections[using])):
-        decide(group, using, GroupState.CANCELLED, why)
+    found = groups.filter(state=GroupState.OPEN).order_by("pk")
+    for group in found.select_for_update(no_key=locks_no_keys(connections[using])):
+        cancel(group, using, why=why, reason=reason)
+        done.append(group.body_id)
+    return [job_id for job_id in done if job_id is not None]
+
+
+def cancel(group: JobGroup, using: str, *, why: str, reason: str = Reason.NONE) -> None:
+    """The body of a group will not be written; its rows say so. Call it with the group's row locked."""
+    if decide(group, using, GroupState.CANCELLED, why):
         ended = dict.fromkeys(job_id for _, job_id in rows_of_body(group))
         written = {
             "status": Status.CANCELLED,
@@ -128,8 +152,6 @@ def cancel_for(ids: Sequence[uuid.UUID], using: str, *, why: str, reason: str) -
             ignore_conflicts=True,
         )
         rows.filter(pk__in=list(ended), status=Status.WAITING, due_at=None).update(**written, epoch=F("epoch") + 1)
-        done.append(group.body_id)
-    return [job_id for job_id in done if job_id is not None]
 
 
 def rows_of_body(group: JobGroup) -> list[tuple[dict[str, object], uuid.UUID]]:

@@ -14,7 +14,7 @@ from django.db.models import Case, F, Value, When
 from reliable_jobs.backoff import crash_delay
 from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
-from reliable_jobs.lifecycle import groups
+from reliable_jobs.lifecycle import groups, workflows
 from reliable_jobs.lifecycle.db_errors import clean
 from reliable_jobs.lifecycle.deaths import deaths
 from reliable_jobs.lifecycle.later_steps import cancel_behind
@@ -40,6 +40,11 @@ class Report:
     done: list[uuid.UUID] = dataclasses.field(default_factory=list)
     skipped: dict[uuid.UUID, str] = dataclasses.field(default_factory=dict)
 
+    def add(self, other: Report) -> None:
+        """Take in what another one says."""
+        self.done += other.done
+        self.skipped.update(other.skipped)
+
 
 _BATCH = 1000
 #: How long the requeue of a batch waits for open transactions that have used its jobs' keys, in milliseconds.
@@ -64,6 +69,7 @@ def requeue(ids: Iterable[uuid.UUID], using: str, *, actor: str, queue: str | No
 def _requeue_batch(ids: Sequence[uuid.UUID], using: str, actor: str, queue: str | None, report: Report) -> None:
     with transaction.atomic(using=using):
         groups.reopen_for(ids, using)
+        workflows.allow_again(ids, using)
         rows = Job.objects.using(using)
         # A held one goes on by itself: other tasks do its work.
         idle = rows.filter(pk__in=ids).exclude(status=Status.RUNNING).exclude(status=Status.WAITING, due_at=None)
@@ -154,7 +160,8 @@ def _take_keys(rows: Any, ids: Sequence[uuid.UUID], changes: dict[str, Any], wai
 
 
 def cancel(ids: Iterable[uuid.UUID], using: str, *, actor: str, reason: str = Reason.NONE) -> Report:
-    """Settle waiting jobs as cancelled. Running ones are skipped, and nothing waits for their functions."""
+    """Settle waiting jobs as cancelled, and the later steps of their chains. Running ones are skipped, and nothing
+    waits for their functions."""
     report = Report()
     wanted = list(ids)
     for start in range(0, len(wanted), _BATCH):

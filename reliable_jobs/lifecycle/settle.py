@@ -99,6 +99,14 @@ def expire(claim: Claim, worker: str) -> bool:
     return won
 
 
+def cancel_run(claim: Claim, worker: str, why: str) -> bool:
+    """The run would have gone on later, or by other tasks; but its workflow was cancelled."""
+    won = _leave(claim, Status.CANCELLED, worker, error=clean(why, ERROR_LIMIT))
+    if won:
+        record(claim.job.pk, claim.using, EventKind.CANCEL, worker, why)
+    return won
+
+
 def run_again(
     claim: Claim,
     worker: str,

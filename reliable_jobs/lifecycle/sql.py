@@ -19,19 +19,19 @@ from django.utils.timezone import is_naive, make_aware
 from reliable_jobs.clock import from_now_sql, now_sql
 from reliable_jobs.compat.django import skips_locked, zone_of
 from reliable_jobs.message.row_to_message import SENT
-from reliable_jobs.models import Job, JobGroup
+from reliable_jobs.models import CancelledWorkflow, Job, JobGroup
 
 # --- The statements ---------------------------------------------------------------------------------------------------
 
 #: A job that arrived: lock its row, if nobody holds it. The conditions are looked at afterwards: each has its answer.
-LOCK_ROW = "SELECT {claimed}, {now} FROM {job} WHERE id = %s {for_update}"
+LOCK_ROW = "SELECT {claimed}, {workflow_cancelled}, {now} FROM {job} WHERE id = %s {for_update}"
 
 #: The jobs of a bundle: lock those that are plainly fit for a first run, with all that their messages are made of.
 LOCK_BUNDLE = """
     SELECT {claimed_and_sent}, {now}
     FROM {job}
     WHERE task = %s AND status = 'waiting' AND due_at <= {now}
-        AND failures = 0 AND crashes = 0 AND interruptions = 0 AND id IN ({ids})
+        AND failures = 0 AND crashes = 0 AND interruptions = 0 AND id IN ({ids}) AND NOT {workflow_cancelled}
     {for_update}
 """
 
@@ -147,6 +147,9 @@ _COLUMNS = tuple(field.attname for field in Job._meta.concrete_fields)
 CLAIMED = tuple(name for name in _COLUMNS if name in _WANTED)
 CLAIMED_AND_SENT = tuple(name for name in _COLUMNS if name in _WANTED or name in SENT)
 
+#: Whether the job's workflow was cancelled; see workflows.py.
+_WORKFLOW_CANCELLED = "EXISTS (SELECT 1 FROM {cancelled} AS workflow WHERE workflow.root_id = {job}.root_id)"
+
 _BY_VENDOR = {
     # NO KEY UPDATE: see JobQuerySet.lock().
     "postgresql": {"for_update": "FOR NO KEY UPDATE", "later_of": "GREATEST", "on_conflict": "ON CONFLICT DO NOTHING"},
@@ -174,9 +177,11 @@ def _in_words(text: str, vendor: str, utc: bool, skips: bool, count: int) -> str
     words.update(now=now_sql(vendor, utc), from_now=from_now_sql(vendor, utc))
     words["for_update"] += " SKIP LOCKED" if skips else ""
     words["new_times"] = _NEW_TIMES.format(**words)
+    tables = {"job": f'"{Job._meta.db_table}"', "cancelled": f'"{CancelledWorkflow._meta.db_table}"'}
     made = text.format(
         **words,
-        job=f'"{Job._meta.db_table}"',
+        **tables,
+        workflow_cancelled=_WORKFLOW_CANCELLED.format(**tables),
         group=f'"{JobGroup._meta.db_table}"',
         claimed=", ".join(CLAIMED),
         claimed_and_sent=", ".join(CLAIMED_AND_SENT),
@@ -227,13 +232,17 @@ def look_behind_commit(alias: str, group_id: uuid.UUID) -> str:
     return in_words(connections[alias], _OWED_IN_ONE_ROW) % group_id
 
 
-def lock_row(alias: str, job_id: uuid.UUID) -> tuple[Job, datetime.datetime] | None:
-    """Lock a job's row where that can be done at once; the row, and the database's time.
+def lock_row(alias: str, job_id: uuid.UUID) -> tuple[Job, bool, datetime.datetime] | None:
+    """Lock a job's row where that can be done at once; the row, whether its workflow was cancelled, and the database's
+    time.
 
     Must be called in a transaction.
     """
     found = _select(alias, LOCK_ROW, CLAIMED, [Job._meta.pk.to_python(job_id)])  # a task's request has it as text
-    return found[0] if found else None
+    if not found:
+        return None
+    job, now, more = found[0]
+    return job, bool(more[0]), now
 
 
 def lock_bundle(alias: str, task: str, job_ids: Sequence[uuid.UUID]) -> list[tuple[Job, datetime.datetime]]:
@@ -241,21 +250,24 @@ def lock_bundle(alias: str, task: str, job_ids: Sequence[uuid.UUID]) -> list[tup
 
     Must be called in a transaction.
     """
-    return _select(alias, LOCK_BUNDLE, CLAIMED_AND_SENT, [task, *job_ids], len(job_ids))
+    found = _select(alias, LOCK_BUNDLE, CLAIMED_AND_SENT, [task, *job_ids], len(job_ids))
+    return [(job, now) for job, now, _ in found]
 
 
 def _select(
     alias: str, text: str, names: tuple[str, ...], values: Sequence[Any], count: int = 1
-) -> list[tuple[Job, datetime.datetime]]:
+) -> list[tuple[Job, datetime.datetime, Sequence[Any]]]:
+    """The rows, the database's time, and what lies between them."""
     connection = connections[alias]
     with connection.cursor() as cursor:
         cursor.execute(in_words(connection, text, count), prepared(connection, values))
         rows = cursor.fetchall()
     found = []
     for row in rows:
+        columns, more, now = row[: len(names)], row[len(names) : -1], row[-1]
         if connection.vendor != "postgresql":
-            row = _python(connection, names, row)
-        found.append((Job.from_db(alias, names, row[:-1]), row[-1]))
+            *columns, now = _python(connection, names, [*columns, now])
+        found.append((Job.from_db(alias, names, columns), now, more))
     return found
 
 

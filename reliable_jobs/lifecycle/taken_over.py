@@ -14,7 +14,7 @@ from django.db.models import F, Q
 from reliable_jobs.clock import Now
 from reliable_jobs.lifecycle.transition import check_allowed
 from reliable_jobs.models import Job
-from reliable_jobs.status import Reason, Status
+from reliable_jobs.status import FINAL, Reason, Status
 
 #: Held for a step, or ended in place of one.
 KEEPS_PLACE = (
@@ -22,6 +22,8 @@ KEEPS_PLACE = (
     | Q(status__in=[Status.FAILED, Status.SENT], reason__in=[Reason.REPLACED, Reason.EARLIER_STEP])
     | Q(status=Status.CANCELLED, reason=Reason.EARLIER_STEP)
 )
+#: Of a message that has gone its way, or never did: whoever calls the task with that id again wants another one.
+GONE = Q(relay_only=True, status__in=[Status.SENT, *FINAL])
 _TIMES = ("due_in", "not_before", "check_in", "expires_at", "expires_in")
 
 
@@ -64,12 +66,13 @@ def why_never_sent(job: Job) -> str:
     return "a receipt of work that is no job's" if job.status == Status.SUCCEEDED else ""
 
 
-def take_over(job_id: uuid.UUID, using: str, new: Mapping[str, Any]) -> int:
+def take_over(job_id: uuid.UUID, using: str, new: Mapping[str, Any], *, anew: bool = False) -> int:
     """Write a step into the row that has its id: one that is held for it, or that was failed because an earlier step
     had failed. The content version rises, so a message of what the row was before is stale.
 
     Args:
         new: as a new row has it, by the names of ``enqueue.insert.New``.
+        anew: also into a row that was an outbox entry only, and has ended.
 
     Returns:
         the content version, or 0 where the job of this id is another one, and stays as it is.
@@ -78,7 +81,12 @@ def take_over(job_id: uuid.UUID, using: str, new: Mapping[str, Any]) -> int:
     due_in, not_before, check_in, expires_at, expires_in = (columns.pop(name) for name in _TIMES)
     with transaction.atomic(using=using):
         rows = Job.objects.using(using).filter(pk=job_id)
-        job = rows.filter(KEEPS_PLACE).defer("payload", "envelope").lock(wait=True).first()
+        job = (
+            rows.filter(KEEPS_PLACE | GONE if anew else KEEPS_PLACE)
+            .defer("payload", "envelope")
+            .lock(wait=True)
+            .first()
+        )
         if job is None:
             return 0
         check_allowed(job, Status.WAITING)

@@ -33,6 +33,7 @@ class Refusal(enum.Enum):
     NOT_DUE = "not due yet"
     STALE = "message of another content version"
     SUSPECT = "crashed before: needs a committed claim"
+    CANCELLED = "its workflow was cancelled"
     ALONE = "suspects run one at a time"
 
 

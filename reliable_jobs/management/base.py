@@ -87,6 +87,14 @@ class JobCommand(BaseCommand):
                 "\n".join(f"Database {alias!r} failed: {why}" for alias, why in self.unreachable.items())
             )
 
+    def ask(self, question: str) -> None:
+        try:
+            answer = input(question)
+        except EOFError:
+            raise CommandError("Nobody is there to ask; add --yes.") from None
+        if answer.strip().lower() not in ("y", "yes"):
+            raise CommandError("Nothing was done.")
+
     def celery_app(self, *, with_tasks: bool = False) -> Celery:
         """The project's app.
 
@@ -135,13 +143,17 @@ class ActionCommand(JobCommand):
         raise NotImplementedError
 
     def handle(self, *args: Any, **options: Any) -> None:
-        selecting = any(options[name] for name in ("task", "queue", "reason", "status", "all"))
-        if bool(options["ids"]) == selecting:
+        if bool(options["ids"]) == self.selects(options):
             raise CommandError(f"Say which jobs to {self.verb}: ids, or --task, --queue, --reason, --status or --all.")
         if options["ids"]:
             self._by_id(options)
         else:
             self._by_selection(options)
+
+    @staticmethod
+    def selects(options: dict[str, Any]) -> bool:
+        """Whether jobs are selected by what they have in common."""
+        return any(options[name] for name in ("task", "queue", "reason", "status", "all"))
 
     def _by_id(self, options: dict[str, Any]) -> None:
         wanted: list[uuid.UUID] = options["ids"]
@@ -151,7 +163,7 @@ class ActionCommand(JobCommand):
             nonlocal wanted
             here = list(Job.objects.using(alias).filter(pk__in=wanted).values_list("pk", flat=True))
             if here and not options["dry_run"]:
-                _add(total, self.act(here, alias, options))
+                total.add(self.act(here, alias, options))
             wanted = [pk for pk in wanted if pk not in here]
 
         self.on_each(self.databases(options), one)
@@ -160,7 +172,7 @@ class ActionCommand(JobCommand):
             self.complain()
             return
         total.skipped.update(dict.fromkeys(wanted, "no such job"))
-        self._say(total)
+        self.say(total)
         self.complain()
         if total.skipped:
             raise CommandError(f"{len(total.skipped)} of {len(options['ids'])} job(s) were skipped.")
@@ -182,15 +194,15 @@ class ActionCommand(JobCommand):
             self.complain()
             return
         if not options["yes"]:
-            self._ask(f"{self.verb.capitalize()} {count} {' or '.join(statuses)} job(s)? [y/N] ")
+            self.ask(f"{self.verb.capitalize()} {count} {' or '.join(statuses)} job(s)? [y/N] ")
         total = Report()
 
         def act(alias: str) -> None:
             for chunk in in_chunks(chosen[alias].only("created_at")):
-                _add(total, self.act([job.pk for job in chunk], alias, options))
+                total.add(self.act([job.pk for job in chunk], alias, options))
 
         self.on_each(chosen, act)
-        self._say(total)
+        self.say(total)
         self.complain()
 
     def _selected(self, alias: str, statuses: list[str], options: dict[str, Any]) -> JobQuerySet:
@@ -205,23 +217,10 @@ class ActionCommand(JobCommand):
             rows = rows.filter(reason=options["reason"])
         return rows
 
-    def _ask(self, question: str) -> None:
-        try:
-            answer = input(question)
-        except EOFError:
-            raise CommandError("Nobody is there to ask; add --yes.") from None
-        if answer.strip().lower() not in ("y", "yes"):
-            raise CommandError("Nothing was done.")
-
-    def _say(self, report: Report) -> None:
+    def say(self, report: Report) -> None:
         self.stdout.write(f"{self.verb.capitalize()}: {len(report.done)} job(s) done.")
         for why, count in collections.Counter(report.skipped.values()).most_common():
             self.stdout.write(f"Skipped {count}: {why}.")
-
-
-def _add(total: Report, report: Report) -> None:
-    total.done += report.done
-    total.skipped.update(report.skipped)
 
 
 def actor() -> str:

@@ -46,7 +46,7 @@ class Migration(migrations.Migration):
                 ('queue', models.CharField(max_length=255)),
                 ('priority', models.SmallIntegerField(blank=True, null=True)),
                 ('status', models.CharField(choices=[('waiting', 'waiting'), ('running', 'running'), ('succeeded', 'succeeded'), ('failed', 'failed'), ('cancelled', 'cancelled'), ('expired', 'expired'), ('sent', 'sent')], default='waiting', max_length=10)),
-                ('reason', models.CharField(blank=True, choices=[('', '-'), ('error', 'error'), ('asked', 'asked to run later'), ('crash', 'crashed'), ('time limit', 'hard time limit'), ('interrupted', 'interrupted'), ('parked', 'parked'), ('rejected', 'rejected'), ('ignored', 'ignored'), ('revoked', 'revoked'), ('requeued', 'requeued'), ('replaced', 'replaced by other tasks'), ('earlier step', 'an earlier step failed'), ('unroutable', 'unroutable')], default='', max_length=12)),
+                ('reason', models.CharField(blank=True, choices=[('', '-'), ('error', 'error'), ('asked', 'asked to run later'), ('crash', 'crashed'), ('time limit', 'hard time limit'), ('interrupted', 'interrupted'), ('parked', 'parked'), ('rejected', 'rejected'), ('ignored', 'ignored'), ('revoked', 'revoked'), ('requeued', 'requeued'), ('replaced', 'replaced by other tasks'), ('earlier step', 'an earlier step did not succeed'), ('unroutable', 'unroutable')], default='', max_length=12)),
                 ('due_at', models.DateTimeField(blank=True, null=True)),
                 ('check_at', models.DateTimeField(blank=True, null=True)),
                 ('sends', models.PositiveIntegerField(default=0)),
@@ -85,7 +85,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'permissions': (('requeue_job', 'Can requeue jobs'), ('cancel_job', 'Can cancel jobs')),
-                'indexes': [models.Index(condition=models.Q(('sends', 0), ('status', 'waiting')), fields=['due_at'], name='reliable_job_due'), models.Index(condition=models.Q(('sends__gt', 0), ('status', 'waiting')), fields=['queue', 'check_at'], name='reliable_job_overdue'), models.Index(condition=models.Q(('sends__gt', 1), ('status', 'waiting')), fields=['queue'], name='reliable_job_sent_again'), models.Index(condition=models.Q(('status', 'running')), fields=['lease_at'], name='reliable_job_lease'), models.Index(condition=models.Q(('finished_at__isnull', False)), fields=['queue', 'finished_at'], name='reliable_job_settled'), models.Index(condition=models.Q(('finished_at__isnull', False)), fields=['status', 'finished_at'], name='reliable_job_prune'), models.Index(fields=['created_at'], name='reliable_job_created'), models.Index(fields=['status', 'created_at'], name='reliable_job_status'), models.Index(fields=['task', 'created_at'], name='reliable_job_task'), models.Index(condition=models.Q(('parent_id__isnull', False)), fields=['parent_id'], name='reliable_job_parent'), models.Index(condition=models.Q(('key__isnull', False)), fields=['key'], name='reliable_job_by_key'), models.Index(condition=models.Q(('requeues__gt', 0)), fields=['created_at'], name='reliable_job_requeued'), models.Index(condition=models.Q(('crashes__gt', 0)), fields=['created_at'], name='reliable_job_crashed'), models.Index(condition=models.Q(('reason', 'parked')), fields=['created_at'], name='reliable_job_parked'), models.Index(condition=models.Q(('owes__isnull', False), ('status__in', ['waiting', 'running', 'sent'])), fields=['owes', 'place'], name='reliable_job_owes_open'), models.Index(condition=models.Q(('owes__isnull', False)), fields=['owes', 'place'], name='reliable_job_owes'), models.Index(condition=models.Q(('owes__isnull', False), ('status', 'sent')), fields=['check_at'], name='reliable_job_unreported')],
+                'indexes': [models.Index(condition=models.Q(('sends', 0), ('status', 'waiting')), fields=['due_at'], name='reliable_job_due'), models.Index(condition=models.Q(('sends__gt', 0), ('status', 'waiting')), fields=['queue', 'check_at'], name='reliable_job_overdue'), models.Index(condition=models.Q(('sends__gt', 1), ('status', 'waiting')), fields=['queue'], name='reliable_job_sent_again'), models.Index(condition=models.Q(('status', 'running')), fields=['lease_at'], name='reliable_job_lease'), models.Index(condition=models.Q(('finished_at__isnull', False)), fields=['queue', 'finished_at'], name='reliable_job_settled'), models.Index(condition=models.Q(('finished_at__isnull', False)), fields=['status', 'finished_at'], name='reliable_job_prune'), models.Index(fields=['created_at'], name='reliable_job_created'), models.Index(fields=['status', 'created_at'], name='reliable_job_status'), models.Index(fields=['task', 'created_at'], name='reliable_job_task'), models.Index(condition=models.Q(('parent_id__isnull', False)), fields=['parent_id'], name='reliable_job_parent'), models.Index(condition=models.Q(('root_id__isnull', False), models.Q(('root_id', models.F('id')), _negated=True)), fields=['root_id'], name='reliable_job_root'), models.Index(condition=models.Q(('key__isnull', False)), fields=['key'], name='reliable_job_by_key'), models.Index(condition=models.Q(('requeues__gt', 0)), fields=['created_at'], name='reliable_job_requeued'), models.Index(condition=models.Q(('crashes__gt', 0)), fields=['created_at'], name='reliable_job_crashed'), models.Index(condition=models.Q(('reason', 'parked')), fields=['created_at'], name='reliable_job_parked'), models.Index(condition=models.Q(('owes__isnull', False), ('status__in', ['waiting', 'running', 'sent'])), fields=['owes', 'place'], name='reliable_job_owes_open'), models.Index(condition=models.Q(('owes__isnull', False)), fields=['owes', 'place'], name='reliable_job_owes'), models.Index(condition=models.Q(('owes__isnull', False), ('status', 'sent')), fields=['check_at'], name='reliable_job_unreported')],
                 'constraints': [reliable_jobs.columns.UniqueWhereGiven(fields=('task', 'live_key'), name='reliable_job_live_key')],
             },
         ),
@@ -108,6 +108,18 @@ class Migration(migrations.Migration):
             ],
             options={
                 'indexes': [models.Index(condition=models.Q(('state', 'open')), fields=['owes'], name='reliable_group_owes'), models.Index(condition=models.Q(('state', 'open')), fields=['created_at'], name='reliable_group_open'), models.Index(fields=['body_id'], name='reliable_group_body'), models.Index(condition=models.Q(('parent_id__isnull', False)), fields=['parent_id'], name='reliable_group_parent'), models.Index(condition=models.Q(('decided_at__isnull', False)), fields=['decided_at'], name='reliable_group_decided')],
+            },
+        ),
+        migrations.CreateModel(
+            name='CancelledWorkflow',
+            fields=[
+                ('root_id', models.UUIDField(editable=False, primary_key=True, serialize=False)),
+                ('actor', models.CharField(blank=True, default='', max_length=255)),
+                ('at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                ('over', models.BooleanField(db_default=False, default=False)),
+            ],
+            options={
+                'indexes': [models.Index(condition=models.Q(('over', False)), fields=['at'], name='reliable_cancelled_open')],
             },
         ),
         migrations.CreateModel(

@@ -191,6 +191,9 @@ def _refused(task: RunnableTask, delivery: Delivery, why: Refusal) -> NoReturn:
                 task.backend.align(str(task.request.id), task.request)
     elif why is Refusal.MISSING:
         logger.warning("Job %s has no row %s; message dropped.", delivery.job_id, arrival.why_no_row(task, delivery))
+    elif why is Refusal.CANCELLED:
+        lifecycle.cancel([delivery.job_id], delivery.using, actor="cancelled workflow")
+        closes = _ENDED[Status.CANCELLED]
     elif why is Refusal.ALONE:
         lifecycle.step_back(delivery.job_id, delivery.using, crash_delay(2))  # about 2 s
     setattr(ignored, CLOSES, closes)

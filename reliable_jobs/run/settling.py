@@ -11,7 +11,7 @@ from reliable_jobs.lifecycle import Claim, db_errors
 from reliable_jobs.run.state import Outcome, Run
 from reliable_jobs.run.trail import trail_of
 from reliable_jobs.status import Status
-from reliable_jobs.workflow import followups
+from reliable_jobs.workflow import cancelling, followups
 from reliable_jobs.workflow.following import Ended, Following, is_written_here
 
 if TYPE_CHECKING:
@@ -71,6 +71,9 @@ def replaced(task: RunnableTask, run: Run, by: Any, signal: BaseException) -> Ou
     which has its id."""
 
     def settle(claim: Claim) -> bool:
+        why = cancelling.stops(_ended(task, claim))
+        if why is not None:
+            return lifecycle.cancel_run(claim, run.worker, why)
         ours = is_written_here(task.app, by, str(task.request.id))
         if not lifecycle.hold(claim, run.worker, sent=not ours):
             return False

@@ -19,7 +19,7 @@ from reliable_jobs import databases
 from reliable_jobs.clock import Now
 from reliable_jobs.compat.django import delete_alone, locks_no_keys, may_hold, skips_locked
 from reliable_jobs.conf import settings
-from reliable_jobs.models import Job, JobEvent, JobGroup, JobQuerySet, JobState, SavedGroup
+from reliable_jobs.models import CancelledWorkflow, Job, JobEvent, JobGroup, JobQuerySet, JobState, SavedGroup
 from reliable_jobs.status import GroupState, Status
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ def prune(*, limit: int = 100_000) -> int:
                 logger.warning("%d settled job(s) can't be pruned: rows of another table refer to them.", len(kept))
         prune_groups(alias)
         _prune_saved_groups(alias)
+        _prune_cancelled_workflows(alias)
         _say_what_is_protected(alias)
 
     try:
@@ -87,7 +88,14 @@ def prune_batch(alias: str, status: str, days: float, kept: set[uuid.UUID], size
     Raises:
         django.db.Error: not because of a reference.
     """
-    rows = _old(alias, status, days)
+    return delete_batch(alias, _old(alias, status, days), kept, size)
+
+
+def delete_batch(alias: str, rows: JobQuerySet, kept: set[uuid.UUID], size: int) -> tuple[int, bool]:
+    """Delete one batch of settled jobs, with their events.
+
+    Args, returns and raises: as :func:`prune_batch`.
+    """
     for relation in _relations(alias):
         if relation.on_delete in _KEEPING:
             rows = rows.exclude(_referred_by(relation, alias))
@@ -165,12 +173,23 @@ def _prune_saved_groups(alias: str) -> None:
         delete_alone(SavedGroup.objects.using(alias).filter(at__lt=old), alias)
 
 
+def _prune_cancelled_workflows(alias: str) -> None:
+    """What keeps a cancelled workflow from going on is kept as long as its rows."""
+    days = settings.RETENTION[Status.CANCELLED]
+    if days is not None:
+        old = Now() - datetime.timedelta(seconds=days * 86400)
+        delete_alone(CancelledWorkflow.objects.using(alias).filter(over=True, at__lt=old), alias)
+
+
 def _old(alias: str, status: str, days: float) -> JobQuerySet:
-    # The parts of a group are wanted until it is done: for its body, or by a requeue of those that failed.
+    rows = deletable(alias).filter(status=status)
+    return rows.filter(finished_at__lt=Now() - datetime.timedelta(seconds=days * 86400))
+
+
+def deletable(alias: str) -> JobQuerySet:
+    """Jobs but those that a group waits for, or will when one of them is requeued: its body wants their results."""
     waiting = JobGroup.objects.filter(pk=OuterRef("owes"), state__in=[GroupState.OPEN, GroupState.FAILED])
-    return Job.objects.using(alias).filter(
-        ~Exists(waiting), status=status, finished_at__lt=Now() - datetime.timedelta(seconds=days * 86400)
-    )
+    return Job.objects.using(alias).filter(~Exists(waiting))
 
 
 # --- rows that refer to jobs ------------------------------------------------------------------------------------------

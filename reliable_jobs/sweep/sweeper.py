@@ -30,7 +30,7 @@ from reliable_jobs.models import Job
 from reliable_jobs.status import FINAL, Status
 from reliable_jobs.sweep import unconfirmed
 from reliable_jobs.sweep.ensure_jobs import sweep_declared
-from reliable_jobs.workflow import groups, plain_parts
+from reliable_jobs.workflow import cancelling, groups, plain_parts
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +95,7 @@ def sweep(app: Celery, *, actor: str = "sweeper", on_backlog: OnBacklog | None =
     report = Report()
 
     def one(alias: str) -> None:
+        cancelling.sweep(alias)
         _publish_due(app, alias, report, on_backlog)
         _publish_overdue(app, alias, report)
         rescued = lifecycle.rescue(alias, settings.SWEEP_LIMIT, actor=actor)
@@ -202,7 +203,7 @@ def _publish(app: Celery, alias: str, jobs: list[Job], report: Report) -> Receip
             messages.append(outgoing(job, alias))
         except (AttributeError, KeyError, TypeError, ValueError) as error:  # one bad row must not hold up the others
             unreadable[job.pk] = f"unreadable envelope: {error!r}"
-    receipt = publisher(app).publish(messages, timeout=PUBLISH_TIMEOUT)
+    receipt = publisher(app).publish(on_commit.wanted(messages), timeout=PUBLISH_TIMEOUT)
     on_commit.mark_sent(messages, receipt)
     receipt.returned.update(unreadable)
     left = [job for job in jobs if job.pk not in receipt.confirmed]

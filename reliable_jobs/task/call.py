@@ -96,7 +96,7 @@ class Call(Times, Arguments, Sensitive, CallVariants[P, R_co]):
             times = {"countdown": countdown, "eta": eta, "expires": expires}
             given = {name: value for name, value in times.items() if value is not None}
             return super().apply_async(args, kwargs, task_id, None, link, link_error, shadow, **options, **given)
-        unit = stages.unit.current()
+        unit = stages.unit.begun()
         if unit is not None:
             # What follows a job is written where its settlement is; a group's calls in one transaction.
             using, transactional = unit.using, True
@@ -264,7 +264,7 @@ class Call(Times, Arguments, Sensitive, CallVariants[P, R_co]):
     def _follows_a_job(self) -> bool:
         """Whether Celery or the settlement of a job makes this call, not a task function. A plain task's own calls
         can't be told from what Celery starts for it."""
-        unit = stages.unit.entered()
+        unit = stages.unit.current()
         if unit is not None:
             return unit.follows
         parent = self.app.current_worker_task

@@ -104,8 +104,9 @@ class ReliableRequest(GivenBackRequest):
 
     def revoked(self) -> bool:
         """A worker remembers a revoked id for hours; a job that a person has requeued since is not revoked by that."""
-        requeued = self._pointer().get("requeues") and self.id in worker_state.revoked
-        if requeued and not revocation.newer_than_requeue(self.id, arrival.pointer_alias(self._pointer())):
+        revocation.note_stamps()
+        at = revocation.of_message(self.id, self.stamps) if self._pointer().get("requeues") else None
+        if at is not None and not revocation.newer_than_requeue(self.id, at, arrival.pointer_alias(self._pointer())):
             return False
         try:
             return bool(super().revoked())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from django.db import transaction
@@ -16,7 +16,7 @@ from django.db.models import Max
 
 from reliable_jobs import databases, lifecycle
 from reliable_jobs.clock import Now
-from reliable_jobs.compat.celery_worker import revoked_at
+from reliable_jobs.compat.celery_worker import revoked_at, revoked_stamps
 from reliable_jobs.conf import settings
 from reliable_jobs.message.row_to_message import HEADER, as_uuid, foreign_id
 from reliable_jobs.models import JobEvent
@@ -29,6 +29,8 @@ TERMINATED_PATIENCE = 10.0
 #: How long the parent process waits to hear whether a requeue is newer than a revocation, in seconds.
 LOOK_PATIENCE = 5.0
 
+#: Stamps by which jobs were revoked, and when this worker first saw that (monotonic). Celery keeps no time.
+_stamps: dict[tuple[str, str], float] = {}
 #: Revoked ids that have been dealt with, and when each was revoked; at most as many as Celery keeps.
 _seen: dict[Any, float] = {}
 
@@ -80,6 +82,7 @@ def remember_old() -> None:
 def cancel_newly_revoked() -> None:
     """``app.control.revoke`` and Flower reach this worker's memory only; a job that waits without a message (delayed,
     retrying) would be revoked when it is due, or not at all if the worker is restarted first."""
+    note_stamps()
     revoked = revoked_at()
     new = {task_id: stamp for task_id, stamp in revoked.items() if _seen.get(task_id) != stamp}
     ages = {job_id: time.monotonic() - new[name] for name in new if (job_id := as_uuid(name)) is not None}
@@ -107,13 +110,34 @@ def _outweighs(requeued: float | None, revoked: float) -> bool:
     return requeued is not None and requeued < revoked - 0.005
 
 
-def newer_than_requeue(task_id: str, alias: str) -> bool:
+def of_message(task_id: str, stamps: Mapping[str, Any] | None) -> float | None:
+    """When this worker heard (monotonic clock) that a message is revoked, by its id or by one of its stamps; None
+    if it is not."""
+    found = [_stamps.get((header, str(value))) for header, values in (stamps or {}).items() for value in _each(values)]
+    times = [at for at in (revoked_at().get(task_id), *found) if at is not None]
+    return max(times, default=None)
+
+
+def note_stamps() -> None:
+    """Remember since when this worker knows of each stamp that is revoked."""
+    for header, values in revoked_stamps().items():
+        for value in _each(values):
+            _stamps.setdefault((header, str(value)), time.monotonic())
+
+
+def _each(values: Any) -> Iterable[Any]:
+    return values if isinstance(values, (list, tuple, set)) else (values,)
+
+
+def newer_than_requeue(task_id: str, revoked: float, alias: str) -> bool:
     """Whether a job was revoked after a person's last requeue. False where the database does not say so in time: the
-    sweep loop looks again."""
-    stamp, job_id = revoked_at().get(task_id), foreign_id(task_id)
-    if stamp is None:
-        return False
-    age, newer = time.monotonic() - stamp, list[bool]()
+    sweep loop looks again.
+
+    Args:
+        revoked: when, by the monotonic clock.
+    """
+    job_id = foreign_id(task_id)
+    age, newer = time.monotonic() - revoked, list[bool]()
 
     def look() -> None:
         newer.append(not _outweighs(_requeue_ages([job_id], alias).get(job_id), age))

@@ -1,17 +1,20 @@
-"""Calls of Celery's canvas become rows: what the app's ``send_task`` and ``producer_or_acquire`` do with us in front.
+"""Task messages that Celery makes become rows: what the app's ``send_task``, and the calls of a group, do with us in
+front.
 
 Reliable tasks write their rows themselves (task/call.py); here are the others. In a unit of work each becomes a row
 that is an outbox entry only: it ends when the broker has confirmed its message. Outside of one they are Celery's, with
-one exception: in a group they are held until it is clear whether one of its tasks is reliable. Then all are rows of one
-transaction; if none is, they are published as Celery would have, one after the other.
+two exceptions. Calls of what ``RELIABLE_JOBS["OUTBOX_TASKS"]`` names become rows. And the calls of a group are held
+until it is clear whether one of them is a row: then all are, in one transaction; if none is, they are published as
+Celery would have, one after the other.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import fnmatch
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from django.db import transaction
@@ -21,6 +24,7 @@ from reliable_jobs.compat import celery_app
 from reliable_jobs.compat.celery import read_time
 from reliable_jobs.compat.celery_results import leave_unsubscribed
 from reliable_jobs.compat.kombu import NoConnection
+from reliable_jobs.conf import settings
 from reliable_jobs.enqueue import keys, outbox
 from reliable_jobs.enqueue.render import Capture
 from reliable_jobs.errors import InvalidOption
@@ -28,48 +32,75 @@ from reliable_jobs.message.row_to_message import foreign_id
 from reliable_jobs.workflow import unit
 from reliable_jobs.workflow.unit import Unit
 
+#: Tasks of Celery's (chord_unlock …) and of ours (the sweeper's tick …). OUTBOX_TASKS never means them.
+INTERNAL = ("celery.*", "reliable_jobs.*")
+#: Options with which a caller says through which connection a message goes.
+_OWN_WAY = ("producer", "connection", "publisher")
+#: Options of the messages with which a task that is not reliable goes on: its ``retry()`` and ``replace()``. It raises
+#: next, and the row would be rolled back with its transaction.
+_GOES_ON = ("retries", "replaced_task_nesting")
+
 
 def send_task(app: Any, below: Any, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
     """Celery's ``send_task``, with us in front."""
-    producer = options.get("producer")
-    if isinstance(producer, Capture):
+    if isinstance(options.get("producer"), Capture):
         return below(name, args, kwargs, **options)  # a row's message is being made
-    if isinstance(producer, _Rows):
+    if isinstance(options.get("producer"), _Rows):
         del options["producer"]
-    here, group = unit.entered(), unit.group_call()
+    here, group = unit.current(), unit.group_call()
+    in_group = group is not None and group.app is app
+    if here is None and is_captured(name, options):
+        here = unit.begun() if in_group else Unit(app, databases.write_alias(), follows=False)
     if here is not None and here.app is app:
         return _as_row(here, below, name, args, kwargs, options)
-    if here is None and group is not None and group.app is app:
+    if here is None and in_group:
         return group.hold(below, name, args, kwargs, options)
     return below(name, args, kwargs, **options)
 
 
-def producer_of_group(app: Any, below: Any) -> contextlib.AbstractContextManager[Any]:
-    """A producer for a group's calls."""
-    here, group = unit.entered(), unit.group_call()
+def is_captured(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a call outside a unit of work becomes a row: OUTBOX_TASKS names its task, the caller leaves the way of
+    the message to us, and no plain task goes on by it.
+
+    Args:
+        name: of the task.
+        options: of the call.
+    """
+    patterns = settings.OUTBOX_TASKS
+    if not patterns or any(options.get(one) is not None for one in _OWN_WAY) or any(map(options.get, _GOES_ON)):
+        return False
+    return _matches(name, patterns) and not _matches(name, INTERNAL)
+
+
+def _matches(name: str, patterns: Any) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def calls_of_group(app: Any, group_id: str | None) -> contextlib.AbstractContextManager[Any]:
+    """Entered around the calls of a group; gives the producer for them."""
+    here, group = unit.current(), unit.group_call()
     if here is not None or group is not None:
         ours = (here or group).app is app
-        return contextlib.nullcontext(_Rows()) if ours else below()
-    return _GroupCalls(app, below).entered()
+        return contextlib.nullcontext(_Rows() if ours else None)
+    return _GroupCalls(app, group_id).entered()
 
 
 class _Rows:
     """Stands for the producer of calls that become rows."""
 
+    are_rows = True
     serializer = None
     channel = None
     connection = NoConnection()
 
 
 class _GroupCalls(_Rows):
-    """The calls of one group outside a unit of work: all of them or none.
+    """The calls of one group outside a unit of work: all of them or none."""
 
-    Args:
-        acquire: the app's own ``producer_or_acquire``.
-    """
+    are_rows = False
 
-    def __init__(self, app: Any, acquire: Any) -> None:
-        self.app, self._acquire = app, acquire
+    def __init__(self, app: Any, group_id: str | None) -> None:
+        self.app, self._group_id = app, group_id
         self._held: list[tuple[Any, str, Any, Any, dict[str, Any]]] = []
         self._stack = contextlib.ExitStack()
 
@@ -87,16 +118,19 @@ class _GroupCalls(_Rows):
         return (options.get("result_cls") or self.app.AsyncResult)(options["task_id"])
 
     def begin(self) -> None:
-        """The group has a reliable task: open its transaction."""
+        """One of the group's calls is a row: open their transaction."""
+        self.are_rows = True
         alias = databases.write_alias()
         self._stack.enter_context(transaction.atomic(using=alias))
-        here = self._stack.enter_context(unit.unit_of_work(self.app, alias, follows=False))
+        # Celery makes each task of a group that no task calls a root of its own. They belong together: cancelling.py.
+        root_id = self._group_id if self.app.current_worker_task is None else None
+        here = self._stack.enter_context(unit.unit_of_work(self.app, alias, root_id=root_id, follows=False))
         held, self._held = self._held, []
         for below, name, args, kwargs, options in held:
             _as_row(here, below, name, args, kwargs, options)
 
     def _publish(self) -> None:
-        with self._acquire() as producer:
+        with self.app.producer_or_acquire() as producer:
             for below, name, args, kwargs, options in self._held:
                 below(name, args, kwargs, **{**options, "producer": producer})
 
@@ -147,7 +181,7 @@ def _time(app: Any, name: str, value: Any) -> datetime.datetime:
 
 class _Hooks:
     send_task = staticmethod(send_task)
-    producer_of_group = staticmethod(producer_of_group)
+    calls_of_group = staticmethod(calls_of_group)
 
 
 celery_app.hooks = _Hooks()

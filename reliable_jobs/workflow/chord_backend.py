@@ -33,7 +33,7 @@ class ChordBackend:
         known = as_uuid(group_id)
         if known is None or announced.find(known) is None:
             return False
-        here = unit.entered()
+        here = unit.current()
         owing.note_size(known, size, None if here is None else here.using)
         return True
 

@@ -26,7 +26,7 @@ from reliable_jobs.message.result_text import as_celery_stores
 from reliable_jobs.message.row_to_message import as_uuid, outgoing
 from reliable_jobs.models import Job
 from reliable_jobs.status import EventKind
-from reliable_jobs.workflow import errbacks
+from reliable_jobs.workflow import cancelling, errbacks
 from reliable_jobs.workflow.following import Ended, Following
 
 logger = logging.getLogger(__name__)
@@ -34,10 +34,15 @@ logger = logging.getLogger(__name__)
 
 def after_success(ended: Ended, following: Following, value: Any) -> None:
     """Write the callbacks and the next step of a job's chain, in the open transaction, as Celery's tracer applies them.
+    Where the workflow was cancelled meanwhile, the later steps are written as cancelled, and nothing else.
 
     Raises:
         Exception: of any kind; one of them can't be applied. The job has not succeeded then.
     """
+    why = cancelling.stops(ended)
+    if why is not None:
+        cancelling.cancel_steps(ended, following, why)
+        return
     args = (as_celery_stores(value),)
     inherited = ended.priority if ended.app.conf.task_inherit_parent_priority else None
     options = {"parent_id": ended.task_id, "root_id": ended.root, "priority": inherited}
@@ -62,6 +67,10 @@ def after_failure(ended: Ended, following: Following, error: BaseException, trac
     Args:
         error: as it may be shown.
     """
+    why = cancelling.stops(ended)
+    if why is not None:
+        _apart(ended, "the later steps can't be cancelled", lambda: cancelling.cancel_steps(ended, following, why))
+        return
     for errback in following.errbacks:
         call = functools.partial(errbacks.apply, ended.app, ended.using, errback, ended, error, traceback)
         _apart(ended, "an errback can't be applied", call)

@@ -20,7 +20,7 @@ from django.db import connections, transaction
 
 from reliable_jobs.compat.django_transaction import in_transaction
 from reliable_jobs.enqueue import owing
-from reliable_jobs.lifecycle import db_errors, groups, sql
+from reliable_jobs.lifecycle import db_errors, groups, sql, workflows
 from reliable_jobs.message import result_text
 from reliable_jobs.status import OPEN, GroupState, Status
 from reliable_jobs.workflow import failing
@@ -114,6 +114,9 @@ def _decide(
         parts = _parts(group_id, using)
         if any(part.status in OPEN for part in parts):
             return False, None
+        if workflows.is_cancelled(group.root_id, using):
+            groups.cancel(group, using, why=f"the workflow {group.root_id} was cancelled")
+            return True, group.owes
         failed = next((part for part in parts if part.status != Status.SUCCEEDED), None)
         if trouble is not None:
             state, why = GroupState.FAILED, f"The body could not be started: {db_errors.describe(trouble)}"

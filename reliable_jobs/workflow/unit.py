@@ -55,16 +55,16 @@ _here = _Here()
 
 
 def current() -> Unit | None:
-    """The unit of work of this thread; None outside of one. The calls of a group are one, which this begins: its
-    transaction is opened for the first that is a row."""
+    """The unit of work that this thread has entered; None outside of one."""
+    return _here.units[-1] if _here.units else None
+
+
+def begun() -> Unit | None:
+    """The unit of work for a row that is written now; None outside of one. The first row of a group's calls begins
+    theirs, with its transaction."""
     if not _here.units and _here.group is not None:
         _here.group.begin()
-    return _here.units[-1] if _here.units else None
-
-
-def entered() -> Unit | None:
-    """As :func:`current`, and begins nothing."""
-    return _here.units[-1] if _here.units else None
+    return current()
 
 
 @contextlib.contextmanager
@@ -123,7 +123,7 @@ def group_call() -> Any:
 
 @contextlib.contextmanager
 def calling_group(group: GroupCall) -> Iterator[None]:
-    """Inside, :func:`current` begins the group where there is no unit of work."""
+    """Inside, :func:`begun` begins the group where there is no unit of work."""
     _here.group = group
     try:
         yield

@@ -472,6 +472,37 @@ def test_a_post_without_the_forms_token_is_refused() -> None:
     assert Job.objects.get(pk=job.pk).epoch == 0
 
 
+# --- workflows --------------------------------------------------------------------------------------------------------
+
+
+def test_a_workflow_is_cancelled_after_a_question(boss: Client) -> None:
+    root = make(status=Status.SUCCEEDED)
+    Job.objects.update(root_id=root.pk)
+    child, alone = make(root_id=root.pk, parent_id=root.pk), make()
+    Job.objects.filter(pk=alone.pk).update(root_id=alone.pk)
+    assert ["rj-cancel-workflow" in page_of(boss, job) for job in (root, child, alone)] == [True, True, False]
+    asked = boss.get(url("cancel_workflow", child)).content.decode()
+    assert "nothing follows them" in asked
+    assert Job.objects.get(pk=child.pk).status == "waiting"
+    response = boss.post(url("cancel_workflow", root), {"confirmed": "yes"}, follow=True)
+    assert "1 job cancelled." in said(response)
+    assert [Job.objects.get(pk=job.pk).status for job in (child, alone)] == ["cancelled", "waiting"]
+    assert LogEntry.objects.get().object_id == str(root.pk)
+
+
+def test_a_workflow_is_cancelled_from_the_list_with_the_permission_for_it() -> None:
+    root = uuid.uuid4()
+    first, second = make(root_id=root), make(root_id=root)
+    post = choose("cancel_workflow", [first], confirmed="yes")
+    staff("view_job").post(reverse(LIST), post, follow=True)
+    assert staff("view_job").post(url("cancel_workflow", first), {"confirmed": "yes"}).status_code == 403
+    assert Job.objects.filter(status="waiting").count() == 2
+    response = staff("view_job", "cancel_job").post(reverse(LIST), post, follow=True)
+    assert "2 jobs cancelled." in said(response)
+    assert set(Job.objects.values_list("status", flat=True)) == {"cancelled"}
+    assert str(second.pk) not in LogEntry.objects.values_list("object_id", flat=True)
+
+
 # --- requeue and cancel -----------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""W050 to W053: what the checks say of an app that is adopted as a whole."""
+"""W050 to W056: what the checks say of an app that is adopted as a whole, or whose calls are."""
 
 from __future__ import annotations
 
@@ -89,3 +89,32 @@ def test_w053_is_silent_on_the_usual_request_classes(project: Configure) -> None
     add(app, "0.adopted", base=None)
     add(app, "0.derived", Request=f"{__name__}:OwnRequest")
     assert "W053" not in found()
+
+
+def test_w054_names_that_are_never_captured_are_told(project: Configure, settings: Any) -> None:
+    app = project()
+    settings.RELIABLE_JOBS = {"OUTBOX_TASKS": ["shop.*", "celery.backend_cleanup", "reliable_jobs.*"]}
+    assert about(app, "W054").endswith(": celery.backend_cleanup, reliable_jobs.*.")
+    settings.RELIABLE_JOBS = {"OUTBOX_TASKS": ["*", "celerybeat.*"]}
+    assert "W054" not in found()
+
+
+def test_w055_results_by_rpc_may_be_lost(project: Configure, settings: Any) -> None:
+    app = project(result_backend="rpc://")
+    assert "W055" not in found()
+    settings.RELIABLE_JOBS = {"OUTBOX_TASKS": ["shop.*"]}
+    assert "no reply queue" in about(app, "W055")
+    project(result_backend="disabled://")
+    assert "W055" not in found()
+
+
+def test_w056_every_call_goes_with_a_failed_request(
+    project: Configure, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = project()
+    settings.RELIABLE_JOBS = {"OUTBOX_TASKS": ["*"]}
+    assert "W056" not in found()
+    monkeypatch.setitem(settings.DATABASES["default"], "ATOMIC_REQUESTS", True)
+    assert "on for default" in about(app, "W056")
+    settings.RELIABLE_JOBS = {"OUTBOX_TASKS": ["shop.*"]}
+    assert "W056" not in found()

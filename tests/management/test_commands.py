@@ -283,6 +283,46 @@ def test_which_jobs_must_be_said_in_one_way(arguments: tuple[str, ...]) -> None:
     assert statuses() == ["waiting"]
 
 
+# --- workflows, purge -------------------------------------------------------------------------------------------------
+
+
+def test_a_workflow_is_cancelled_by_any_id_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = add.delay(9, 9)
+    result = (add.s(1, 2) | add.s(3)).delay()
+    first = str(result.parent.id)
+    assert "Would cancel 1 job(s)." in call("cancel", "--workflow", first, "--dry-run")
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "y")
+    assert "Cancel: 1 job(s) done." in call("cancel", "--workflow", first)
+    assert asked == ["Cancel 1 unfinished job(s), and what would follow them? [y/N] "]
+    assert statuses() == ["cancelled", "cancelled", "waiting"]
+    assert "Nothing of it is unfinished." in call("cancel", "--workflow", first, "--yes")
+    assert "Nothing of it is unfinished." in call("cancel", "--workflow", str(uuid.uuid4()), "--yes")
+    assert "leave the other selections out" in str(call_and_fail("cancel", "--workflow", first, "--all")[1])
+    assert "leave the other selections out" in str(call_and_fail("cancel", other.id, "--workflow", first)[1])
+
+
+def test_a_purge_tells_the_count_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed_jobs(2)
+    add.delay(1, 2)
+    assert "--older-than or --all" in str(call_and_fail("purge", "--status", "failed")[1])
+    said = call("purge", "--all", "--status", "failed", "--status", "waiting", "--dry-run")
+    assert "2 failed job(s) of database 'default' would be deleted." in said
+    assert "1 waiting job(s) of database 'default' would be cancelled." in said
+    monkeypatch.setattr("builtins.input", lambda question: "")
+    assert "Nothing was done" in str(call_and_fail("purge", "--all")[1])
+    assert statuses() == ["failed", "failed", "waiting"]
+    assert "No such jobs." in call("purge", "--older-than", "1h", "--yes")
+    assert "Purge: 2 job(s) done." in call("purge", "--older-than", "0", "--status", "failed", "--yes")
+    assert "Purge: 1 job(s) done." in call("purge", "--task", add.name, "--yes")
+    assert statuses() == ["cancelled"]
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "1w", "", "h"])
+def test_an_age_that_is_none_is_refused(text: str) -> None:
+    call_and_fail("purge", "--older-than", text)
+
+
 # --- status -----------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import datetime
 import inspect
 import re
 import textwrap
@@ -130,7 +131,7 @@ def test_each_setting_is_explained() -> None:
 
 def test_each_command_and_each_of_its_options_is_explained() -> None:
     ours = [name for name, package in get_commands().items() if package == "reliable_jobs"]
-    assert len(ours) == 7
+    assert len(ours) == 8
     for command in ours:
         loaded = load_command_class("reliable_jobs", command)
         assert loaded.help.endswith("."), command
@@ -184,6 +185,9 @@ def names(db: None) -> Iterator[dict[str, Any]]:
             **dict.fromkeys(("Order", "Parcel", "Payment", "Upload", "Video"), Effect),
             "send_receipt": send_receipt,
             "send_verification": send_receipt,
+            "prepare": send_receipt,
+            "ship": send_receipt,
+            "datetime": datetime,
             "job": Job.objects.get(pk=send_receipt.delay(2).id),
             "done": Job.objects.get(pk=finished.id),
         }

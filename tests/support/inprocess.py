@@ -27,7 +27,7 @@ from kombu.utils.imports import symbol_by_name
 
 from reliable_jobs.dispatch import publisher as publisher_module
 from reliable_jobs.message.row_to_message import HEADER, outgoing
-from reliable_jobs.models import Job, JobEvent, JobGroup, JobState, SavedGroup
+from reliable_jobs.models import CancelledWorkflow, Job, JobEvent, JobGroup, JobState, SavedGroup
 from reliable_jobs.sweep import sweeper
 from tests.celery_app import app, use_broker
 from tests.testapp.models import Effect
@@ -281,6 +281,6 @@ def second_database(transactional_db: None, tmp_path: Path) -> Iterator[str]:
     """A second database with the job tables."""
     with extra_database("second", tmp_path / "second.sqlite3") as alias:
         with connections[alias].schema_editor() as editor:
-            for model in (Job, JobEvent, JobGroup, JobState, SavedGroup, Effect):
+            for model in (Job, JobEvent, JobGroup, JobState, SavedGroup, CancelledWorkflow, Effect):
                 editor.create_model(model)
         yield alias

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import amqp
-from celery import chord, group, shared_task
+from celery import chord, group, shared_task, signals
 from celery.exceptions import Ignore
 from celery.worker.consumer import Consumer
 from django.db import IntegrityError, connection, transaction
@@ -36,6 +36,12 @@ def wait_for(path: str, seconds: float = 60.0) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(path)
         time.sleep(0.02)
+
+
+@signals.task_revoked.connect
+def _say_revoked(request: Any, terminated: bool, expired: bool, **kwargs: Any) -> None:
+    """For the worker's log."""
+    print(f"task_revoked {request.id} terminated={terminated} expired={expired}", flush=True)
 
 
 class OutOfStock(Exception):

@@ -9,17 +9,16 @@ import select
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
 import pytest
-import redis
-from celery import Celery, Task, chain, group, shared_task, signature
+from celery import Celery, Task, chain, chord, group, shared_task, signature
 from celery.app import backends
 from django.db import transaction
 
 from reliable_jobs import ReliableApp, ReliableTask
 from reliable_jobs.compat.celery_app import adopt
-from reliable_jobs.models import Job
+from reliable_jobs.models import Job, JobGroup
+from reliable_jobs.results.backend import around
 from reliable_jobs.sweep import pruner
 from reliable_jobs.workflow import unit
 from reliable_jobs.workflow.unit import unit_of_work
@@ -39,7 +38,10 @@ def note(*args: Any, name: str) -> str:
 
 plain = shared_task(name="test_capture.plain")(note)
 rel = shared_task(base=ReliableTask, name="test_capture.rel")(note)
+named = shared_task(name="test_capture.in_outbox.named")(note)
 UNKNOWN = "test_capture.elsewhere"
+#: Of OUTBOX_TASKS.
+NAMED_UNKNOWN = "test_capture.in_outbox.elsewhere"
 
 
 class Broker:
@@ -55,7 +57,8 @@ class Broker:
 
 @pytest.fixture
 def guarded(transactional_db: None, settings: Any) -> Iterator[Broker]:
-    settings.RELIABLE_JOBS = {"DISPATCH": "relay"}  # the commit publishes nothing either
+    # The commit publishes nothing either.
+    settings.RELIABLE_JOBS = {"DISPATCH": "relay", "OUTBOX_TASKS": [rel.name, "test_capture.in_outbox.*"]}
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         with inprocess.broker(f"amqp://guest:guest@127.0.0.1:{port}//", "guarded"):
@@ -63,29 +66,24 @@ def guarded(transactional_db: None, settings: Any) -> Iterator[Broker]:
 
 
 @contextlib.contextmanager
-def result_backend(url: str) -> Iterator[None]:
+def result_backend(kind: str) -> Iterator[None]:
+    """The app has another result backend, which is not asked over the network."""
     before = app._backend_cache, app._local.__dict__.pop("backend", None)
-    cls, address = backends.by_url(url, app.loader)
-    app._backend_cache = cls(app=app, url=address)
-    connect = redis.connection.Connection._connect
-    sockets: list[socket.socket] = []
-
-    def noted(connection: Any) -> socket.socket:
-        sockets.append(connect(connection))
-        return sockets[-1]
-
-    try:
-        with mock.patch.object(redis.connection.Connection, "_connect", noted):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"redis://127.0.0.1:{listening.getsockname()[1]}/9" if kind == "redis" else kind
+        cls, address = backends.by_url(url, app.loader)
+        app._backend_cache = around(cls(app=app, url=address), app)
+        try:
             yield
-    finally:
-        app._backend_cache = before[0]
-        if before[1] is not None:
-            app._local.backend = before[1]
-        for one in sockets:
-            one.close()
+            assert not Broker(listening).was_asked
+        finally:
+            app._backend_cache = before[0]
+            app._local.__dict__.pop("backend", None)
+            if before[1] is not None:
+                app._local.backend = before[1]
 
 
-BACKENDS = ["disabled://", "redis://127.0.0.1:6379/9", "django-db"]
+BACKENDS = ["disabled://", "redis", "django-db", "rpc://"]
 #: Each with the number of rows that it writes.
 SHAPES: dict[str, tuple[Callable[[], Any], int]] = {
     "task": (lambda: rel.delay(name="a"), 1),
@@ -98,7 +96,33 @@ SHAPES: dict[str, tuple[Callable[[], Any], int]] = {
     "group of chains": (lambda: group(plain.s(name="a") | rel.s(name="b"), rel.s(name="c") | plain.s(name="d"))(), 2),
     "group with a name": (lambda: group(signature(UNKNOWN, app=app), rel.s(name="b")).apply_async(), 2),
     "chain of a group": (lambda: chain(group(rel.s(name="a"), group(rel.s(name="b"), plain.s(name="c")))).delay(), 3),
+    "chord": (lambda: chord([rel.s(name=name) for name in "abc"], rel.s(name="d")).apply_async(), 3),
+    "chord in a chain": (lambda: (rel.s(name="a") | group(rel.s(name="b"), rel.s(name="c")) | rel.s(name="d"))(), 1),
+    "group, then a task": (lambda: (group(rel.s(name="a"), rel.s(name="b")) | rel.s(name="c")).delay(), 2),
+    "chord of chains": (lambda: chord([rel.s(name="a") | rel.s(name="b")], rel.s(name="c")).apply_async(), 1),
+    "chord of chords": (
+        lambda: chord([chord([rel.s(name="a"), rel.s(name="b")], rel.s(name="c"))] * 2, rel.s(name="d"))(),
+        4,
+    ),
+    "chord whose body is a group": (
+        lambda: chord([rel.s(name="a"), rel.s(name="b")], group(rel.s(name="c"), plain.s(name="d")))(),
+        2,
+    ),
+    "chord whose body is plain": (lambda: chord([rel.s(name="a"), rel.s(name="b")], plain.s(name="c"))(), 2),
+    "chord of one part": (lambda: chord([rel.s(name="a")], rel.s(name="b"))(), 1),
+    "chord in a group": (lambda: group(plain.s(name="a"), chord([rel.s(name="b")] * 2, rel.s(name="c")))(), 3),
+    "by name": (lambda: app.send_task(rel.name, kwargs={"name": "a"}), 1),
+    "a plain task of OUTBOX_TASKS": (lambda: named.delay(name="a"), 1),
+    "its name": (lambda: app.send_task(NAMED_UNKNOWN, link=plain.si(name="b")), 1),
+    "its signature": (lambda: signature(NAMED_UNKNOWN, app=app).apply_async(countdown=9), 1),
+    "group of OUTBOX_TASKS": (lambda: group(named.s(name="a"), signature(NAMED_UNKNOWN, app=app))(), 2),
+    "chain of OUTBOX_TASKS": (lambda: (named.s(name="a") | rel.s(name="b")).apply_async(), 1),
+    "map": (lambda: rel.chunks([("a",)] * 4, 2).group()(), 2),
 }
+IN_AUTOCOMMIT = [
+    *("group", "mixed group", "group of chains", "chain of a group", "chord", "group, then a task", "chord of chords"),
+    *("chord in a group", "group of OUTBOX_TASKS"),
+]
 
 
 @pytest.mark.promise("I1")
@@ -111,16 +135,17 @@ def test_nothing_reaches_the_broker_before_the_commit(guarded: Broker, shape: st
             start()
             assert Job.objects.count() == count
             transaction.set_rollback(True)
-        assert (Job.objects.count(), guarded.was_asked) == (0, False)
+        assert (Job.objects.count(), JobGroup.objects.count(), guarded.was_asked) == (0, 0, False)
         with transaction.atomic():
             start()
             assert not guarded.was_asked
+    assert not guarded.was_asked
     assert set(Job.objects.values_list("status", flat=True)) == {"waiting"}
     assert Job.objects.count() == count
 
 
 @pytest.mark.promise("I1")
-@pytest.mark.parametrize("shape", ["group", "mixed group", "group of chains", "chain of a group"])
+@pytest.mark.parametrize("shape", IN_AUTOCOMMIT)
 def test_a_group_called_in_autocommit_is_all_or_nothing(
     guarded: Broker, shape: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +160,7 @@ def test_a_group_called_in_autocommit_is_all_or_nothing(
     monkeypatch.setattr("reliable_jobs.enqueue.outbox.enqueue", fail_at_the_last)
     with pytest.raises(RuntimeError, match="no power"):
         start()
-    assert (Job.objects.count(), guarded.was_asked) == (0, False)
+    assert (Job.objects.count(), JobGroup.objects.count(), guarded.was_asked) == (0, 0, False)
     monkeypatch.undo()
     start()
     assert Job.objects.count() == count
@@ -166,6 +191,15 @@ def test_a_group_of_plain_tasks_asks_no_database() -> None:
         group(plain.s(name="a"), plain.s(name="b")).apply_async()
 
 
+def test_a_group_of_an_app_without_reliable_tasks_is_celerys_own(jobs: InProcess) -> None:
+    other = Celery("other", set_as_current=False)
+    other.conf.update(broker_url="memory://", task_default_queue=jobs.queue)
+    task = other.task(base=Task, name="test_capture.of_other_group", shared=False)(note)
+    with transaction.atomic(), unit_of_work(app, "default"):
+        group([task.s(name="a"), task.s(name="b")], app=other).apply_async()
+        assert (len(jobs.take()), Job.objects.count()) == (2, 0)
+
+
 # --- rows that are outbox entries only --------------------------------------------------------------------------------
 
 
@@ -182,7 +216,7 @@ def test_in_a_unit_of_work_a_plain_tasks_message_is_sent_with_the_commit(
     jobs: InProcess, call: Callable[[], Any]
 ) -> None:
     with transaction.atomic(), unit_of_work(app, "default", root_id="r", parent_id="p", priority=7):
-        assert unit.current() is not None
+        assert unit.begun() is not None
         assert call().id == "no uuid"
         assert jobs.take() == []
     (message,) = jobs.take()
@@ -245,9 +279,9 @@ def test_an_app_is_adopted_once_and_keeps_what_is_below() -> None:
     other.send_task = lambda name, *args, **kwargs: called.append(name) or below(name, *args, **kwargs)
     other.conf.broker_url = "memory://"
     other.task(base=ReliableTask, name="test_capture.of_other")(note).bind(other)
-    once = other.send_task, other.producer_or_acquire
+    once = other.send_task
     adopt(other)
-    assert (other.send_task, other.producer_or_acquire) == once
+    assert other.send_task is once
     other.send_task("x")
     assert called == ["x"]
 

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from qa.mutants.catalogue import adoption, bundles, dispatch, enqueue, groups, lifecycle, run, sweep, task, worker
+from qa.mutants.catalogue import (
+    adoption,
+    bundles,
+    dispatch,
+    enqueue,
+    groups,
+    lifecycle,
+    run,
+    sweep,
+    task,
+    worker,
+    workflows,
+)
 
 MUTANTS = [
     *task.MUTANTS,
@@ -14,5 +26,6 @@ MUTANTS = [
     *bundles.MUTANTS,
     *lifecycle.MUTANTS,
     *groups.MUTANTS,
+    *workflows.MUTANTS,
     *sweep.MUTANTS,
 ]

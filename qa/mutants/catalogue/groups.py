@@ -85,8 +85,8 @@ MUTANTS = [
         "parts-are-kept",
         "I2",
         "sweep/pruner.py",
-        "        ~Exists(waiting), status=status",
-        "        status=status",
+        "    return Job.objects.using(alias).filter(~Exists(waiting))",
+        "    return Job.objects.using(alias).all()",
         (f"{GROUPS}::test_prune_at_age_0_takes_nothing_that_a_group_still_wants",),
     ),
     Mutant(

@@ -104,6 +104,7 @@ class Stack(Queues):
         """Empty every table of a test's making. What a test left running is disconnected, not waited for."""
         tables = ["reliable_jobs_job", "reliable_jobs_jobevent", "testapp_effect", "testapp_parent", "testapp_child"]
         tables += ["reliable_jobs_jobgroup", "reliable_jobs_jobstate", "reliable_jobs_savedgroup"]
+        tables.append("reliable_jobs_cancelledworkflow")
         tables.append("django_celery_results_taskresult")
         for attempt in range(3):
             try:
