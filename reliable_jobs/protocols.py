@@ -41,6 +41,7 @@ class RunnableTask(Protocol):
     ignore_result: Any
     shadow_name: Any
     time_limit: Any
+    soft_time_limit: Any
     on_failure: Any
     _get_exec_options: Any
 

@@ -24,4 +24,5 @@ class Kind:
 KINDS = (
     Kind("plain", False, "redis://"),
     Kind("reliable", True, "redis://"),
+    Kind("ledger", True, "reliable_jobs.results:LedgerBackend+redis://"),
 )

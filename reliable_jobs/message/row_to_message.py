@@ -22,7 +22,7 @@ HEADER = "reliable_jobs"
 POINTER = ("content_version", "using", "send", "requeues")
 #: The columns that a message is made of, and how often it has been sent: all that is read of a row that is published.
 SENT = (
-    *("task", "queue", "priority", "content_version", "sends", "requeues", "relay_only"),
+    *("task", "queue", "priority", "content_version", "sends", "requeues", "failures", "relay_only"),
     *("payload", "content_type", "content_encoding", "envelope"),
 )
 ENVELOPE_VERSION = 1
@@ -126,7 +126,10 @@ def outgoing(job: Job, using: str) -> Outgoing:
 
     The row's ``sends`` is the number of this send, so it has been raised.
     """
-    return _outgoing(job.id, job, (job.content_version, using, job.sends, job.requeues), job.relay_only)
+    going = _outgoing(job.id, job, (job.content_version, using, job.sends, job.requeues), job.relay_only)
+    if job.failures:
+        going.headers["retries"] = job.failures  # for monitors; a run reads the row
+    return going
 
 
 def first_outgoing(

@@ -75,7 +75,9 @@ def read_delivery(task: RunnableTask) -> Delivery:
         # What our own messages carry is an int; what a forged one carries must not raise here.
         said, send = pointer.get("content_version"), pointer.get("send")
         content_version = said if isinstance(said, int) else -1
-        commits_claim = not task.atomic or redelivered or (isinstance(send, int) and send > 1)
+        # Without reruns each start has to be counted, the first one too.
+        first = not redelivered and not (isinstance(send, int) and send > 1)
+        commits_claim = not (first and task.atomic and task.reruns)
     return Delivery(
         job_id=foreign_id(request.id),
         using=pointer_alias(pointer),

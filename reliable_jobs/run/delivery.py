@@ -103,7 +103,7 @@ def _claim_early(task: RunnableTask, delivery: Delivery, trail: Trail) -> None:
         return
     if not delivery.ours:
         ensure_row(task, delivery)
-    patience = _patience(delivery)
+    patience = _patience(task, delivery)
     while True:
         run = execution.claim_committed(task, delivery)
         if not isinstance(run, Refusal):
@@ -120,10 +120,13 @@ def _claim_early(task: RunnableTask, delivery: Delivery, trail: Trail) -> None:
     trail.answer = (ended.value, ended.error)
 
 
-def _patience(delivery: Delivery) -> float:
-    """Until when to wait for a row that is held (monotonic)."""
+def _patience(task: RunnableTask, delivery: Delivery) -> float:
+    """Until when to wait for a row that is held (monotonic). Sooner than the task's time limits: they would end this
+    process, and tell of a run that there was not."""
     first = INNODB_PATIENCE if connections[delivery.using].vendor == "mysql" else 0.0
-    return time.monotonic() + (REDELIVERY_PATIENCE if delivery.redelivered else first)
+    limits = [*(task.request.timelimit or ()), task.time_limit, task.soft_time_limit]
+    seconds = REDELIVERY_PATIENCE if delivery.redelivered else first
+    return time.monotonic() + min([seconds, *(limit / 2 for limit in limits if limit)])
 
 
 def _has_crashed(delivery: Delivery) -> bool:
@@ -147,7 +150,7 @@ def _run(task: RunnableTask, delivery: Delivery, trail: Trail, args: Any, kwargs
     if not delivery.ours:
         ensure_row(task, delivery)
     commits = delivery.commits_claim
-    patience = _patience(delivery)
+    patience = _patience(task, delivery)
     while True:
         how = execution.run_with_committed_claim if commits else execution.run_first
         answer = how(task, delivery, args, kwargs)

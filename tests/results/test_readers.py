@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, chain, chord
+from django.test import override_settings
 from django_celery_results.models import TaskResult
 
 from reliable_jobs import jobs as public
@@ -65,6 +66,7 @@ def _site(_queue_of_module: Stack, django_db_blocker: Any) -> Iterator[Site]:
             options=["-E", "-I", "tests.results.asked_tasks,tests.results.read_tasks"],
             DEPLOY_GRACE=0.05,
             WORKER_SWEEP_INTERVAL=0.2,
+            GRACE=60,
         )
         flower.wait_for_line("Connected to")
     other = Celery(
@@ -88,8 +90,9 @@ def flower_hears(site: Site) -> bool:
 
 
 @pytest.fixture
-def site(_site: Site, stack: Stack) -> Site:
-    return _site
+def site(_site: Site, stack: Stack) -> Iterator[Site]:
+    with override_settings(RELIABLE_JOBS={**stack.settings, "GRACE": 60.0}):  # no copies
+        yield _site
 
 
 # --- the readers ------------------------------------------------------------------------------------------------------
@@ -183,10 +186,16 @@ def delayed(site: Site, gate: Path) -> str:
     return reliable["adds"].apply_async((1, 2), countdown=600).id
 
 
-def running(task: Any) -> Callable[[Site, Path], str]:
+def running(task: Any, state: str = "PENDING") -> Callable[[Site, Path], str]:
+    """
+    Args:
+        state: which the run has written, once it has come so far.
+    """
+
     def bring(site: Site, gate: Path) -> str:
         result = task.delay(str(gate))
         wait_until(lambda: by_inspect(site, result.id) == "active", "it runs")
+        wait_until(lambda: app.AsyncResult(result.id).state == state, "it says so")
         return result.id
 
     return bring
@@ -289,13 +298,13 @@ MOMENTS: dict[str, Moment] = {
     "waits in a worker": Moment(("PENDING", NOTHING, "RECEIVED", "reserved"), reserved),
     "has a countdown or eta": Moment(("PENDING", NOTHING, NOTHING, NOTHING), delayed),
     "runs, atomic": Moment(("PENDING", NOTHING, "STARTED", "active"), running(gated)),
-    "runs, with `track_started`": Moment(("STARTED", "STARTED", "STARTED", "active"), running(tracked)),
-    "runs, not atomic": Moment(("STARTED", NOTHING, "STARTED", "active"), running(outside)),
+    "runs, with `track_started`": Moment(("STARTED", "STARTED", "STARTED", "active"), running(tracked, "STARTED")),
+    "runs, not atomic": Moment(("STARTED", NOTHING, "STARTED", "active"), running(outside, "STARTED")),
     "has called `update_state()`, atomic": Moment(
-        ("PROGRESS", NOTHING, "STARTED", "active"), running(tasks.shows_progress)
+        ("PROGRESS", NOTHING, "STARTED", "active"), running(tasks.shows_progress, "PROGRESS")
     ),
     "has called `update_state()`, not atomic": Moment(
-        ("PROGRESS", "PROGRESS", "STARTED", "active"), running(shows_outside)
+        ("PROGRESS", "PROGRESS", "STARTED", "active"), running(shows_outside, "PROGRESS")
     ),
     "waits for a retry": Moment(("RETRY", "RETRY", "RETRY", NOTHING), retrying),
     "succeeded": Moment(("SUCCESS", "SUCCESS", "SUCCESS", NOTHING), ended(lambda: reliable["adds"].delay(1, 2))),
