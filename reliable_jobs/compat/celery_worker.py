@@ -57,7 +57,7 @@ def revoked_at() -> dict[Any, float]:
     return found
 
 
-@CELERY.undocumented("state.revoked_stamps", at="celery.worker.state:revoked_stamps", tests=["test_parent_endings"])
+@CELERY.undocumented("state.revoked_stamps", at="celery.worker.state:revoked_stamps", tests=["test_revoked"])
 def revoked_stamps() -> dict[str, Any]:
     """The stamps by which messages are revoked, as the worker remembers them: by header, one value or several."""
     from celery.worker import state
