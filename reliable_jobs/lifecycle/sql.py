@@ -116,10 +116,11 @@ COPIED_TO_ALL = ("waiting", "", "", "", "", 0, 0, 0, 0, 0, 0)
 
 _UNFINISHED = "owes = {owed} AND status IN ('waiting', 'running', 'sent')"
 
-#: Whether a part of a group is unfinished. Backwards: the last ones end last.
-OWED = f"SELECT 1 FROM {{job}} WHERE {_UNFINISHED.format(owed='%s')} ORDER BY place DESC LIMIT 1"
-#: The same without parameters, and always one row: NULL where none is. See :func:`look_behind_commit`.
-_OWED_IN_ONE_ROW = "SELECT (" + OWED.replace("%s", "'%s'") + ")"
+#: How many parts of a group a look counts at most.
+COUNTED = 1000
+_LEFT = f"SELECT 1 FROM {{job}} WHERE {_UNFINISHED.format(owed='%s')} ORDER BY place DESC LIMIT {COUNTED}"
+#: How many parts of a group are unfinished. Backwards: the last ones end last.
+OWED = f"SELECT count(*) FROM ({_LEFT}) AS unfinished"
 
 #: All that owes a group, in order.
 PARTS = """
@@ -229,7 +230,7 @@ def rows(alias: str, text: str, *values: Any) -> list[tuple[Any, ...]]:
 
 def look_behind_commit(alias: str, group_id: uuid.UUID) -> str:
     """:data:`OWED` as a statement that travels behind a part's COMMIT."""
-    return in_words(connections[alias], _OWED_IN_ONE_ROW) % group_id
+    return in_words(connections[alias], OWED).replace("%s", f"'{group_id}'")
 
 
 def lock_row(alias: str, job_id: uuid.UUID) -> tuple[Job, bool, datetime.datetime] | None:

@@ -60,7 +60,7 @@ def deliver(task: RunnableTask, args: Any, kwargs: Any) -> Any:
             delivery.using, f"Job {delivery.job_id}", functools.partial(_run, task, delivery, trail, args, kwargs)
         )
         if ended.owes is not None:
-            groups.part_ended(task.app, ended.owes, delivery.using, others_owe=ended.others_owe)
+            groups.part_ended(task.app, ended.owes, delivery.using, left=ended.left)
         if isinstance(ended.error, Ignore):
             setattr(ended.error, CLOSES, "task-retried" if ended.status == Status.WAITING else "task-succeeded")
         trail.answer = (ended.value, ended.error)

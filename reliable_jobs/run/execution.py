@@ -27,7 +27,7 @@ from reliable_jobs.compat.django import driver_of
 from reliable_jobs.compat.django_transaction import open_blocks
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import BrokenTransaction, RunTakenAway
-from reliable_jobs.lifecycle import Claim, Refusal, db_errors, sql
+from reliable_jobs.lifecycle import Claim, Refusal, db_errors
 from reliable_jobs.message import result_text
 from reliable_jobs.run import kept_connections, native, outcomes, recovery, settling
 from reliable_jobs.run.arrival import Delivery
@@ -35,7 +35,7 @@ from reliable_jobs.run.round_trips import FunctionSavepoint, FunctionUndone
 from reliable_jobs.run.state import NotStarted, Outcome, Run
 from reliable_jobs.run.transaction_state import is_cut_off
 from reliable_jobs.status import Reason, Status
-from reliable_jobs.workflow import errbacks
+from reliable_jobs.workflow import errbacks, looks
 
 if TYPE_CHECKING:
     from reliable_jobs.protocols import RunnableTask
@@ -145,10 +145,10 @@ def _run_in_transaction(
                     functools.partial(settling.end, task, ended, run.claim),
                     alone=ended.alone,
                     before=functools.partial(settling.follow_success, task, ended, run.claim),
-                    behind=None if owes is None else sql.look_behind_commit(using, owes),
+                    behind=looks.behind_commit(owes, using) if owes is not None and looks.is_due(owes) else None,
                 )
                 if savepoint.found is not None:
-                    ended.others_owe = savepoint.found != (None,)
+                    ended.left = int(savepoint.found[0])
             except FunctionUndone as undone:
                 ended = outcomes.from_exception(task, run, undone.__cause__ or undone)
                 won = settling.settle(task, ended, run.claim)

@@ -65,8 +65,8 @@ class Outcome:
     raised: BaseException | None = None
     #: The group that waits for the job, where this end of it has been committed.
     owes: uuid.UUID | None = None
-    #: Whether another part of that group was unfinished after the commit; None where nobody has looked yet.
-    others_owe: bool | None = None
+    #: How many parts of that group were unfinished after the commit; None where nobody has looked.
+    left: int | None = None
 
 
 class NotStarted(Exception):

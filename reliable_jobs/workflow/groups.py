@@ -23,7 +23,7 @@ from reliable_jobs.enqueue import owing
 from reliable_jobs.lifecycle import db_errors, groups, sql, workflows
 from reliable_jobs.message import result_text
 from reliable_jobs.status import OPEN, GroupState, Status
-from reliable_jobs.workflow import failing
+from reliable_jobs.workflow import failing, looks
 from reliable_jobs.workflow.unit import unit_of_work
 
 logger = logging.getLogger(__name__)
@@ -43,18 +43,20 @@ class Part(NamedTuple):
     error: str
 
 
-def part_ended(app: Celery, group_id: uuid.UUID, using: str, *, others_owe: bool | None = None) -> None:
+def part_ended(app: Celery, group_id: uuid.UUID, using: str, *, left: int | None = None) -> None:
     """A row that owes the group has ended, and its transaction has committed. Decides the group if nothing is left.
 
     Whatever goes wrong is logged, and left to the sweep: the job itself has ended.
 
     Args:
-        others_owe: whether a look after that commit has found another row unfinished; None where nobody has looked.
+        left: how many rows a look after that commit has found unfinished; None where nobody has looked.
     """
     try:
-        if others_owe is None:
-            others_owe = bool(sql.rows(using, sql.OWED, group_id))
-        if not others_owe:
+        if left is not None:
+            looks.note(group_id, left)
+        elif looks.is_due(group_id):
+            left = looks.look(group_id, using)
+        if left == 0:
             decide(app, group_id, using)
     except Exception as error:  # SoftTimeLimitExceeded too: the task function that it was meant for has returned
         logger.warning(

@@ -10,11 +10,14 @@ from unittest import mock
 
 import pytest
 from celery import chain, chord, group
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from reliable_jobs import lifecycle
 from reliable_jobs.enqueue import owing
 from reliable_jobs.models import Job, JobGroup
 from reliable_jobs.sweep import pruner
+from reliable_jobs.workflow import looks
 from reliable_jobs.workflow.groups import on_finished
 from tests.support import inprocess
 from tests.support.inprocess import InProcess
@@ -292,6 +295,35 @@ def test_on_finished_is_told_what_became_of_each_part(jobs: InProcess, last: Any
     jobs.finish()
     assert jobs.effects(f"outcomes {found or [('succeeded', 1), ('failed', None)]}") == 1
     assert jobs.effects("body [1, 2]") == (1 if found else 0)
+
+
+@pytest.fixture
+def rare_looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Three parts are many, and take an hour."""
+    monkeypatch.setattr(looks, "FEW", 3)
+    monkeypatch.setattr(looks, "MOST_PER_SECOND", 3 / 3600)
+    yield
+    looks._next.clear()
+
+
+def test_with_many_parts_left_not_every_part_looks(jobs: InProcess, rare_looks: None) -> None:
+    asked: list[int] = []
+    for size in (3, 4):
+        chord([part.s(number) for number in range(size)], body.s()).apply_async()
+        with CaptureQueriesContext(connection) as queries:
+            jobs.work()
+        asked.append(sum("AS unfinished" in str(query["sql"]) for query in queries.captured_queries))
+    assert asked == [3, 1]
+
+
+@pytest.mark.promise("I2")
+def test_a_group_whose_parts_end_sooner_than_was_thought_is_swept(jobs: InProcess, rare_looks: None) -> None:
+    chord([part.s(number) for number in range(4)], body.s()).apply_async()
+    jobs.work()
+    assert JobGroup.objects.get().state == "open"
+    assert jobs.sweep().decided == 1
+    jobs.work()
+    assert jobs.effects("body [0, 1, 2, 3]") == 1
 
 
 def sizes(jobs: InProcess) -> list[int]:

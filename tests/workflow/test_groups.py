@@ -137,7 +137,7 @@ def test_a_part_requeued_between_the_look_and_the_decision_is_waited_for(stack: 
     group = opened("succeeded", "failed")
     failed = parts(group)[1]
     requeue = Transaction(lambda: lifecycle.requeue([failed.pk], "default", actor="ann"))
-    assert not sql.rows("default", sql.OWED, group.pk)
+    assert sql.rows("default", sql.OWED, group.pk) == [(0,)]
     deciding = in_thread(lambda: groups.part_ended(app, group.pk, "default"))
     wait_until(lambda: stack.sessions("wait_event_type = 'Lock'"), "the decision waits")
     requeue.end()
