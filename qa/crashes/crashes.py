@@ -12,6 +12,7 @@ import dataclasses
 import datetime
 import json
 import queue as queues
+import random
 import subprocess
 import sys
 import uuid
@@ -126,8 +127,11 @@ class Scenario:
         self.undisturbed = Cut(0, [], f"{self.prefix}_0")
         self.cuts = [self.undisturbed]
 
-    def run(self, which: Callable[[str], bool] = lambda step: True) -> list[Cut]:
+    def run(self, which: Callable[[str], bool] = lambda step: True, *, share: int = 1) -> list[Cut]:
         """Once undisturbed, and then a death at each step that ``which`` chooses. Returns all of them, not recovered.
+
+        Args:
+            share: of those steps; of eight every eighth only, beginning with one by chance.
 
         Raises:
             AssertionError: a process was not killed where it was to be.
@@ -140,7 +144,7 @@ class Scenario:
             Cut(number, steps[:number], f"{self.prefix}_{number}")
             for number, step in enumerate(steps, 1)
             if which(step)
-        ]
+        ][random.randrange(share) :: share]
         self.cuts += dead
         if self.apart:
             self._set_clock(self.undisturbed, +1)
@@ -247,3 +251,10 @@ def prefork_children(
         assert read(file(cut.number)) == (cut.reached, cut.number), f"{cut} was not hit"
     print(f"prefork: {len(steps)} steps, killed at {len(numbers)} of them")
     return cuts
+
+
+def all_of(cuts: list[Cut], expected: Callable[[Cut], Any], seen: Callable[[Cut], Any]) -> None:
+    """Every cut shows what is expected of it; says of all that do not where they were killed."""
+    compared = [(cut, expected(cut), seen(cut)) for cut in cuts]
+    wrong = [f"{cut}: {found}, not {wanted}" for cut, wanted, found in compared if found != wanted]
+    assert not wrong, "\n".join(wrong)

@@ -13,7 +13,7 @@ import pytest
 from celery import chain, chord, group
 from django_celery_results.models import TaskResult
 
-from qa.crashes.crashes import Cut, Scenario, WarmProcesses, prefork_children
+from qa.crashes.crashes import Cut, Scenario, WarmProcesses, all_of, prefork_children
 from qa.crashes.producers import JOBS
 from reliable_jobs import lifecycle
 from reliable_jobs.clock import Now
@@ -33,11 +33,10 @@ def warm(_queue_of_module: Stack) -> WarmProcesses:
     return WarmProcesses(_queue_of_module)
 
 
-def all_of(cuts: list[Cut], expected: Callable[[Cut], Any], seen: Callable[[Cut], Any]) -> None:
-    """Every cut shows what is expected of it; says of all that do not where they were killed."""
-    compared = [(cut, expected(cut), seen(cut)) for cut in cuts]
-    wrong = [f"{cut}: {found}, not {wanted}" for cut, wanted, found in compared if found != wanted]
-    assert not wrong, "\n".join(wrong)
+def some_and_every(share: int) -> pytest.MarkDecorator:
+    """One in so many steps in the gate, and every step in the soak."""
+    each = [pytest.param(share, id="some"), pytest.param(1, id="every", marks=pytest.mark.soak)]
+    return pytest.mark.parametrize("share", each)
 
 
 # --- producer ---------------------------------------------------------------------------------------------------------
@@ -154,12 +153,13 @@ def test_a_run_that_retries_killed_anywhere_counts_one_attempt(stack: Stack, war
 
 
 @pytest.mark.promise("I3")
-def test_jobs_of_a_parent_killed_anywhere_run_once(stack: Stack, warm: WarmProcesses) -> None:
+@some_and_every(4)
+def test_jobs_of_a_parent_killed_anywhere_run_once(stack: Stack, warm: WarmProcesses, share: int) -> None:
     def prepare(name: str) -> None:
         tasks.enqueues.apply_async((name,), queue=name, link=tasks.effect.si(f"{name}-link"))
 
     scenario = Scenario(stack, warm, "worker", prepare)
-    cuts = scenario.run()
+    cuts = scenario.run(share=share)
     assert scenario.undisturbed.passed("broker: publish") == 1
     scenario.recover()
     all_of(cuts, lambda cut: (1, 1), lambda cut: (stack.effects(cut.name), stack.effects(f"{cut.name}-link")))
@@ -203,12 +203,15 @@ def with_errbacks(ends: list[str], name: str) -> None:
 
 
 @pytest.mark.promise("I3")
+@some_and_every(10)
 @pytest.mark.parametrize("after", FOLLOWS)
-def test_d_what_follows_a_parent_killed_anywhere_comes(stack: Stack, warm: WarmProcesses, after: str) -> None:
+def test_d_what_follows_a_parent_killed_anywhere_comes(
+    stack: Stack, warm: WarmProcesses, after: str, share: int
+) -> None:
     once, at_least_once = FOLLOWS[after]
     errbacks = functools.partial(with_errbacks, [*once, *at_least_once])
     scenario = Scenario(stack, warm, "worker", with_links if after == "success" else errbacks)
-    cuts = scenario.run()
+    cuts = scenario.run(share=share)
     assert scenario.undisturbed.passed("broker: publish") == 1
     scenario.recover()
     all_of(cuts, lambda cut: [1] * len(once), lambda cut: [stack.effects(f"{cut.name}-{end}") for end in once])
@@ -233,6 +236,7 @@ def with_body(name: str) -> None:
 
 
 @pytest.mark.promise("I3")
+@pytest.mark.soak  # the gate kills at some steps of larger workflows: test_workflow_crashes.py
 def test_a_chords_body_comes_after_its_last_part_was_killed_anywhere(stack: Stack, warm: WarmProcesses) -> None:
     """Also between the part's commit and the look at what is left, and within the decision."""
     scenario = Scenario(stack, warm, "worker", with_body)

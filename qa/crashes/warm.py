@@ -117,16 +117,19 @@ def celery_worker(order: dict[str, Any], pool: str, **options: Any) -> None:
 
 
 def worker(order: dict[str, Any], steps: Any) -> None:
-    """Solo: one process consumes, runs and acknowledges. It ends with its first ack or reject."""
+    """Solo: one process consumes, runs and acknowledges. It ends with its first ack or reject, or with as many as the
+    order says."""
     steps.counting = False
+    left = [order.get("answers", 1)]
 
     def begin(**kwargs: Any) -> None:
         steps.counting = True
 
     signals.worker_ready.connect(begin, weak=False)
     for name in ("basic_ack", "basic_reject"):
-        setattr(amqp.Channel, name, _and_then_exit(getattr(amqp.Channel, name)))
-    celery_worker(order, "solo")
+        setattr(amqp.Channel, name, _and_then_exit(getattr(amqp.Channel, name), left))
+    # One message at a time, so that each run takes the same way.
+    celery_worker(order, "solo", prefetch_multiplier=1)
 
 
 def recovery(order: dict[str, Any], steps: Any) -> None:
@@ -134,12 +137,19 @@ def recovery(order: dict[str, Any], steps: Any) -> None:
     celery_worker(order, "threads")
 
 
-def _and_then_exit(call: Callable[..., Any]) -> Callable[..., Any]:
-    def last(*args: Any, **kwargs: Any) -> None:
-        call(*args, **kwargs)
-        os._exit(0)
+def _and_then_exit(call: Callable[..., Any], left: list[int]) -> Callable[..., Any]:
+    """
+    Args:
+        left: how many such calls are left.
+    """
 
-    return last
+    def counted(*args: Any, **kwargs: Any) -> None:
+        call(*args, **kwargs)
+        left[0] -= 1
+        if not left[0]:
+            os._exit(0)
+
+    return counted
 
 
 def prefork(order: dict[str, Any], steps: Any) -> None:

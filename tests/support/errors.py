@@ -27,7 +27,7 @@ from kombu.asynchronous.timer import Timer
 import reliable_jobs
 from reliable_jobs import ReliableTask
 from reliable_jobs.compat.celery_backend import AnsweringBackend
-from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.models import Job, JobEvent, JobGroup
 from reliable_jobs.run import bundle_transaction, delivery
 from reliable_jobs.sweep import sweeper
 from reliable_jobs.worker import parking, requests, revocation
@@ -182,15 +182,18 @@ class Worker:
                 message.delivery_info["redelivered"] = message in again
                 if self.deliver(message) not in ("acked", "rejected"):
                     held.append(message)
-            if not held and not Job.objects.unfinished().exists():
+            is_open = Job.objects.unfinished().exists() or JobGroup.objects.filter(state="open").exists()
+            if not held and not is_open:
                 return
             hour = datetime.timedelta(hours=1)
             Job.objects.unfinished().update(
                 **{name: F(name) - hour for name in ("due_at", "check_at", "lease_at", "deadline_at")}
             )
+            Job.objects.filter(status="sent", check_at__isnull=False).update(check_at=F("check_at") - hour)
             sweeper.sweep(app)
         left = [(str(job), job.status, job.error) for job in Job.objects.unfinished()]
-        raise AssertionError(f"waits for ever: {left}, {len(held)} messages held")
+        groups = list(JobGroup.objects.filter(state="open"))
+        raise AssertionError(f"waits for ever: {left}, {groups}, {len(held)} messages held")
 
 
 @contextlib.contextmanager
