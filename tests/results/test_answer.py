@@ -179,7 +179,7 @@ def test_what_a_run_says_of_itself_counts_while_the_row_is_as_it_was() -> None:
     assert (answer(row, side, None)["status"], answer(row, side, None)["result"]) == ("PROGRESS", {"done": 1})
     row.epoch = 4
     assert answer(row, side, None)["status"] == "PENDING", "of an earlier run"
-    row.status = "succeeded"
+    row.status, side.epoch = "succeeded", 4
     assert answer(row, side, None)["status"] == "SUCCESS", "a final row wins"
 
 

@@ -49,9 +49,16 @@ MUTANTS = [
         "final-check",
         "I3",
         "lifecycle/claims.py",
-        "if job.status != Status.WAITING:\n        # Neither",
-        "if job.status == Status.RUNNING:\n        # Neither",
+        "    if job.is_final:\n        return Refusal.FINAL\n    if job.content",
+        "    if job.content",
         (f"{I4}::test_of_five_copies_one_after_the_other_one_runs",),
+        also=(
+            (
+                "lifecycle/claims.py",
+                "if job.status != Status.WAITING:\n        # Neither",
+                "if job.status == Status.RUNNING:\n        # Neither",
+            ),
+        ),
     ),
     Mutant(
         "suspects-alone",
