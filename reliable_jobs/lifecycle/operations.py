@@ -272,17 +272,23 @@ def hand_back(
     worker: str,
     why: str,
     delay: float,
+    content_version: int | None = None,
     traceback: str = "",
     failed: Callable[[Job], None] | None = None,
 ) -> str | None:
     """A worker without the job's code gives it back; after DEPLOY_GRACE it is parked. Returns the status written, the
-    one found where the job does not wait or is held, or None where there is no row.
+    one found where the job does not wait for a run or is locked, or None where there is no row.
 
     Args:
+        content_version: that the message names; a stale one gives nothing back.
         failed: writes what follows the parked job, in this transaction.
     """
     with transaction.atomic(using=using):
-        job = Job.objects.using(using).annotate(now=Now()).filter(pk=job_id, status=Status.WAITING).lock().first()
+        # Not one that keeps the place of a step: it would begin the job anew.
+        rows = Job.objects.using(using).filter(pk=job_id, status=Status.WAITING, due_at__isnull=False)
+        if content_version is not None:
+            rows = rows.filter(content_version=content_version)
+        job = rows.annotate(now=Now()).lock().first()
         if job is None:
             seen = Job.objects.using(using).find(job_id)
             return seen.status if seen else None

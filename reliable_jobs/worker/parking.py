@@ -150,7 +150,17 @@ def park_message(message: Any, why: str, worker: str, trace: str = "") -> None:
         job_id = foreign_id(headers["id"])
         delay = handback_delay(2.0)  # about 8 s each time: how long it has been so already is not asked here
         failed = functools.partial(_failed, alias, why)
-        status = lifecycle.hand_back(job_id, alias, worker=worker, why=why, delay=delay, traceback=trace, failed=failed)
+        version = pointer.get("content_version")
+        status = lifecycle.hand_back(
+            job_id,
+            alias,
+            worker=worker,
+            why=why,
+            delay=delay,
+            content_version=version if isinstance(version, int) else None,
+            traceback=trace,
+            failed=failed,
+        )
         if status is None:
             # As in run/delivery.py: a row made of it would bring back a job whose transaction was rolled back (I1).
             logger.warning(

@@ -11,6 +11,7 @@ from celery import chain, chord, group, shared_task
 from reliable_jobs import ReliableTask, lifecycle
 from reliable_jobs.models import Job
 from reliable_jobs.sweep import pruner
+from reliable_jobs.worker.parking import park_message
 from tests.support import inprocess
 from tests.support.inprocess import InProcess
 from tests.testapp.models import Effect
@@ -105,6 +106,19 @@ def test_a_held_row_can_be_cancelled_and_its_last_step_does_not_run(jobs: InProc
     jobs.finish()
     assert sorted(Effect.objects.values_list("name", flat=True)) == ["1", "before"]
     assert jobs.row(result).status == "cancelled"
+
+
+@pytest.mark.promise("I3")
+def test_a_copy_that_is_handed_back_begins_no_replaced_job_anew(jobs: InProcess) -> None:
+    """Redelivered to an old worker, which does not know the task; or the worker failed behind the job's commit."""
+    result = becomes.delay("chain")
+    (message,) = jobs.take()
+    jobs.deliver(message)
+    park_message(message, "unknown task", "old worker")
+    row = jobs.row(result)
+    assert (row.due_at, row.reason) == (None, "replaced")
+    jobs.finish()
+    assert sorted(Effect.objects.values_list("name", flat=True)) == ["1", "2", "before"]
 
 
 @pytest.mark.promise("I7")

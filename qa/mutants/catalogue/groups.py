@@ -121,4 +121,19 @@ MUTANTS = [
         "if (why := '')",
         (f"{CHORDS}::test_a_body_that_was_never_started_is_not_requeued_by_itself",),
     ),
+    Mutant(
+        "held-rows-are-not-handed-back",
+        "I3",
+        "lifecycle/operations.py",
+        "status=Status.WAITING, due_at__isnull=False)",
+        "status=Status.WAITING)",
+        ("tests/workflow/test_replace.py::test_a_copy_that_is_handed_back_begins_no_replaced_job_anew",),
+        also=(
+            (
+                "lifecycle/operations.py",
+                "rows = rows.filter(content_version=content_version)",
+                "rows = rows.filter()",
+            ),
+        ),
+    ),
 ]
