@@ -117,7 +117,7 @@ COPIED_TO_ALL = ("waiting", "", "", "", "", 0, 0, 0, 0, 0, 0)
 _UNFINISHED = "owes = {owed} AND status IN ('waiting', 'running', 'sent')"
 
 #: How many parts of a group a look counts at most.
-COUNTED = 1000
+COUNTED = 250
 _LEFT = f"SELECT 1 FROM {{job}} WHERE {_UNFINISHED.format(owed='%s')} ORDER BY place DESC LIMIT {COUNTED}"
 #: How many parts of a group are unfinished. Backwards: the last ones end last.
 OWED = f"SELECT count(*) FROM ({_LEFT}) AS unfinished"

@@ -12,10 +12,10 @@ import uuid
 
 from reliable_jobs.lifecycle import sql
 
-#: Parts of one group that no fleet of workers ends in a second.
-MOST_PER_SECOND = 20_000
+#: Parts of one group that a fleet of workers hardly ends in a second: each is a commit in one database.
+MOST_PER_SECOND = 5_000
 #: With fewer left each part looks.
-FEW = 100
+FEW = 50
 
 #: When this process looks at a group again (monotonic); groups with many parts left only.
 _next: dict[uuid.UUID, float] = {}
