@@ -93,6 +93,12 @@ class AskedBackend(BaseBackend):
         self.thread_safe = self.wrapped.thread_safe
         self.persistent = True
 
+    def __getattr__(self, name: str) -> Any:
+        """What only the wrapped backend has: a project that asks ``app.backend`` for its Redis client goes on."""
+        if name.startswith("__") or name == "wrapped":
+            raise AttributeError(name)
+        return getattr(self.wrapped, name)
+
     # --- for the subclass ---------------------------------------------------------------------------------------------
 
     def is_own(self, task_id: str, request: Any) -> bool:

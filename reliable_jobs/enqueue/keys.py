@@ -58,6 +58,7 @@ def insert_unless_there(new: insert.New, request: Request, alias: str) -> tuple[
     for _ in range(_KEY_ROUNDS):
         found = holders.first() or (jobs.filter(pk=request.job_id).first() if request.id_given else None)
         if found is not None and request.follows and request.key is None:
+            _expect_same_workflow(found, request)
             return found.pk, 0
         if found is not None:
             return _same_or_conflict(found, request), 0
@@ -68,6 +69,21 @@ def insert_unless_there(new: insert.New, request: Request, alias: str) -> tuple[
     raise KeyBusy(
         f"{task}: key {request.key!r} changed hands {_KEY_ROUNDS} times while it was being enqueued; try again."
     )
+
+
+def _expect_same_workflow(found: Job, request: Request) -> None:
+    """A step that has been started before, by a job that was requeued since, is not started again. One of another
+    workflow is no step of this one, which would wait for it for ever.
+
+    Raises:
+        KeyConflict: a signature that has an id (``freeze()``) was called in two workflows.
+    """
+    root = request.rendered.root_id
+    if None not in (root, found.root_id) and root != found.root_id:
+        raise KeyConflict(
+            f"{request.rendered.task}: task id {found.pk} belongs to a job of another workflow already "
+            f"({found.status}). A frozen signature can be called once; clone it before it is frozen."
+        )
 
 
 def _same_or_conflict(found: Job, request: Request) -> uuid.UUID:

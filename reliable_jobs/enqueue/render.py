@@ -98,6 +98,10 @@ class Capture:
         if self.rendered is not None:
             return
         headers = dict(headers or {})
+        if "task" not in headers:
+            raise InvalidOption(
+                "task_protocol = 1: its messages have no headers, which point to the row. Use Celery's default, 2."
+            )
         debt = _debt(headers, body)
         if debt is not None:
             body = (*body[:2], announced.shortened(debt, body[2]))

@@ -46,6 +46,8 @@ def fail_body(app: Celery, group: JobGroup, body: Mapping[str, Any], why: str, u
         nameless = {"task": body.get("task"), "options": {"task_id": str(groups.nameless_id(group))}}
         _write(app, group, [nameless], why, using, lambda step: (group.owes, group.place))
     for task_id, errbacks in _errbacks(body):
+        if not errbacks:
+            continue
         ended = Ended(app, using, uuid.UUID(task_id), task_id, str(group.root_id or ""), "", group.priority)
         followups.after_failure(ended, Following(errbacks=errbacks), ChordError(why), "")
 
@@ -66,7 +68,8 @@ def _write(app: Celery, group: JobGroup, steps: list[Any], why: str, using: str,
 def _errbacks(body: Mapping[str, Any]) -> list[tuple[str, tuple[Any, ...]]]:
     """The errbacks of a body, by the ids of the tasks for which they are called: those of a group's tasks each, as
     Celery has it, and the group's own for each of them."""
-    own = tuple((body.get("options") or {}).get("link_error") or ())
+    linked = (body.get("options") or {}).get("link_error") or ()
+    own = (linked,) if isinstance(linked, Mapping) else tuple(linked)  # set() takes a single one as it is
     inside = body.get("kwargs") or {}
     if body.get("subtask_type") == "group":
         found = [
@@ -78,7 +81,7 @@ def _errbacks(body: Mapping[str, Any]) -> list[tuple[str, tuple[Any, ...]]]:
         task_id = debts.result_id(body)
         found = [] if task_id is None or as_uuid(task_id) is None else [(task_id, own)]
     # Linking to a group puts the same one on its tasks and on itself.
-    return [(task_id, tuple(_distinct(errbacks))) for task_id, errbacks in found if errbacks]
+    return [(task_id, tuple(_distinct(errbacks))) for task_id, errbacks in found]
 
 
 def _distinct(errbacks: tuple[Any, ...]) -> list[Any]:

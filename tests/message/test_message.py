@@ -617,3 +617,12 @@ def test_a8_without_use_tz_times_are_what_they_say(jobs: InProcess, zone: str, a
 @shared_task(base=ReliableTask, name="test_message.later_again", bind=True)
 def later_again(self: Any, at: str) -> None:
     raise self.retry(eta=datetime.datetime.fromisoformat(at), expires=datetime.datetime.fromisoformat(at))
+
+
+def test_a_message_of_the_first_protocol_is_refused(rows: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(echo.app.conf, "task_protocol", 1)
+    monkeypatch.delitem(vars(echo.app.amqp), "create_task_message", raising=False)
+    with pytest.raises(InvalidOption, match="task_protocol"):
+        echo.apply_async((), shadow="other")
+    assert not Job.objects.exists()
+    monkeypatch.delitem(vars(echo.app.amqp), "create_task_message", raising=False)

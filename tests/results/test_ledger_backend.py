@@ -261,3 +261,12 @@ def test_a_run_without_another_backend_makes_no_statement_for_its_result(
         jobs.deliver(message)
     assert not [query["sql"] for query in queries if "taskresult" in query["sql"] or "jobstate" in query["sql"]]
     assert isinstance(plain, Task)
+
+
+def test_what_only_the_other_backend_has_is_found(configure: Any) -> None:
+    """A project asks ``app.backend`` for its Redis client, or for the key of a result."""
+    pytest.importorskip("redis")
+    backend = configure(f"{LEDGER}+redis://localhost/9")
+    assert backend.client is backend.wrapped.client
+    assert backend.get_key_for_task("x") == b"celery-task-meta-x"
+    assert not hasattr(configure(None), "client")
