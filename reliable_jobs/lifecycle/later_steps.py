@@ -91,8 +91,11 @@ def cancel_behind(ids: Sequence[uuid.UUID], using: str) -> None:
     """Jobs have been cancelled: the later steps of their chains are cancelled, too. Call it in the cancel's
     transaction."""
     for job in Job.objects.using(using).filter(pk__in=ids).iterator(chunk_size=50):
+        steps = _steps_behind(job)
+        if not steps:
+            continue
         end_steps(
-            _steps_behind(job),
+            steps,
             using,
             status=Status.CANCELLED,
             parent_id=job.pk,

@@ -247,6 +247,16 @@ def test_nothing_follows_a_part_that_runs_at_the_cancel(jobs: InProcess, followe
     assert CancelledWorkflow.objects.get().over
 
 
+@pytest.mark.parametrize("followed", FOLLOWED)
+def test_the_settlement_itself_writes_what_follows_as_cancelled(jobs: InProcess, followed: str) -> None:
+    """Nothing is sent that a claim would have to refuse."""
+    ACT["do"] = cancel_all
+    FOLLOWED[followed](acts.si()).apply_async()
+    first = jobs.take()[0]
+    jobs.deliver(first)
+    assert (jobs.take(), is_over()) == ([], True)
+
+
 @pytest.mark.promise("I7")
 @pytest.mark.servers
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="needs a second writer")

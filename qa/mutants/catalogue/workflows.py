@@ -23,7 +23,7 @@ MUTANTS = [
         "workflow/cancelling.py",
         "    if not workflows.is_cancelled(as_uuid(ended.root), ended.using):\n",
         "    if True:\n",
-        (f"{CANCELLING}::test_nothing_follows_a_part_that_runs_at_the_cancel",),
+        (f"{CANCELLING}::test_the_settlement_itself_writes_what_follows_as_cancelled",),
     ),
     Mutant(
         "a-groups-tasks-have-one-root",
