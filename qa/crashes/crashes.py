@@ -27,7 +27,7 @@ from qa.crashes.warm import LAST, RECEIVED
 from reliable_jobs.clock import Now
 from reliable_jobs.models import Job, JobGroup
 from reliable_jobs.testing.steps import read
-from tests.support.harness import Process, Stack, wait_until
+from tests.support.harness import PATIENCE, Process, Stack, wait_until
 
 #: Processes that live, and are killed, at the same time.
 AT_ONCE = 2
@@ -197,7 +197,9 @@ class Scenario:
         # Nothing is lost any more: a message that has been sent again needs no further copy at once.
         calm = override_settings(RELIABLE_JOBS={**self.stack.settings, "GRACE": 3.0})
         with calm, at_work(self.stack, self.warm, "recovery", queues):
-            wait_until(lambda: self.stack.sweep() and nothing_left(), "no job is unfinished", every=0.2)
+            # One worker does what all of the dead have left.
+            seconds = PATIENCE + len(self.cuts)
+            wait_until(lambda: self.stack.sweep() and nothing_left(), "no job is unfinished", seconds, every=0.2)
         assert not Job.objects.exclude(token=None, lease_at=None).exists()
 
 
