@@ -92,10 +92,12 @@ def test_the_look_for_other_parts_travels_behind_the_commit(jobs: InProcess) -> 
 
 @pytest.mark.promise("I2")
 def test_the_look_behind_the_commit_sees_what_others_commit_before_it(jobs: InProcess) -> None:
-    """The other last part commits while this one's statements are on their way: in the transaction of the settlement
-    it was unfinished, behind the COMMIT it is not."""
+    """The other last part commits while this one runs: in the snapshot of this one's transaction it is unfinished,
+    behind the COMMIT it is not."""
     first, second = parts_of_a_chord(jobs)
     jobs.deliver(first)
+    with connection.cursor() as cursor:
+        cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     Job.objects.filter(pk=first.headers["id"]).update(status="waiting")
 
     def end_the_other(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:

@@ -23,6 +23,13 @@ MUTANTS = [
         "[*before, sql, *after, *behind]",
         "[*before, sql, *behind, *after]",
         ("tests/run/test_joined.py::test_the_look_behind_the_commit_sees_what_others_commit_before_it",),
+        also=(
+            (
+                "run/joined.py",
+                'self._skip(context["cursor"], [sql, *after])',
+                'self._skip(context["cursor"], [sql])',
+            ),
+        ),
     ),
     Mutant(
         "debt-handed-on",
