@@ -41,6 +41,10 @@ def test_a_reliable_task_is_like_a_plain_one(heard: dict[Any, Heard], case: str,
         assert reliable == plain
 
 
+def test_a_task_without_reruns_is_begun_once(heard: dict[Any, Heard]) -> None:
+    assert [text for text in heard["hard time limit", "reliable"].story if text.startswith("run ")] == ["run 0"]
+
+
 def test_every_difference_is_of_a_case_and_in_the_docs() -> None:
     assert {case for case, _ in DIFFERENCES} <= set(CASES)
     assert {what for _, what in DIFFERENCES} <= set(WHAT)
