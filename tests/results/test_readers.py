@@ -311,7 +311,7 @@ MOMENTS: dict[str, Moment] = {
     "failed": Moment(
         ("FAILURE", "FAILURE", "FAILURE", NOTHING), ended(lambda: reliable["runs_out"].delay("tea")), "OutOfStock"
     ),
-    "failed, requeued": Moment(("PENDING", "PENDING", "FAILURE", NOTHING), requeued),
+    "failed, requeued, waits in a worker": Moment(("PENDING", "PENDING", "FAILURE", "reserved"), requeued),
     "cancelled while it waited": Moment(("REVOKED", "REVOKED", NOTHING, NOTHING), cancelled_before, "TaskRevokedError"),
     "cancelled, its message in a worker": Moment(
         ("REVOKED", "REVOKED", "REVOKED", NOTHING), cancelled_in_queue, "TaskRevokedError"

@@ -131,6 +131,7 @@ def test_b4_a_message_whose_parking_takes_too_long_is_held(
         go_on.set()
     assert ended.wait(30)
     assert "held unacknowledged" in caplog.text
+    monkeypatch.setattr(parking, "PATIENCE", 30)
     assert worker.deliver(message) == "rejected", "when it comes again it is there"
     assert Job.objects.get().status == "failed"
 
