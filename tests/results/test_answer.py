@@ -277,7 +277,8 @@ def test_arguments_are_in_the_answer_of_a_job_that_has_one(jobs: InProcess, djan
 
 
 def test_arguments_are_not_read_unless_the_project_asks(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(app.conf, "result_extended", False)
+    for name in ("result_extended", "CELERY_RESULT_EXTENDED"):  # up to Celery 5.5 the name in Django's settings wins
+        monkeypatch.setitem(app.conf, name, False)
     result = tasks.effect.delay("x")
     jobs.work()
     assert "args" not in app.backend.get_task_meta(result.id)

@@ -135,7 +135,7 @@ def test_a_sweep_takes_no_more_than_it_may_in_windows(rows: InProcess) -> None:
 
 
 def test_an_idle_sweep_asks_little(rows: InProcess, django_assert_max_num_queries: Any) -> None:
-    with django_assert_max_num_queries(10):
+    with django_assert_max_num_queries(11):  # on PostgreSQL; one of them asks how long it has been up
         assert rows.sweep().idle
 
 
