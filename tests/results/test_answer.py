@@ -7,7 +7,7 @@ import decimal
 from typing import Any
 
 import pytest
-from celery import states
+from celery import VERSION, states
 from celery.exceptions import BackendGetMetaError, Reject, TaskRevokedError
 from celery.result import GroupResult
 from django.db import IntegrityError, InterfaceError, OperationalError, transaction
@@ -277,8 +277,8 @@ def test_arguments_are_in_the_answer_of_a_job_that_has_one(jobs: InProcess, djan
 
 
 def test_arguments_are_not_read_unless_the_project_asks(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("result_extended", "CELERY_RESULT_EXTENDED"):  # up to Celery 5.5 the name in Django's settings wins
-        monkeypatch.setitem(app.conf, name, False)
+    # Up to Celery 5.5 the name as it stands in Django's settings wins.
+    monkeypatch.setitem(app.conf, "result_extended" if VERSION >= (5, 6) else "CELERY_RESULT_EXTENDED", False)
     result = tasks.effect.delay("x")
     jobs.work()
     assert "args" not in app.backend.get_task_meta(result.id)
