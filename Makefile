@@ -3,7 +3,7 @@ PYTHON ?= python3
 DEV = .venv/bin/python
 DEMO = .venv-demo/bin/python
 
-.PHONY: help test pins demo serve soak chaos sites mutants contract benchmark lint format dev clean
+.PHONY: help test pins demo serve soak chaos sites mutants contract benchmark lint format messages pictures dev clean
 
 help:
 	@echo 'make demo      orders through rollbacks, kills and lost messages, then a table of what came of them'
@@ -18,6 +18,8 @@ help:
 	@echo 'make benchmark speed beside what it replaces, side by side  [ARGS="enqueue work --rounds 3"]'
 	@echo 'make lint      format, rules, import floors, types, migrations'
 	@echo 'make format    rewrites the files as make lint wants them'
+	@echo 'make messages  brings the translations up to date with the code, and compiles them (needs GNU gettext)'
+	@echo 'make pictures  takes the pictures of the docs anew, by the browser tests'
 	@echo 'make clean     removes what the other targets made'
 
 test: dev
@@ -65,6 +67,18 @@ lint: dev
 format: dev
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
+
+# A new language: make messages NEW=fr
+messages: dev
+	@cd reliable_jobs && ../$(DEV) -m django makemessages --no-location --no-obsolete --no-wrap --ignore static \
+		$(if $(NEW),--locale $(NEW),--all)
+	@cd reliable_jobs && ../$(DEV) -m django compilemessages
+
+pictures: dev
+	@mkdir -p var/pictures
+	@SCREENSHOTS=var/pictures $(DEV) -m pytest -q -n 0 -p no:randomly -m "not soak" tests/admin/test_questions.py \
+		tests/admin/test_histories_browser.py
+	@$(DEV) tools/pictures.py var/pictures docs/images
 
 dev:
 	@$(PYTHON) tools/venv.py .venv -r requirements-dev.txt tox tox-uv

@@ -1,6 +1,6 @@
 """Measures the contenders side by side and prints medians, spread and ratios.
 
-    python -m benchmarks [enqueue bulk relay work results chord latency sweep horizon churn hour]
+    python -m benchmarks [enqueue bulk relay work results chord latency sweep horizon churn hour watching]
                          [--rounds N] [--quick] [--json FILE]
 
 Uses the PostgreSQL of DATABASE_URL and the RabbitMQ of BROKER_URL (by default those on this machine) and removes there
@@ -22,7 +22,20 @@ from typing import Any
 
 from benchmarks import harness
 
-NAMES = ("enqueue", "bulk", "relay", "work", "results", "chord", "latency", "sweep", "horizon", "churn", "hour")
+NAMES = (
+    "enqueue",
+    "bulk",
+    "relay",
+    "work",
+    "results",
+    "chord",
+    "latency",
+    "sweep",
+    "horizon",
+    "churn",
+    "hour",
+    "watching",
+)
 
 
 def main() -> int:

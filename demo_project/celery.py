@@ -13,3 +13,4 @@ TRANSPORT_ALIASES["files"] = "demo_project.file_broker:Transport"
 app = Celery("demo_project")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
+app.autodiscover_tasks(related_name="chores")  # of the bad night that `make serve` shows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,9 +14,31 @@ from django.core.signals import setting_changed
 
 from reliable_jobs.status import FINAL
 
+#: Longest name of a release, in characters; Sentry's limit.
+RELEASE_LENGTH = 200
+#: Where a release is looked for that RELEASE does not name, in this order: where Sentry's SDK looks, too.
+RELEASE_VARIABLES = (
+    "SENTRY_RELEASE",
+    "HEROKU_BUILD_COMMIT",
+    "HEROKU_SLUG_COMMIT",
+    "SOURCE_VERSION",
+    "CODEBUILD_RESOLVED_SOURCE_VERSION",
+    "CIRCLE_SHA1",
+    "GAE_DEPLOYMENT_ID",
+    "K_REVISION",
+)
+
+
+def _default_release() -> str:
+    found = (os.environ.get(name, "").strip() for name in RELEASE_VARIABLES)
+    return next((release for release in found if release), "")[:RELEASE_LENGTH]
+
 
 def _default_retention() -> Mapping[str, float | None]:
     return {"succeeded": 7, "failed": 90, "cancelled": 30, "expired": 30}
+
+
+_MAY_BE_ZERO = ("WORKER_SWEEP_INTERVAL", "STALL_TIMEOUT", "WORKER_CONN_MAX_AGE", "PRESENCE_INTERVAL")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +60,8 @@ class Settings:
     PUBLISH_TIMEOUT: float = 0.8
     #: Rows that a sweep publishes under one wait for confirms.
     PUBLISH_WINDOW: int = 500
+    #: Jobs of one task that one message carries at most, each with a transaction of its own, from 1 (off) to 100.
+    DELIVERY_BATCH: int = 100
     #: How long after its send a row is first looked at; each further send doubles it.
     GRACE: float = 15.0
     #: Longest time between two looks at a sent row.
@@ -47,7 +72,8 @@ class Settings:
     MAX_RESULT_BYTES: int = 1024 * 1024
     #: How long a committed claim stays valid without a sign of life.
     LEASE: float = 10.0
-    #: Starts that never reported, after which a job is failed instead of run again.
+    #: Committed claims that never reported, after which a job is failed instead of run again. An atomic job's first run
+    #: has none: it may die once more.
     MAX_CRASHES: int = 3
     #: Database failures during the function after which a job is failed instead of run again.
     MAX_INTERRUPTIONS: int = 10
@@ -70,7 +96,9 @@ class Settings:
     #: How long a worker keeps a database connection between reliable tasks where CONN_MAX_AGE is 0; 0 closes it around
     #: every task, as Celery does.
     WORKER_CONN_MAX_AGE: float = 600.0
-    #: Rows that one sweep takes of each kind.
+    #: How often a worker, beat or relay writes that it is there; 0 switches it off.
+    PRESENCE_INTERVAL: float = 10.0
+    #: Due rows, and dead runs, that one sweep takes at most.
     SWEEP_LIMIT: int = 2000
     #: Messages of a queue that are out beside the first ones while nothing of that queue settles.
     RECOVERY_LIMIT: int = 200
@@ -81,6 +109,13 @@ class Settings:
     OUTBOX_TASKS: Sequence[str] = ()
     #: Content types beside JSON, YAML and msgpack that admin and commands may decode to show arguments.
     TRUSTED_CONTENT_TYPES: Sequence[str] = ()
+    #: Which code this is: a version, or a commit's hash. Kept with each run and each failure.
+    RELEASE: str = dataclasses.field(default_factory=_default_release)
+    #: Where a worker shows metrics to Prometheus, as "address:port": "127.0.0.1:9808"; "" for nowhere.
+    METRICS_LISTEN: str = ""
+    #: With it, as a bearer token, Prometheus may scrape the view ``metrics/`` of ``reliable_jobs.urls``. "": only users
+    #: who may view jobs can.
+    METRICS_TOKEN: str = ""
     #: Days that settled rows are kept, by status; None keeps them for ever.
     RETENTION: Mapping[str, float | None] = dataclasses.field(default_factory=_default_retention)
 
@@ -91,8 +126,21 @@ class Settings:
             value = getattr(self, field.name)
             if field.type in ("int", "float"):
                 self._check_number(field.name, field.type, value)
+        if self.DELIVERY_BATCH > 100:
+            raise ImproperlyConfigured(
+                f"RELIABLE_JOBS['DELIVERY_BATCH'] is {self.DELIVERY_BATCH}; it must be at most 100."
+            )
         for name in ("PLAIN_TASKS", "OUTBOX_TASKS", "TRUSTED_CONTENT_TYPES"):
             self._check_names(name, getattr(self, name))
+        if not isinstance(self.RELEASE, str) or len(self.RELEASE) > RELEASE_LENGTH or "\x00" in self.RELEASE:
+            raise ImproperlyConfigured(
+                f"RELIABLE_JOBS['RELEASE'] is {self.RELEASE!r:.250}; it must be a string of at most {RELEASE_LENGTH} "
+                "characters, e.g. a version or the hash of a commit."
+            )
+        if not isinstance(self.METRICS_TOKEN, str) or not self.METRICS_TOKEN.isascii():
+            raise ImproperlyConfigured("RELIABLE_JOBS['METRICS_TOKEN'] must be a string of ASCII characters.")
+        if self.METRICS_LISTEN != "":
+            address(self.METRICS_LISTEN)
         if not isinstance(self.RETENTION, Mapping):
             raise ImproperlyConfigured(
                 f"RELIABLE_JOBS['RETENTION'] is {self.RETENTION!r}; it must be a dict of days by status."
@@ -116,14 +164,27 @@ class Settings:
     @staticmethod
     def _check_number(name: str, kind: str, value: Any) -> None:
         allowed = (int,) if kind == "int" else (int, float)
-        may_be_zero = name in ("WORKER_SWEEP_INTERVAL", "STALL_TIMEOUT", "WORKER_CONN_MAX_AGE") or name.startswith(
-            "RETENTION"
-        )
+        may_be_zero = name in _MAY_BE_ZERO or name.startswith("RETENTION")
         if isinstance(value, bool) or not isinstance(value, allowed):
             wanted = "a whole number" if kind == "int" else "a number"
             raise ImproperlyConfigured(f"RELIABLE_JOBS[{name!r}] is {value!r}; it must be {wanted}.")
         if not value >= 0 or value == float("inf") or (value == 0 and not may_be_zero):
             raise ImproperlyConfigured(f"RELIABLE_JOBS[{name!r}] is {value!r}; it must be finite and above zero.")
+
+
+def address(text: Any) -> tuple[str, int]:
+    """Host and port of METRICS_LISTEN.
+
+    Raises:
+        django.core.exceptions.ImproperlyConfigured: it names none.
+    """
+    host, _, port = text.rpartition(":") if isinstance(text, str) else ("", "", "")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ImproperlyConfigured(
+            f"RELIABLE_JOBS['METRICS_LISTEN'] is {text!r}; it must be an address and a port, e.g. '127.0.0.1:9808', or "
+            "'0.0.0.0:9808' for all addresses."
+        )
+    return host.strip("[]"), int(port)
 
 
 def load() -> Settings:

@@ -13,13 +13,13 @@ from reliable_jobs import lifecycle
 from reliable_jobs.databases import write_alias
 from reliable_jobs.lifecycle import Report
 from reliable_jobs.message.row_to_message import foreign_id
-from reliable_jobs.models import Job
+from reliable_jobs.models import Job, PauseKind
 from reliable_jobs.status import Status
 from reliable_jobs.sweep import purge as purging
 from reliable_jobs.sweep.ensure_jobs import ensure_jobs
 from reliable_jobs.workflow import cancelling
 
-__all__ = ["Report", "cancel", "cancel_workflow", "ensure_jobs", "get", "purge", "requeue"]
+__all__ = ["Report", "cancel", "cancel_workflow", "ensure_jobs", "get", "pause", "purge", "requeue", "resume"]
 
 
 def get(job_id: uuid.UUID | str, *, using: str | None = None) -> Job:
@@ -156,6 +156,58 @@ def purge(
         status=status,
     )
     return choice.rows.count() if dry_run else purging.purge(choice, actor=actor)
+
+
+def pause(
+    *, queue: str | None = None, task: str | None = None, actor: str, why: str = "", using: str | None = None
+) -> None:
+    """Let no job of a queue, or of a task, start until :func:`resume`. Once the transaction of this call has committed,
+    no claim of theirs succeeds, wherever the message is. What was claimed before goes on, with the rest of its bundle;
+    expiry and retry windows, too.
+
+    Messages of tasks that are not reliable go out with the commit; those that a sweeper or relay sends wait.
+
+    Args:
+        queue, task: the name of one of them.
+        actor: who asks, for people.
+        why: for people.
+        using: the database that holds the jobs; by default the one that a call would write to now.
+
+    Raises:
+        ValueError: neither is named, or both.
+        django.db.Error: nothing is paused.
+
+    Example::
+
+        jobs.pause(queue="mail", actor="ada", why="the provider is down")
+    """
+    lifecycle.pause(*_paused_thing(queue, task), using or write_alias(), actor=actor, why=why)
+
+
+def resume(*, queue: str | None = None, task: str | None = None, using: str | None = None) -> bool:
+    """Let the jobs of a paused queue, or task, start again. The sweeper publishes them.
+
+    Args:
+        queue, task: the name of one of them.
+        using: as of :func:`pause`.
+
+    Returns:
+        whether it was paused.
+
+    Raises:
+        ValueError: neither is named, or both.
+
+    Example::
+
+        jobs.resume(queue="mail")
+    """
+    return lifecycle.resume(*_paused_thing(queue, task), using or write_alias())
+
+
+def _paused_thing(queue: str | None, task: str | None) -> tuple[str, str]:
+    if bool(queue) == bool(task):
+        raise ValueError("Name a queue or a task: queue='mail', or task='shop.tasks.ship'.")
+    return (PauseKind.QUEUE, str(queue)) if queue else (PauseKind.TASK, str(task))
 
 
 def _ids(jobs: QuerySet[Job] | Iterable[uuid.UUID | str], using: str | None) -> tuple[list[uuid.UUID], str]:

@@ -10,6 +10,8 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
 
 app = Celery("reliable_jobs_tests")
 app.config_from_object("django.conf:settings", namespace="CELERY")
+# The processes of a test run share one broker: what one's tests broadcast is not for the workers of another's.
+app.conf.control_exchange = f"celery{os.environ.get('PYTEST_XDIST_WORKER', '')}"
 app.autodiscover_tasks()
 
 

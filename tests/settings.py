@@ -89,9 +89,21 @@ CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_TIMEZONE = "Europe/Berlin"
 
 RELIABLE_JOBS: dict[str, object] = {}
-for _name in ("GRACE", "LEASE", "WORKER_SWEEP_INTERVAL", "HOLD", "PUBLISH_TIMEOUT", "DEPLOY_GRACE", "STALL_TIMEOUT"):
+for _name in (
+    "GRACE",
+    "LEASE",
+    "WORKER_SWEEP_INTERVAL",
+    "HOLD",
+    "PUBLISH_TIMEOUT",
+    "DEPLOY_GRACE",
+    "STALL_TIMEOUT",
+    "PRESENCE_INTERVAL",
+):
     if f"TEST_{_name}" in os.environ:
         RELIABLE_JOBS[_name] = float(os.environ[f"TEST_{_name}"])
-for _name in ("MAX_CRASHES", "MAX_INTERRUPTIONS", "MAX_CONFLICTS"):
+for _name in ("RELEASE", "METRICS_LISTEN"):
+    if f"TEST_{_name}" in os.environ:
+        RELIABLE_JOBS[_name] = os.environ[f"TEST_{_name}"]
+for _name in ("MAX_CRASHES", "MAX_INTERRUPTIONS", "MAX_CONFLICTS", "DELIVERY_BATCH"):
     if f"TEST_{_name}" in os.environ:
         RELIABLE_JOBS[_name] = int(os.environ[f"TEST_{_name}"])

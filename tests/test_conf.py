@@ -15,7 +15,7 @@ from reliable_jobs.status import FINAL
 
 NUMBERS = [field.name for field in dataclasses.fields(conf.Settings) if field.type in ("int", "float")]
 WHOLE = [field.name for field in dataclasses.fields(conf.Settings) if field.type == "int"]
-MAY_BE_ZERO = ["WORKER_SWEEP_INTERVAL", "STALL_TIMEOUT", "WORKER_CONN_MAX_AGE"]
+MAY_BE_ZERO = ["WORKER_SWEEP_INTERVAL", "STALL_TIMEOUT", "WORKER_CONN_MAX_AGE", "PRESENCE_INTERVAL"]
 
 
 def loaded(value: Any) -> conf.Settings:
@@ -136,6 +136,11 @@ def test_a_count_must_be_a_whole_number(name: str) -> None:
     assert "a whole number" in complaint({name: 1.5})
 
 
+def test_a_message_carries_a_hundred_jobs_at_most() -> None:
+    assert loaded({"DELIVERY_BATCH": 100}).DELIVERY_BATCH == 100
+    assert "DELIVERY_BATCH'] is 101; it must be at most 100" in complaint({"DELIVERY_BATCH": 101})
+
+
 @pytest.mark.parametrize("value", ["ON_COMMIT", "", None, 1])
 def test_another_way_of_dispatch_is_refused_naming_the_two(value: Any) -> None:
     text = complaint({"DISPATCH": value})
@@ -167,3 +172,22 @@ def test_retention_takes_only_days(days: Any) -> None:
 @pytest.mark.parametrize("value", [None, 7, "failed", ["failed"]])
 def test_retention_must_be_a_dict(value: Any) -> None:
     assert "RETENTION" in complaint({"RETENTION": value})
+
+
+def test_the_release_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in conf.RELEASE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert loaded({}).RELEASE == ""
+    monkeypatch.setenv("K_REVISION", "shop-00042")
+    assert loaded({}).RELEASE == "shop-00042"
+    monkeypatch.setenv("SENTRY_RELEASE", " shop@4.2 ")
+    assert loaded({}).RELEASE == "shop@4.2"
+    monkeypatch.setenv("SENTRY_RELEASE", "x" * 300)
+    assert loaded({}).RELEASE == "x" * 200
+    assert loaded({"RELEASE": ""}).RELEASE == "", "none is wanted"
+
+
+@pytest.mark.parametrize("value", [None, 42, "x" * 201, "a\x00"])
+def test_a_release_that_does_not_fit_is_refused(value: Any) -> None:
+    assert "RELIABLE_JOBS['RELEASE'] is" in complaint({"RELEASE": value})
+    assert "at most 200 characters" in complaint({"RELEASE": value})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,8 +113,10 @@ def test_a15_a_new_child_leaves_the_parents_pool_of_connections_alone(stack: Sta
     for result in results:
         assert stack.ends(result).crashes == 0
     assert stack.effects("a15") == 12
+    # A neighbour's event receiver asks all workers for a heartbeat; of Celery 5.5 one that has none stumbles over it.
+    log = re.sub(r"pidbox command error: AttributeError.*?^AttributeError[^\n]*$", "", worker.log, flags=re.M | re.S)
     for trouble in ("server closed the connection", "consuming input failed", "Traceback", "couldn't stop thread"):
-        assert trouble not in worker.log
+        assert trouble not in log
 
 
 @pytest.mark.promise("I5", "I6")

@@ -19,7 +19,7 @@ from reliable_jobs import ReliableTask, lifecycle
 from reliable_jobs.models import Job, JobEvent, JobGroup, JobState
 from reliable_jobs.results import states
 from reliable_jobs.status import EventKind
-from reliable_jobs.workflow import groups
+from reliable_jobs.workflow import chords
 from tests.celery_app import app
 from tests.support import inprocess
 from tests.support.harness import Transaction
@@ -57,7 +57,7 @@ def test_a9_times_are_right_in_a_session_of_another_zone(jobs: InProcess, zone: 
     jobs.work()
     job = jobs.row(result)
     assert (job.status, near_now(job.finished_at), near_now(job.started_at)) == ("succeeded", True, True)
-    lifecycle.record(job.pk, "default", EventKind.CRASH, "test")
+    lifecycle.record(job, "default", EventKind.CRASH, "test")
     JobEvent.objects.bulk_create([JobEvent(job_id=job.pk, kind=EventKind.CRASH)])
     assert all(near_now(event.at) for event in JobEvent.objects.all())
 
@@ -145,7 +145,7 @@ def test_two_last_parts_that_commit_together_write_one_body(jobs: InProcess, iso
                 with transaction.atomic():
                     Job.objects.filter(pk=part.pk).update(status="succeeded", finished_at=timezone.now())
                     barrier.wait(20)
-                groups.part_ended(app, part.owes, "default")
+                chords.part_ended(app, part.owes, "default")
             finally:
                 connections.close_all()
 

@@ -1,4 +1,5 @@
-"""Sees to it that the servers and headers that the sites need beside PostgreSQL and RabbitMQ are installed.
+"""Sees to it that what the tests need beside PostgreSQL and RabbitMQ is installed: servers and headers, GNU gettext,
+Prometheus.
 
 python3 tools/debian.py ensure
 
@@ -22,6 +23,8 @@ PACKAGES = {
     "pkg-config": "pkg-config",
     "gcc": "gcc",
     "openssl": "openssl",
+    "msgcmp": "gettext",
+    "prometheus": "prometheus",
 }
 
 
@@ -31,14 +34,14 @@ def missing() -> list[str]:
 
 
 def help_text() -> str:
-    return f"The sites need Debian's packages, or their like: apt-get install {' '.join(missing())}"
+    return f"The tests need Debian's packages, or their like: apt-get install {' '.join(missing())}"
 
 
 def ensure() -> bool:
     """Install what is missing, where that can be done. Returns whether all is there."""
     packages = missing()
     if packages and os.geteuid() == 0 and shutil.which("apt-get"):
-        print(f"Sites: installing Debian's {' '.join(packages)}", flush=True)
+        print(f"Installing Debian's {' '.join(packages)}", flush=True)
         # No service is to be started: the tests run private servers.
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
         for command in (["update"], ["install", "-y", "--no-install-recommends", *packages]):

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import importlib.util
+import os
+import socket
 import sys
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from celery import shared_task
 
 from benchmarks.rivals import NotRun, Rival, in_chunks
 from benchmarks.rivals.celery import worker
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 
 class OnCommit(Rival):
@@ -47,7 +54,14 @@ class OnCommit(Rival):
         from django.db import transaction
 
         from benchmarks.project.tasks import effect
+        from reliable_jobs.conf import settings
+        from reliable_jobs.sweep import statistics
 
+        if settings.DELIVERY_BATCH > 1:
+            # As a site's sweeper has after its first minutes: how long the runs of the warm-up have taken says how many
+            # jobs share a message. The first round has nothing to count from.
+            for _ in range(2):
+                statistics.roll("default", at_once=True)
         for chunk in in_chunks(numbers):
             with transaction.atomic():
                 if hasattr(effect, "bulk_delay"):
@@ -102,6 +116,12 @@ class Bundled(OnCommit):
         return super().decorate(body)
 
 
+class Alone(OnCommit):
+    """``DELIVERY_BATCH = 1``: a message for each job."""
+
+    settings: ClassVar[dict[str, Any]] = {**OnCommit.settings, "RELIABLE_JOBS": {"DELIVERY_BATCH": 1}}
+
+
 class ServersAutovacuum(Bundled):
     """Without the autovacuum settings that the migration gives the table."""
 
@@ -111,6 +131,77 @@ class ServersAutovacuum(Bundled):
         migration = importlib.import_module("reliable_jobs.migrations.0001_initial")
         with connection.schema_editor() as editor:
             migration.reset_autovacuum(None, editor)
+
+
+class Unwatched(OnCommit):
+    """Nothing that watches: no presence, and no sweep loop beside the worker, which also counts the statistics. Each
+    job travels alone, with and without them."""
+
+    settings: ClassVar[dict[str, Any]] = {
+        **OnCommit.settings,
+        "RELIABLE_JOBS": {**Alone.settings["RELIABLE_JOBS"], "PRESENCE_INTERVAL": 0, "WORKER_SWEEP_INTERVAL": 0},
+    }
+
+
+class Measured(OnCommit):
+    """As :class:`Alone`, and each worker's port for Prometheus."""
+
+    distributions: ClassVar[tuple[str, ...]] = (*OnCommit.distributions, "prometheus-client")
+    settings: ClassVar[dict[str, Any]] = {
+        **OnCommit.settings,
+        "RELIABLE_JOBS": {
+            **Alone.settings["RELIABLE_JOBS"],
+            "METRICS_LISTEN": os.environ.get("BENCHMARK_METRICS", ""),
+        },
+    }
+
+    @functools.cached_property
+    def listen(self) -> str:
+        """Address and port. Free now, and outside of the range from which the system gives ports away."""
+        for number in range(20_000, 30_000):
+            with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", number)):
+                return f"127.0.0.1:{number}"
+        raise NotRun("no port is free")
+
+    def environment(self, database_url: str) -> dict[str, str]:
+        return {"BENCHMARK_METRICS": self.listen}
+
+
+class Hastened(Measured):
+    """As :class:`Measured`, with everything that happens now and then ten times as often, so that a run of seconds has
+    its share of it, and more: presence and sweeps each second, the statistics counted every six."""
+
+    settings: ClassVar[dict[str, Any]] = {
+        **OnCommit.settings,
+        "RELIABLE_JOBS": {
+            **Measured.settings["RELIABLE_JOBS"],
+            "PRESENCE_INTERVAL": 1,
+            "WORKER_SWEEP_INTERVAL": 1,
+        },
+    }
+
+    def app(self) -> Celery:
+        from celery.signals import worker_init
+
+        @worker_init.connect(weak=False)
+        def hasten(**kwargs: Any) -> None:
+            from reliable_jobs.sweep import statistics
+
+            statistics.EVERY = 6.0
+
+        return super().app()
+
+
+class UnwatchedBundled(Unwatched, Bundled):
+    """As :class:`Unwatched`, in bundles."""
+
+
+class MeasuredBundled(Measured, Bundled):
+    """As :class:`Measured`, in bundles."""
+
+
+class HastenedBundled(Hastened, Bundled):
+    """As :class:`Hastened`, in bundles."""
 
 
 class NonAtomic(OnCommit):

@@ -67,6 +67,8 @@ class Troublemaker(threading.Thread):
         self.tally = Tally()
         self.error: BaseException | None = None
         self.act = "waiting for the workers"
+        #: The act that is under way needs a queue that is not empty.
+        self.waits_for_messages = False
 
     def stop(self) -> None:
         """End with the act that is under way."""
@@ -142,8 +144,10 @@ class Troublemaker(threading.Thread):
         self._note_bystanders()
         while self.tally.wiped < WIPED or self.tally.copied < COPIED:
             self.act = "waiting for messages to lose"
+            self.waits_for_messages = True
             while self.broker.depth() < DEPTH:
                 self._wait(0.05)
+            self.waits_for_messages = False
             wiped = self.broker.wipe(WIPED - self.tally.wiped)
             self.tally.wiped += len(wiped)
             self.tally.harmed.update(lost for lost in wiped if not is_done(lost))

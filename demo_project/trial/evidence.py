@@ -44,6 +44,12 @@ def unfinished() -> int:
     return max(orders, unreserved) + Upload.objects.filter(stockmovement=None).count()
 
 
+def effects() -> int:
+    """How much has been done: it grows while work gets done, also while no order is through with all of it."""
+    paid, booked = Payment.objects.count(), StockMovement.objects.count()
+    return paid + booked + Order.objects.exclude(receipt_sent_at=None).count()
+
+
 def half_done_uploads() -> list[str]:
     """Uploads of which some lines are booked, but not all, or some twice. There must be none at any time."""
     found = Upload.objects.annotate(booked=Count("stockmovement")).exclude(booked=0)

@@ -14,6 +14,9 @@ from demo_project.trial.processes import Fleet
 WORKERS = 2
 #: Seconds within which the orders are to be placed, if the machine is fast enough.
 SPREAD = 30.0
+#: No order comes while so many are open: a slow machine gets fewer in a second, and no heap that it can't work off. An
+#: act that waits for messages gets them all the same.
+MOST_OPEN = 60
 #: Orders go on for so long after the last trouble: what overtakes a lost message shows that it is lost.
 QUIET_TAIL = 8.0
 #: How long nothing may get done before the run is broken off. The sweeper needs up to half a minute for a message that
@@ -68,6 +71,7 @@ class Run:
 
     def _place_orders(self, trouble: Troublemaker) -> None:
         quiet_since: float | None = None
+        left = 0
         while time.monotonic() < self.deadline - RESERVE:
             if trouble.error is not None:
                 raise CommandError(f"The demo itself failed while {trouble.act}: {trouble.error!r}") from trouble.error
@@ -75,11 +79,12 @@ class Run:
                 quiet_since = quiet_since or time.monotonic()
                 if self.customers.committed >= self.orders and time.monotonic() > quiet_since + QUIET_TAIL:
                     return
-            self.customers.order()
-            if self.customers.placed % 60 == 1:
-                self.customers.upload()
-            if self.customers.placed % 10 == 0:
-                self._look(trouble.tally, trouble.act)
+            if left < MOST_OPEN or trouble.waits_for_messages:
+                self.customers.order()
+                if self.customers.placed % 60 == 1:
+                    self.customers.upload()
+            if left >= MOST_OPEN or self.customers.placed % 10 == 0:
+                left = self._look(trouble.tally, trouble.act)
             time.sleep(SPREAD / max(1, self.orders))
 
     def _look(self, tally: Tally, act: str) -> int:
@@ -92,9 +97,9 @@ class Run:
 
     def _wait_for_open(self, tally: Tally) -> None:
         before, moved_at = -1, time.monotonic()
-        while left := self._look(tally, "waiting for what is still open"):
-            if left != before:
-                before, moved_at = left, time.monotonic()
+        while self._look(tally, "waiting for what is still open"):
+            if (effects := evidence.effects()) != before:
+                before, moved_at = effects, time.monotonic()
             if time.monotonic() > min(self.deadline, moved_at + STALL):
                 self.cut_short = time.monotonic() < moved_at + STALL
                 return

@@ -5,6 +5,7 @@ The library has no hook for this: its functions are replaced from outside, as a 
 
 from __future__ import annotations
 
+import inspect
 import os
 import uuid
 from typing import Any
@@ -37,9 +38,11 @@ def _without_fence() -> None:
         rows = Job.objects.using(using).filter(pk=job.pk)
         return rows.update(status=status, epoch=F("epoch") + 1, **changes) == 1
 
-    def succeed(claim: Claim, worker: str, result: str | None, reason: str = Reason.NONE) -> bool:
+    def succeed(
+        claim: Claim, worker: str, result: str | None, reason: str = Reason.NONE, *, subtasks: str | None = None
+    ) -> bool:
         given_back = {} if claim.token is None else {"crashes": claim.job.crashes - 1, "token": None, "lease_at": None}
-        changes = {"reason": reason, "result": result, "worker": worker, **given_back}
+        changes = {"reason": reason, "result": result, "subtasks": subtasks, "worker": worker, **given_back}
         return transition(claim.job, claim.using, Status.SUCCEEDED, **changes)
 
     _replace(settle, "transition", transition)
@@ -71,9 +74,15 @@ def _without_sweep() -> None:
     """Nobody looks after what was published and not settled, what is due, or what died."""
     from reliable_jobs.sweep import sweeper
 
-    _replace(sweeper, "sweep", lambda app, actor="": sweeper.Report())
+    _replace(sweeper, "sweep", lambda app, actor="", on_backlog=None: sweeper.Report())
 
 
 def _replace(owner: Any, name: str, replacement: Any) -> None:
-    getattr(owner, name)  # an AttributeError here says that the library has changed and this file has not
+    """Raises AttributeError or TypeError where the library has changed and this file has not. A replacement that its
+    callers can't call would fail every job, which is no picture of a missing protection."""
+    there, here = (inspect.signature(one).parameters.values() for one in (getattr(owner, name), replacement))
+    taken = {parameter.name for parameter in here}
+    missing = [parameter.name for parameter in there if parameter.name not in taken]
+    if missing and all(parameter.kind is not parameter.VAR_KEYWORD for parameter in here):
+        raise TypeError(f"the replacement of {name}() lacks {', '.join(missing)}")
     setattr(owner, name, replacement)

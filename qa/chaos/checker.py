@@ -205,9 +205,9 @@ def _requests(evidence: Evidence) -> Iterable[Violation]:
 
 
 def _figures(evidence: Evidence, orders: _Orders) -> dict[str, Any]:
-    copies = collections.Counter(
-        job for record in evidence.records if record["what"] == "publishes" for job in record["jobs"]
-    )
+    published = [record for record in evidence.records if record["what"] == "publishes"]
+    copies = collections.Counter(job for record in published for job in record["jobs"])
+    carriers = [text for record in published for text in record.get("carriers", ())]
     external = collections.Counter(record["key"] for record in evidence.records if record["what"] == "external")
     fenced = collections.Counter(name for _, name, _ in evidence.effects if name.startswith("fenced:"))
     dispatches = [record["dispatch"] for record in evidence.records if record["what"] == "committed"]
@@ -224,6 +224,7 @@ def _figures(evidence: Evidence, orders: _Orders) -> dict[str, Any]:
         # Attempts at it: one that a dead network swallowed counts too.
         "publishes per job, mean": round(sum(copies.values()) / max(1, len(evidence.jobs)), 3),
         "publishes per job, most": max(copies.values(), default=0),
+        "messages that jobs of atomic tasks shared": sum(text.endswith("shares)") for text in carriers),
         "longest request on the broker, s": max(dispatches, default=0.0),
         "longest request in all, s": max(requests, default=0.0),
         "median request in all, s": round(statistics.median(requests), 4) if requests else 0.0,

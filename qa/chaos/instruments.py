@@ -17,8 +17,9 @@ from typing import Any
 from django.utils import timezone
 
 from qa.chaos import ledger
+from reliable_jobs.dispatch import bundles
+from reliable_jobs.dispatch.answers import Confirms
 from reliable_jobs.dispatch.connection import Link
-from reliable_jobs.dispatch.receipt import Receipt
 from reliable_jobs.message.row_to_message import Outgoing
 
 #: A file with the seconds by which this process's clock is wrong. (``time.time`` and Django's ``timezone.now``; the
@@ -42,9 +43,10 @@ def install() -> None:
 def _note_publishes() -> None:
     publish = Link.publish
 
-    def noted(self: Link, messages: Sequence[Outgoing], deadline: float) -> Receipt:
+    def noted(self: Link, messages: Sequence[Outgoing], deadline: float) -> Confirms:
         # Before it: one whose process dies in between must not be missing from the count of copies.
-        ledger.note("publishes", jobs=[str(message.id) for message in messages])
+        carriers = [message.headers["argsrepr"] for message in messages if message.headers["task"] == bundles.TASK]
+        ledger.note("publishes", jobs=[str(message.id) for message in messages], carriers=carriers)
         return publish(self, messages, deadline)
 
     Link.publish = noted  # type: ignore[method-assign]

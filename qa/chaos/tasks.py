@@ -50,6 +50,20 @@ def small(self: Any, name: str, seconds: float = 0.0, fails: bool = False) -> st
     return name
 
 
+@shared_task(base=ReliableTask, bind=True, max_retries=5)
+def shares(self: Any, name: str, seconds: float = 0.0, way: str = "") -> str:
+    """Shares its message with others, and nothing else: apps.py says that it is quick. The sleep is its work: nothing
+    is waited for, and a kill is to meet it there."""
+    with on_record(self, name):
+        Effect.objects.create(name=name, value=self.request.id)
+        time.sleep(seconds)
+        if way == "fails":
+            raise ValueError("planned: this job is to fail, and its neighbours are not")
+        if way == "retries" and self.request.retries == 0:
+            raise self.retry(countdown=0.1, exc=ValueError("planned failure 0"))
+    return name
+
+
 @shared_task(base=ReliableTask, bind=True, atomic=False)
 def call(self: Any, name: str, seconds: float = 0.0) -> str:
     """An effect outside, then one in the database that only the run which owns the job may commit."""

@@ -214,7 +214,7 @@ def test_a_short_campaign_breaks_no_promise(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-3000:]}"
     (campaign,) = json.loads(figures.read_text())["campaigns"]

@@ -95,6 +95,20 @@ def packed(rng: random.Random, name: str) -> list[Expectation]:
     ]
 
 
+def shared(rng: random.Random, name: str) -> list[Expectation]:
+    """Jobs that share messages and nothing else. One in five fails, comes again, or keeps the others waiting for
+    longer than a message may."""
+    names = [f"{name}/{number}" for number in range(rng.randint(20, 60))]
+    odd = {one: rng.choice(("fails", "retries", "is slow")) for one in names if rng.random() < 0.2}
+    spans = {one: 1.3 if way == "is slow" and rng.random() < 0.2 else 0.03 for one, way in odd.items()}
+    made = tasks.shares.bulk_delay((one, spans.get(one, 0.01), odd.get(one, "")) for one in names)
+    ends: dict[str, Callable[[Any, str], Expectation]] = {
+        "fails": lambda job, _: expect(job, ends="failed"),
+        "retries": lambda job, one: expect(job, one, attempts=1),
+    }
+    return [ends.get(odd.get(one, ""), expect)(job, one) for job, one in zip(made, names, strict=True)]
+
+
 def failing(rng: random.Random, name: str) -> list[Expectation]:
     return [expect(tasks.fails.delay(name, seconds(rng)), ends="failed")]
 
@@ -123,6 +137,7 @@ MIX: dict[Callable[[random.Random, str], list[Expectation]], int] = {
     pieces: 1,
     many: 1,
     packed: 1,
+    shared: 1,
     failing: 1,
     undone: 1,
 }

@@ -13,7 +13,7 @@ from celery import chain, chord, group
 
 from qa.chaos.work import Expectation, expect, seconds
 from qa.chaos.workflow_tasks import becomes, breaks, finished, gather, step, told_by_id, told_of_error
-from reliable_jobs.workflow.groups import on_finished
+from reliable_jobs.workflow.chords import on_finished
 
 
 def chain_of_five(rng: random.Random, name: str) -> list[Expectation]:

@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import json
 import queue as queues
 import random
@@ -35,6 +36,8 @@ AT_ONCE = 2
 
 class Warm(Process):
     """``python -m qa.crashes.warm``: does one order at a time."""
+
+    forked = False
 
     def streams(self, output: Any) -> dict[str, Any]:
         return {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": output}
@@ -181,7 +184,7 @@ class Scenario:
             cut.reached = reached
             return
         assert (code, killed) == (-9, cut.number), f"{cut} was not hit: ended with {code} after {reached}"
-        assert reached == cut.reached, f"{cut}: another way than the undisturbed run: {reached}"
+        assert reached == cut.reached, f"{cut}: another way than the undisturbed run: {_difference(cut, reached)}"
 
     def _set_clock(self, cut: Cut, hours: int) -> None:
         later = datetime.timedelta(seconds=3600 * hours)
@@ -201,6 +204,13 @@ class Scenario:
             seconds = PATIENCE + len(self.cuts)
             wait_until(lambda: self.stack.sweep() and nothing_left(), "no job is unfinished", seconds, every=0.2)
         assert not Job.objects.exclude(token=None, lease_at=None).exists()
+
+
+def _difference(cut: Cut, reached: list[str]) -> str:
+    """The first step that is another one, with those before it."""
+    pairs = list(itertools.zip_longest(cut.reached, reached))
+    place = next(place for place, (expected, found) in enumerate(pairs) if expected != found)
+    return f"after {reached[max(0, place - 6) : place]}, {pairs[place][1]} instead of {pairs[place][0]}"
 
 
 def nothing_left() -> bool:

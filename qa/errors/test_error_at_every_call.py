@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import json
 import os
 import random
@@ -18,14 +17,12 @@ import pytest
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.worker.request import Request
-from django.db import connection
 
 from reliable_jobs import ReliableTask
 from reliable_jobs.models import Job
-from reliable_jobs.run import execution, kept_connections
 from tests.celery_app import app
-from tests.support import inprocess
-from tests.support.errors import Calls, Told, Worker, history, inline_aside
+from tests.support import errors, inprocess
+from tests.support.errors import Calls, Told, Worker, history
 from tests.support.inprocess import InProcess
 from tests.testapp import tasks
 from tests.testapp.models import Effect
@@ -42,6 +39,7 @@ pytestmark = [
     pytest.mark.promise("I7"),
 ]
 jobs = inprocess.jobs
+worker = errors.worker
 
 
 @dataclasses.dataclass
@@ -229,22 +227,6 @@ def worker_pool_apply(end: Callable[[Request], None]) -> Callable[[], None]:
         TaskPool.apply_async = original
 
     return undo
-
-
-@pytest.fixture
-def worker(jobs: InProcess, monkeypatch: pytest.MonkeyPatch, settings: Any) -> Iterator[Worker]:
-    monkeypatch.setattr(kept_connections, "active", True)
-    settings.RELIABLE_JOBS = {"WORKER_CONN_MAX_AGE": 600.0, "LEASE": 0.5, "HOLD": 0.2}
-    monkeypatch.setattr("reliable_jobs.run.tracing.PAUSE", 0.0)
-    monkeypatch.setattr("reliable_jobs.run.delivery.REDELIVERY_PATIENCE", 0.2)
-    if connection.vendor == "sqlite":
-        # In memory a statement that meets another thread's is refused at once, whatever the timeout.
-        monkeypatch.setattr(execution, "_heartbeat", lambda run, stop: None)
-    with inline_aside():
-        made = Worker(jobs)
-        with made.listening():
-            yield made
-    gc.collect()  # an error that is still referred to keeps its cursor open, which keeps SQLite's tables locked
 
 
 def deliver(worker: Worker, scenario: Scenario, message: Any, calls: Calls) -> list[Any]:

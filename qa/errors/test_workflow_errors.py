@@ -3,44 +3,24 @@ first to the last. Every workflow completes or visibly fails, and no effect happ
 
 from __future__ import annotations
 
-import gc
 import random
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from django.db import connection
 
 from qa.crashes.workflows import WORKFLOWS, Workflow
 from reliable_jobs.models import Job, JobEvent, JobGroup
-from reliable_jobs.run import execution, kept_connections
 from tests.celery_app import app
-from tests.support import inprocess
-from tests.support.errors import Calls, Worker, history, inline_aside
+from tests.support import errors, inprocess
+from tests.support.errors import Calls, Worker, history
 from tests.support.inprocess import InProcess
 from tests.testapp.models import Effect
 
 pytestmark = [pytest.mark.promise("I2"), pytest.mark.promise("I3"), pytest.mark.promise("I7")]
 jobs = inprocess.jobs
+worker = errors.worker
 
 #: Points of each workflow that the gate tries.
 SOME = 6
-
-
-@pytest.fixture
-def worker(jobs: InProcess, monkeypatch: pytest.MonkeyPatch, settings: Any) -> Iterator[Worker]:
-    monkeypatch.setattr(kept_connections, "active", True)
-    settings.RELIABLE_JOBS = {"WORKER_CONN_MAX_AGE": 600.0, "LEASE": 0.5, "HOLD": 0.2}
-    monkeypatch.setattr("reliable_jobs.run.tracing.PAUSE", 0.0)
-    monkeypatch.setattr("reliable_jobs.run.delivery.REDELIVERY_PATIENCE", 0.2)
-    if connection.vendor == "sqlite":
-        # In memory a statement that meets another thread's is refused at once, whatever the timeout.
-        monkeypatch.setattr(execution, "_heartbeat", lambda run, stop: None)
-    with inline_aside():
-        made = Worker(jobs)
-        with made.listening():
-            yield made
-    gc.collect()  # an error that is still referred to keeps its cursor open, which keeps SQLite's tables locked
 
 
 def run(worker: Worker, workflow: Workflow, watched: int = -1, raise_at: int = 0) -> list[list[str]]:

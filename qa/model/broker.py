@@ -15,7 +15,7 @@ import kombu
 
 from qa.model.actors import Killed, current
 from reliable_jobs.dispatch import publisher as publisher_module
-from reliable_jobs.dispatch.receipt import BrokerTimeout, Depth, Receipt
+from reliable_jobs.dispatch.answers import BrokerTimeout, Confirms, Depth
 from reliable_jobs.message.row_to_message import HEADER, Outgoing
 from tests.celery_app import app
 
@@ -80,14 +80,14 @@ class Broker:
         #: Workers that consume its queues. What a delivery has taken is prefetched, and not ready any more.
         self.consumers = 1
 
-    def publish(self, messages: Sequence[Outgoing], timeout: float | None = None) -> Receipt:
+    def publish(self, messages: Sequence[Outgoing], timeout: float | None = None) -> Confirms:
         actor = current()
         if actor is not None and actor.dead:
             raise Killed
-        receipt = Receipt()
+        confirms = Confirms()
         if self.mood == "down":
-            receipt.error = ConnectionRefusedError("the model's broker is away")
-            return receipt
+            confirms.error = ConnectionRefusedError("the model's broker is away")
+            return confirms
         for message in messages:
             arrives, confirmed = self.mood in ("up", "silent"), self.mood == "up"
             send, epoch = message.headers[HEADER]["send"], self._epoch_of(message.id)
@@ -96,12 +96,12 @@ class Broker:
                 self.ready.append(Message(message.id, message))
                 self.ever.append(message)
             if confirmed:
-                receipt.confirmed.add(message.id)
+                confirms.confirmed.add(message.id)
             elif arrives:
-                receipt.error = BrokerTimeout("not confirmed in time")
+                confirms.error = BrokerTimeout("not confirmed in time")
             else:
-                receipt.nacked.add(message.id)
-        return receipt
+                confirms.nacked.add(message.id)
+        return confirms
 
     def reachable(self, timeout: float = 5.0) -> bool:
         return self.mood != "down"

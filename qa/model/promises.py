@@ -166,7 +166,8 @@ class Sweep:
             and settled.sends == 1
             and settled.failures == 0
         ]
-        return not frontier or row.due_at < max(frontier) - seconds(OVERTAKING_SLACK)
+        since = row.due_at if row.sends == 1 else row.check_at
+        return not frontier or since < max(frontier) - seconds(OVERTAKING_SLACK)
 
     def check(self, mood: str) -> None:
         world, after = self.world, self.world.rows()

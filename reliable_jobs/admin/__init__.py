@@ -1,8 +1,11 @@
 """The Django admin: which jobs there are, where one stands, and a person's "again" and "never mind".
 
 Nothing is edited, added or deleted by form: lifecycle/ writes, the pruner deletes. story.py says in a sentence where a
-job stands and what happens next, tree.py draws its workflow, content.py shows arguments and result, listing.py keeps
-the list cheap, operations.py has requeue and cancel.
+job stands and what happens next, reruns.py why it ran more than once, timeline.py what it did, facts.py what its row
+says, tree.py draws its workflow, content.py shows arguments and result. listing.py keeps the list cheap, finding.py
+finds one job. operations.py has requeue and cancel of a few jobs, acts.py of all that a filter selects, one_job.py what
+is done to one alone, pauses.py queues and tasks that are held. overview.py is the landing page, histories.py tells how
+one task or queue did, by the numbers of charts.py.
 """
 
 from __future__ import annotations
@@ -11,18 +14,37 @@ from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
 from django.db import router
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext, pgettext_lazy
+from django.utils.translation import gettext_lazy as _
 
-from reliable_jobs.admin import content, story, tree
-from reliable_jobs.admin.listing import BoundedPaginator, CreatedFilter, JobChangeList, ShowFilter, search
+from reliable_jobs import presence
+from reliable_jobs.admin import (  # noqa: F401 - pauses and processes register themselves
+    acts,
+    content,
+    facts,
+    finding,
+    histories,
+    holders,
+    one_job,
+    pauses,
+    processes,
+    reruns,
+    story,
+    timeline,
+    tree,
+    wording,
+)
+from reliable_jobs.admin.listing import PARAMETERS, BoundedPaginator, JobChangeList, SelectionFilter, search
 from reliable_jobs.admin.views import OperationViews
 from reliable_jobs.clock import Now
+from reliable_jobs.dispatch.answers import Depth
 from reliable_jobs.dispatch.publisher import publisher
-from reliable_jobs.dispatch.receipt import Depth
-from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.models import Job, JobEvent, Pause, PauseKind, Verb
+from reliable_jobs.presence import Consumers
 from reliable_jobs.status import Status
 
 if TYPE_CHECKING:
@@ -37,15 +59,15 @@ EVENTS_SHOWN = 100
 
 
 @admin.register(Job)
-class JobAdmin(OperationViews):
+class JobAdmin(acts.ActViews, finding.FindView, histories.HistoryViews, one_job.OneJobViews, OperationViews):
     """Reads and writes the database that jobs are written to. Where jobs are in several, subclass it for another admin
     site and set ``using``."""
 
     using: str | None = None
 
-    list_display = ("name", "state", "queue", "age", "attempts", "next_look", "why")
+    list_display = ("name", "state", "queue", "age", "attempts", "next_look")
     list_display_links = ("name",)
-    list_filter = (ShowFilter, CreatedFilter)
+    list_filter = (SelectionFilter,)
     list_per_page = 100
     list_max_show_all = 100
     show_full_result_count = False
@@ -54,26 +76,9 @@ class JobAdmin(OperationViews):
     ordering = ("-created_at",)
     paginator = BoundedPaginator
     search_fields = ("pk",)  # shows the search box; search() below does the looking up
-    search_help_text = (
-        "An exact id, task name or key. To say which: task:shop.tasks.ship, key:order-17; a chord's parts: group:ID."
-    )
-    fieldsets = (
-        (None, {"fields": ("identity", "task", "shown_status", "queue", "priority", "key", "shown_worker")}),
-        ("What it was given", {"fields": ("arguments",)}),
-        ("What came of it", {"fields": ("shown_error", "shown_traceback", "shown_result")}),
-        (
-            "Counters",
-            {"fields": ("failures", "shown_crashes", "interruptions", "requeues", "sends", "epoch", "content_version")},
-        ),
-        (
-            "Times",
-            {
-                "fields": (
-                    *("created_at", "due_at", "check_at", "started_at", "finished_at"),
-                    *("lease_at", "deadline_at", "expires_at"),
-                )
-            },
-        ),
+    search_help_text = _(
+        "Find: an exact id, task name or key. To say which: task:shop.tasks.ship, key:order-17; a chord's parts: "
+        "group:ID."
     )
 
     class Media:
@@ -100,56 +105,71 @@ class JobAdmin(OperationViews):
         return JobChangeList
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
-        return lookup in (ShowFilter.parameter_name, CreatedFilter.parameter_name)
+        return lookup in PARAMETERS
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
         return search(queryset, self.get_queryset(request), search_term), False
 
-    @admin.display(description="job")
-    def name(self, job: Job) -> SafeString:
-        return format_html('{} <span class="rj-id">{}</span>', job.task or "(no task name)", str(job.pk)[:8])
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+        answer = super().changelist_view(request, extra_context)
+        shown = getattr(answer, "context_data", None) or {}
+        changes = shown.get("cl")
+        if isinstance(changes, JobChangeList):
+            may = {str(verb): getattr(self, f"has_{verb}_permission")(request) for verb in Verb}
+            # What a search finds is no selection: the filters are.
+            shown["offers"] = acts.offers(None if changes.query else changes.selection, may)
+        return answer
 
-    @admin.display(description="status")
+    @admin.display(description=_("job"))
+    def name(self, job: Any) -> SafeString:
+        name = format_html('{} <span class="rj-id">{}</span>', job.task or gettext("(no task name)"), str(job.pk)[:8])
+        if why := self.why(job):
+            name = format_html('{}<span class="rj-why rj-under">{}</span>', name, why)
+        # In place of their columns, for which a telephone has no room.
+        more = (job.queue, wording.span(job.now - job.created_at), self.attempts(job), self.next_look(job))
+        shown = " · ".join(text for text in more if text not in ("", "-"))
+        return format_html('{}<span class="rj-why rj-under rj-narrow">{}</span>', name, shown)
+
+    @admin.display(description=_("status"))
     def state(self, job: Any) -> SafeString:
-        label = "waiting, held by a run" if job.held else job.get_status_display()
+        label = gettext("waiting, held by a run") if job.held else job.get_status_display()
         return format_html('<span class="rj-state rj-{}">{}</span>', "running" if job.held else job.status, label)
 
-    @admin.display(description="age")
+    @admin.display(description=_("age"))
     def age(self, job: Any) -> SafeString:
-        return format_html(
-            '<span title="created {}">{}</span>', story.moment(job.created_at), story.span(job.now - job.created_at)
-        )
+        created = gettext("created %(at)s") % {"at": wording.moment(job.created_at)}
+        return format_html('<span title="{}">{}</span>', created, wording.span(job.now - job.created_at))
 
-    @admin.display(description="attempts")
+    @admin.display(description=_("attempts"))
     def attempts(self, job: Job) -> str:
-        crashes = _crashes(job)
-        return (
-            f"{job.failures} used" * bool(job.failures)
-            + ", " * bool(job.failures and crashes)
-            + (f"{crashes} crashed" * bool(crashes))
-            or "-"
-        )
+        crashes = facts.crashes(job)
+        used = gettext("%(count)d used") % {"count": job.failures}
+        crashed = gettext("%(count)d crashed") % {"count": crashes}
+        return ", ".join([used] * bool(job.failures) + [crashed] * bool(crashes)) or "-"
 
-    @admin.display(description="next")
+    @admin.display(description=pgettext_lazy("column", "next"))
     def next_look(self, job: Any) -> str:
         if job.is_final:
-            return f"ended {story.span(job.now - job.finished_at)} ago" if job.finished_at else "-"
+            if job.finished_at is None:
+                return "-"
+            return gettext("ended %(span)s ago") % {"span": wording.distance(job.now - job.finished_at)}
         if job.status == Status.RUNNING:
-            label, at = "lease", job.lease_at
+            at, ahead, over = job.lease_at, gettext("lease ends in %(span)s"), gettext("lease ended %(span)s ago")
         elif job.sends == 0:
-            label, at = "due", job.due_at
+            at, ahead, over = job.due_at, gettext("due in %(span)s"), gettext("due %(span)s ago")
         else:
-            label, at = "check", job.check_at
+            at, ahead, over = job.check_at, gettext("check in %(span)s"), gettext("check %(span)s ago")
         if at is None:
             return "-"
-        return f"{label} in {story.span(at - job.now)}" if at > job.now else f"{label} {story.span(job.now - at)} ago"
+        return (ahead if at > job.now else over) % {"span": wording.distance(at - job.now)}
 
-    @admin.display(description="why")
-    def why(self, job: Any) -> str:
+    @staticmethod
+    def why(job: Any) -> str:
+        """Why it is where it is."""
         reason = job.get_reason_display() if job.reason else ""
-        return ": ".join(part for part in (reason, story.first_line(job.error_start, 100)) if part) or "-"
+        return ": ".join(part for part in (reason, wording.first_line(job.error_start, 100)) if part)
 
     # --- one job ------------------------------------------------------------------------------------------------------
 
@@ -161,59 +181,42 @@ class JobAdmin(OperationViews):
             job.now = now.first() or job.created_at  # type: ignore[attr-defined]
         return job
 
+    def get_fieldsets(self, request: HttpRequest, obj: Job | None = None) -> Any:
+        return []  # the page is made of facts.py and timeline.py
+
     def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         job = kwargs.get("obj")
         if job is not None:
             using = job._state.db
             events = list(JobEvent.objects.using(using).filter(job_id=job.pk).order_by("-pk")[: EVENTS_SHOWN + 1])
-            holder = story.holders([job.pk], using).get(job.pk)
+            holder = holders.holders([job.pk], using).get(job.pk)
             workflow = tree.workflow_of(job)
             context.update(
-                story=story.tell(job, job.now, holder, events[0] if events else None, _depth(job)),
+                story=story.tell(
+                    *(job, job.now, holder, events[0] if events else None, _depth(job), _pause(job), _consumers(job))
+                ),
+                reruns=reruns.why(job, events),
                 workflow=workflow,
-                events=events[:EVENTS_SHOWN],
+                groups=facts.facts(job),
+                timeline=timeline.steps(job, events[:EVENTS_SHOWN]),
                 more_events=len(events) > EVENTS_SHOWN,
                 events_shown=EVENTS_SHOWN,
                 may_requeue=job.status != Status.RUNNING and self.has_requeue_permission(request),
                 may_cancel=job.status == Status.WAITING and self.has_cancel_permission(request),
+                may_rerun=content.reliable_task(job) is not None and self.has_rerun_permission(request),
+                may_stop=(job.status == Status.RUNNING or holder is not None) and self.has_stop_permission(request),
                 may_cancel_workflow=workflow is not None
                 and job.root_id is not None
                 and self.has_cancel_permission(request),
             )
         return super().render_change_form(request, context, *args, **kwargs)
 
-    @admin.display(description="id")
-    def identity(self, job: Job) -> str:
-        return str(job.pk)
 
-    @admin.display(description="status")
-    def shown_status(self, job: Job) -> SafeString:
-        reason = f" ({job.get_reason_display()})" if job.reason else ""
-        return format_html('<span class="rj-state rj-{}">{}</span>{}', job.status, job.get_status_display(), reason)
-
-    @admin.display(description="last worker")
-    def shown_worker(self, job: Job) -> str:
-        return job.worker or "-"
-
-    @admin.display(description="crashes")
-    def shown_crashes(self, job: Job) -> int:
-        return _crashes(job)
-
-    @admin.display(description="arguments")
-    def arguments(self, job: Job) -> SafeString:
-        return _block(content.shown_arguments(job))
-
-    @admin.display(description="result")
-    def shown_result(self, job: Job) -> SafeString:
-        return _block(content.shown_result(job))
-
-    @admin.display(description="error")
-    def shown_error(self, job: Job) -> SafeString:
-        return _block(content.Shown(job.error))
-
-    @admin.display(description="traceback")
-    def shown_traceback(self, job: Job) -> SafeString:
-        return _block(content.Shown(job.traceback))
+def _consumers(job: Job) -> Consumers | None:
+    """Who says that it consumes the queue of a job whose message is out."""
+    if job.status != Status.WAITING or not job.sends:
+        return None
+    return presence.consumers_of(job.queue, job._state.db or "default")
 
 
 def _depth(job: Job) -> Depth | None:
@@ -223,12 +226,9 @@ def _depth(job: Job) -> Depth | None:
     return publisher().depths([job.queue], timeout=BROKER_TIMEOUT).get(job.queue)
 
 
-def _crashes(job: Job) -> int:
-    """Starts that never reported. A run in progress is counted as one until it reports; it is none yet."""
-    return max(0, job.crashes - 1) if job.status == Status.RUNNING else job.crashes
-
-
-def _block(shown: content.Shown) -> SafeString:
-    note = format_html('<p class="rj-note">{}</p>', shown.note) if shown.note else ""
-    text = format_html('<pre class="rj-text">{}</pre>', shown.text) if shown.text else ""
-    return format_html("{}{}", note, text) if note or text else SafeString("-")
+def _pause(job: Job) -> Pause | None:
+    """What holds a waiting job back."""
+    if job.status != Status.WAITING:
+        return None
+    of_job = Q(kind=PauseKind.QUEUE, name=job.queue) | Q(kind=PauseKind.TASK, name=job.task)
+    return Pause.objects.using(job._state.db).filter(of_job).first()

@@ -11,11 +11,13 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from celery import current_app
+from django.utils.translation import gettext as _
 from kombu.serialization import loads
 
+from reliable_jobs.admin.wording import number
 from reliable_jobs.compat.django_admin import import_from_apps
 from reliable_jobs.message import result_text
-from reliable_jobs.message.decode import NotDecoded, TooLarge, arguments, headers_of
+from reliable_jobs.message.decode import NotDecoded, TooLarge, arguments, envelope_of, headers_of
 from reliable_jobs.models import Job
 from reliable_jobs.task.reliable_task import ReliableTask
 from reliable_jobs.task.sensitive import HIDDEN
@@ -42,30 +44,34 @@ def shown_arguments(job: Job) -> Shown:
     if _flagged(job):
         headers = headers_of(job)
         text = f"{headers.get('argsrepr', HIDDEN)}\n{headers.get('kwargsrepr', HIDDEN)}"
-        return Shown(_cut(text), "Sensitive arguments are hidden.")
-    payload = bytes(job.payload)
-    about = f"{len(payload)} bytes of {job.content_type or 'unknown type'}"
+        return Shown(_cut(text), _("Sensitive arguments are hidden."))
     masked = isinstance(task, ReliableTask) and bool(task.sensitive)
     try:
         args, kwargs = arguments(job)
         if masked and task is not None:
             # A message from elsewhere: its sender knew nothing of ``sensitive``, the code at hand does.
-            return Shown(_cut("\n".join(task._shown(args, kwargs))), "Sensitive arguments are hidden.")
-        return Shown(_cut(_lines(task, args, kwargs)), "" if args or kwargs else "No arguments.")
+            return Shown(_cut("\n".join(task._shown(args, kwargs))), _("Sensitive arguments are hidden."))
+        return Shown(_cut(_lines(task, args, kwargs)), "" if args or kwargs else _("No arguments."))
     except TooLarge as error:
-        return Shown(HIDDEN if masked else repr(payload[:500]), f"Too large to show ({error}): {about}.")
+        return _undecoded(job, masked, _("Too large to show (%(error)s): %(size)s bytes of type %(type)s."), error)
     except NotDecoded as error:
-        return Shown(HIDDEN if masked else repr(payload[:500]), f"Not shown ({error}): {about}.")
+        return _undecoded(job, masked, _("Not shown (%(error)s): %(size)s bytes of type %(type)s."), error)
     except (ValueError, RecursionError) as error:
-        return Shown(HIDDEN if masked else repr(payload[:500]), f"Can't be decoded ({error}): {about}.")
+        return _undecoded(job, masked, _("Can't be decoded (%(error)s): %(size)s bytes of type %(type)s."), error)
+
+
+def _undecoded(job: Job, masked: bool, note: str, error: Exception) -> Shown:
+    payload = bytes(job.payload)
+    values = {"error": error, "size": number(len(payload)), "type": job.content_type or "?"}
+    return Shown(HIDDEN if masked else repr(payload[:500]), note % values)
 
 
 def shown_result(job: Job) -> Shown:
     """The result as it was stored, unless it holds the value of a sensitive argument."""
     if job.result is None:
-        return Shown("", "No result is stored.")
+        return Shown("", _("No result is stored."))
     if result_text.is_wrapped(job.result):
-        return Shown("", "The result is stored by the project's result_serializer, and is not decoded here.")
+        return Shown("", _("The result is stored by the project's result_serializer, and is not decoded here."))
     task = _task(job)
     if _flagged(job) or (isinstance(task, ReliableTask) and task.sensitive):
         try:
@@ -75,8 +81,27 @@ def shown_result(job: Job) -> Shown:
         except Exception:  # what can't be compared is not shown
             leaks = True
         if leaks:
-            return Shown(HIDDEN, "The result may hold a sensitive argument.")
+            return Shown(HIDDEN, _("The result may hold a sensitive argument."))
     return Shown(_cut(job.result))
+
+
+def reliable_task(job: Job) -> ReliableTask[..., Any] | None:
+    """The job's task, where this process has its code."""
+    task = _task(job)
+    return task if isinstance(task, ReliableTask) else None
+
+
+def editable_arguments(job: Job) -> dict[str, Any] | None:
+    """The arguments for a person to change: ``args`` and ``kwargs``; None where they are hidden or are no JSON."""
+    task = reliable_task(job)
+    if task is None or task.sensitive or _flagged(job):
+        return None
+    try:
+        args, kwargs = arguments(job)
+        json.dumps([args, kwargs])
+    except (NotDecoded, TypeError, ValueError, RecursionError):
+        return None
+    return {"args": list(args), "kwargs": kwargs}
 
 
 @functools.cache
@@ -95,18 +120,15 @@ def _task(job: Job) -> Task | None:
 
 
 def _flagged(job: Job) -> bool:
-    try:
-        return bool(json.loads(job.envelope).get("sensitive"))
-    except (ValueError, AttributeError):
-        return False
+    return bool((envelope_of(job) or {}).get("sensitive"))
 
 
 def _lines(task: Task | None, args: list[Any], kwargs: dict[str, Any]) -> str:
     names = task._positional_names() if isinstance(task, ReliableTask) else []
-    labelled = [(names[i] if i < len(names) else f"argument {i + 1}", value) for i, value in enumerate(args)]
+    names += [_("argument %(number)d") % {"number": one} for one in range(len(names) + 1, len(args) + 1)]
     return "\n".join(
         f"{name} = {pprint.pformat(value, width=100, compact=True, sort_dicts=False)}"
-        for name, value in [*labelled, *kwargs.items()]
+        for name, value in [*zip(names, args, strict=False), *kwargs.items()]
     )
 
 
@@ -132,4 +154,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 def _cut(text: str) -> str:
     text = text.encode("utf-8", "backslashreplace").decode()  # JSON can carry lone surrogates, a page can't
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}\n… {len(text) - SHOWN} characters more …"
+    if len(text) <= SHOWN:
+        return text
+    more = _("… %(count)s characters more …") % {"count": number(len(text) - SHOWN)}
+    return f"{text[:SHOWN]}\n{more}"

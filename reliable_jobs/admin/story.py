@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator
 
-from django.db import connections
-from django.utils import timezone
-from django.utils.formats import date_format
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
-from reliable_jobs.compat.django import quoted
+from reliable_jobs.admin import ended
+from reliable_jobs.admin.ended import error as _error
+from reliable_jobs.admin.holders import Holder
+from reliable_jobs.admin.wording import distance, first_line, moment, number, span
 from reliable_jobs.conf import settings
-from reliable_jobs.dispatch.receipt import Depth
-from reliable_jobs.models import Job, JobEvent
+from reliable_jobs.dispatch.answers import Depth
+from reliable_jobs.models import Job, JobEvent, Pause, PauseKind
+from reliable_jobs.presence import Consumers
 from reliable_jobs.status import EventKind, Reason, Status
 from reliable_jobs.sweep.sweeper import next_check
-
-ERROR_SHOWN = 200
-
-
-@dataclasses.dataclass(frozen=True)
-class Holder:
-    """The open transaction that holds a job's row: a run, or for a moment the sweeper or a person's action."""
-
-    backend: int
-    since: datetime.datetime | None
-    client: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,240 +28,247 @@ class Story:
     tone: str
 
 
-def holders(ids: Sequence[uuid.UUID], using: str) -> dict[uuid.UUID, Holder]:
-    """Which of these rows an open transaction has locked, found without locking anything: a claim that met our lock,
-    were it only for a millisecond, would drop its message as a duplicate. {} where the database can't say.
-
-    A first atomic run shows nothing in its row until it ends; this is how one sees it. PostgreSQL keeps the locker's
-    transaction id in ``xmax``, and a transaction holds a lock on its own id while it is open.
-    """
-    if not ids or connections[using].vendor != "postgresql":
-        return {}
-    with connections[using].cursor() as cursor:
-        cursor.execute(
-            f"""SELECT job.id, held.pid, session.xact_start, session.client_addr::text
-                FROM {quoted(connections[using], Job._meta.db_table)} job
-                JOIN pg_locks held ON held.locktype = 'transactionid' AND held.transactionid = job.xmax
-                    AND held.mode = 'ExclusiveLock' AND held.granted AND held.pid <> pg_backend_pid()
-                LEFT JOIN pg_stat_activity session ON session.pid = held.pid
-                WHERE job.id = ANY(%s)""",
-            [list(ids)],
-        )
-        return {job_id: Holder(pid, since, client) for job_id, pid, since, client in cursor.fetchall()}
-
-
 def tell(
     job: Job,
     now: datetime.datetime,
     holder: Holder | None = None,
     last: JobEvent | None = None,
     depth: Depth | None = None,
+    pause: Pause | None = None,
+    consumers: Consumers | None = None,
 ) -> Story:
     """The story of a row.
 
     Args:
         now: the database's time.
-        holder: see :func:`holders`.
+        holder: see :mod:`reliable_jobs.admin.holders`.
         last: the latest event of the job.
         depth: what the broker says of the job's queue, where it was asked and can say.
+        pause: what holds the job back, if anything does.
     """
     if job.status == Status.RUNNING:
-        return _running(job, now, holder)
+        return _story("busy", *_running(job, now, holder))
     if job.status == Status.WAITING:
         if holder is not None:
-            return Story(f"Probably running: {_held(holder, now)}. It shows here when it ends.", "busy")
-        return _waiting(job, now, last, depth)
+            return _story("busy", _("Probably running; it shows here when it ends."), *_held(holder, now))
+        if pause is not None:
+            return _story("idle", *_paused(job, now, pause))
+        return _waiting(job, now, last, depth, consumers)
     return _settled(job, now)
 
 
-def _held(holder: Holder, now: datetime.datetime) -> str:
-    since = f" since {moment(holder.since)} ({span(now - holder.since)})" if holder.since else ""
-    client = f" from {holder.client}" if holder.client else ""
-    return f"a transaction{client} has held its row{since}, database backend {holder.backend}"
+def _story(tone: str, *sentences: str) -> Story:
+    return Story(" ".join(filter(None, sentences)), tone)
 
 
-def _running(job: Job, now: datetime.datetime, holder: Holder | None) -> Story:
-    text = f"Running on {job.worker or 'an unknown worker'}, {ordinal(job.attempt)} attempt"
+def _held(holder: Holder, now: datetime.datetime) -> Iterator[str]:
+    if holder.since is not None:
+        values = {"at": moment(holder.since), "span": span(now - holder.since)}
+        yield _("A transaction has held its row since %(at)s (%(span)s).") % values
+    else:
+        yield _("A transaction holds its row.")
+    if holder.client:
+        yield _("It is database backend %(pid)d, from %(client)s.") % {"pid": holder.backend, "client": holder.client}
+    else:
+        yield _("It is database backend %(pid)d.") % {"pid": holder.backend}
+
+
+def _running(job: Job, now: datetime.datetime, holder: Holder | None) -> Iterator[str]:
+    values = {"worker": job.worker, "number": job.attempt}
+    if job.worker:
+        yield _("Running on %(worker)s, attempt %(number)d.") % values
+    else:
+        yield _("Running on an unknown worker, attempt %(number)d.") % values
     if job.started_at is not None:
-        text += f", first started {moment(job.started_at)} ({span(now - job.started_at)} ago)"
-    lease = job.lease_at
+        values = {"at": moment(job.started_at), "span": distance(now - job.started_at)}
+        yield _("First started %(at)s (%(span)s ago).") % values
     if holder is not None:
-        text += f"; {_held(holder, now)}."
-    elif lease is not None and lease <= now:
-        text += (
-            f". Its lease ended {span(now - lease)} ago: if the run is dead, the sweeper takes the job back at its "
-            "next round; if the run still holds the row, it goes on."
-        )
-    elif lease is not None:
-        text += f". Should it die, the sweeper takes the job back after its lease, in {span(lease - now)}."
+        yield from _held(holder, now)
+    elif job.lease_at is not None and job.lease_at <= now:
+        yield _(
+            "Its lease ended %(span)s ago: if the run is dead, the sweeper takes the job back at its next round; if "
+            "the run still holds the row, it goes on."
+        ) % {"span": distance(now - job.lease_at)}
+    elif job.lease_at is not None:
+        yield _("Should it die, the sweeper takes the job back after its lease, in %(span)s.") % {
+            "span": distance(job.lease_at - now)
+        }
+
+
+def _waiting(
+    job: Job, now: datetime.datetime, last: JobEvent | None, depth: Depth | None, consumers: Consumers | None
+) -> Story:
+    why = _why_waiting(job, now, last)
+    if why is None:
+        if job.due_at is None:
+            return Story(_("Held: it has replaced itself by other tasks, and ends with the last of them."), "idle")
+        at, left = moment(job.due_at), job.due_at - now
+        if job.due_at > now:
+            why = [_("Scheduled: not before %(at)s, in %(span)s.") % {"at": at, "span": distance(left)}]
+        else:
+            why = [_("Waiting since %(at)s (%(span)s).") % {"at": at, "span": span(left)}]
+    if depth is not None and depth.exists:
+        alone = not depth.consumers
     else:
-        text += "."
-    return Story(text, "busy")
+        alone = consumers is not None and not consumers.now and consumers.last is not None
+    bad = job.reason in _BAD or (job.sends and alone)
+    return _story("bad" if bad else "idle", *why, *_sent(job, now, last, depth, consumers), _expiry(job))
 
 
-def _waiting(job: Job, now: datetime.datetime, last: JobEvent | None, depth: Depth | None) -> Story:
-    tone = "idle"
+#: Reasons for which a waiting job is worth a look.
+_BAD = (Reason.PARKED, Reason.CRASH, Reason.TIME_LIMIT, Reason.ERROR, Reason.INTERRUPTED)
+
+
+def _why_waiting(job: Job, now: datetime.datetime, last: JobEvent | None) -> list[str] | None:
+    """Why it waits, and until when; None where nothing has happened yet."""
     if job.reason == Reason.PARKED:
-        text = f"Waiting: no worker that it reached can run it ({_error(job)}). Offered again {_when(job.due_at, now)}"
-        if job.deadline_at is not None:
-            left = f"in {span(job.deadline_at - now)}" if job.deadline_at > now else "at the next offer"
-            text += f"; parked as failed {left}, unless a worker with the code comes first"
-        text, tone = f"{text}.", "bad"
-    elif job.reason in (Reason.CRASH, Reason.TIME_LIMIT):
-        text = (
-            f"Waiting after a crash: {job.crashes} of its starts never reported, with {settings.MAX_CRASHES} it is "
-            f"given up. Runs again, with care, {_due(job, now)}."
+        found = [_("Waiting: no worker that it reached can run it (%(error)s).") % {"error": _error(job)}]
+        found.append(_due(job, now))
+        if job.deadline_at is not None and job.deadline_at > now:
+            found.append(
+                _("It is parked as failed in %(span)s, unless a worker with the code comes first.")
+                % {"span": distance(job.deadline_at - now)}
+            )
+        elif job.deadline_at is not None:
+            found.append(_("It is parked as failed at the next offer, unless a worker with the code comes first."))
+        return found
+    if job.reason in (Reason.CRASH, Reason.TIME_LIMIT):
+        text = ngettext(
+            "Waiting after a crash: %(count)d of its starts never reported, with %(limit)d it is given up.",
+            "Waiting after a crash: %(count)d of its starts never reported, with %(limit)d it is given up.",
+            job.crashes,
         )
-        tone = "bad"
-    elif job.reason == Reason.ERROR:
-        text = f"Waiting for its {ordinal(job.attempt)} attempt, {_due(job, now)}; last error: {_error(job)}."
-        tone = "bad"
-    elif job.reason == Reason.INTERRUPTED:
-        # None: it conflicted with other transactions.
-        times = f" ({job.interruptions} of {settings.MAX_INTERRUPTIONS} times)" if job.interruptions else ""
-        text = f"Waiting because its run was interrupted{times}: {_error(job)}. Runs again {_due(job, now)}."
-        tone = "bad"
-    elif job.reason == Reason.ASKED:
-        text = f"Waiting because the task asked to run later: {_due(job, now)}."
-    elif job.reason == Reason.REQUEUED:
-        by = f" by {last.actor}" if last is not None and last.kind == EventKind.REQUEUE and last.actor else ""
-        text = f"Requeued{by}: {_due(job, now)}."
-    elif job.due_at is None:
-        return Story("Held: it has replaced itself by other tasks, and ends with the last of them.", "idle")
-    elif job.due_at > now:
-        text = f"Scheduled: not before {moment(job.due_at)}, in {span(job.due_at - now)}."
-    else:
-        text = f"Waiting since {moment(job.due_at)} ({span(now - job.due_at)})."
-    if job.sends and depth is not None and depth.exists and not depth.consumers:
-        tone = "bad"
-    return Story(text + _sent(job, now, last, depth) + _expiry(job), tone)
+        text %= {"count": job.crashes, "limit": settings.MAX_CRASHES}
+        return [text, _("It runs again with care."), _due(job, now)]
+    if job.reason == Reason.ERROR:
+        values = {"number": job.attempt, "error": _error(job)}
+        return [_("Waiting for attempt %(number)d; last error: %(error)s.") % values, _due(job, now)]
+    if job.reason == Reason.INTERRUPTED:
+        if not job.interruptions:  # it conflicted with other transactions
+            text = _("Waiting because its run was interrupted: %(error)s.") % {"error": _error(job)}
+        else:
+            text = _("Waiting because its run was interrupted (%(count)d of %(limit)d times): %(error)s.") % {
+                "count": job.interruptions,
+                "limit": settings.MAX_INTERRUPTIONS,
+                "error": _error(job),
+            }
+        return [text, _due(job, now)]
+    if job.reason == Reason.ASKED:
+        return [_("Waiting because the task asked to run later."), _due(job, now)]
+    if job.reason == Reason.REQUEUED:
+        if last is not None and last.kind == EventKind.REQUEUE and last.actor:
+            return [_("Requeued by %(actor)s.") % {"actor": last.actor}, _due(job, now)]
+        return [_("Requeued."), _due(job, now)]
+    return None
 
 
 def _due(job: Job, now: datetime.datetime) -> str:
-    return f"due {_when(job.due_at, now)}"
+    if job.due_at is None:
+        return _("Due when a later step is written.")
+    return _("Due in %(span)s.") % {"span": distance(job.due_at - now)} if job.due_at > now else _("Due now.")
 
 
-def _when(at: datetime.datetime | None, now: datetime.datetime) -> str:
-    if at is None:
-        return "when a later step is written"
-    return f"in {span(at - now)}" if at > now else "now"
+def _paused(job: Job, now: datetime.datetime, pause: Pause) -> Iterator[str]:
+    of_queue = pause.kind == PauseKind.QUEUE
+    values = {"name": pause.name, "actor": pause.actor, "at": moment(pause.at), "span": span(now - pause.at)}
+    if of_queue and pause.actor:
+        yield _("Waiting: queue '%(name)s' is paused by %(actor)s since %(at)s (%(span)s).") % values
+    elif of_queue:
+        yield _("Waiting: queue '%(name)s' is paused since %(at)s (%(span)s).") % values
+    elif pause.actor:
+        yield _("Waiting: task '%(name)s' is paused by %(actor)s since %(at)s (%(span)s).") % values
+    else:
+        yield _("Waiting: task '%(name)s' is paused since %(at)s (%(span)s).") % values
+    if pause.why:
+        yield _("Why: %(why)s.") % {"why": first_line(pause.why)}
+    yield _("It runs when the queue is resumed.") if of_queue else _("It runs when the task is resumed.")
+    if job.paused_at is None and job.due_at is not None and job.due_at > now:
+        yield _("Not before %(at)s.") % {"at": moment(job.due_at)}
+    yield _expiry(job)
 
 
-def _sent(job: Job, now: datetime.datetime, last: JobEvent | None, depth: Depth | None) -> str:
+def _sent(
+    job: Job, now: datetime.datetime, last: JobEvent | None, depth: Depth | None, consumers: Consumers | None
+) -> Iterator[str]:
     """Where its message is."""
     if job.sends == 0:
         if job.due_at is None or job.due_at > now:
-            return ""
-        text = " Not sent yet: the sweeper publishes it at its next round."
+            return
+        yield _("Not sent yet: the sweeper publishes it at its next round.")
         if (now - job.due_at).total_seconds() > 60:
-            text += (
-                " That should have happened by now: does beat or a worker run, does the broker answer, and does its "
+            yield _(
+                "That should have happened by now: does beat or a worker run, does the broker answer, and does its "
                 "queue take messages?"
             )
-        return text
-    look, ago, sent_at = "", "", None
+        return
+    sent_at = None
     if job.check_at is not None:
-        look = f" The sweeper looks again {_when(job.check_at, now)}."
         sent_at = job.check_at - datetime.timedelta(seconds=next_check(settings.GRACE, job.sends, settings.MAX_GRACE))
-        ago = f" {span(now - sent_at)} ago"
     if last is not None and last.kind == EventKind.UNROUTABLE and (sent_at is None or last.at >= sent_at):
-        return f" The broker returned its message: {last.detail}. Does queue {job.queue!r} exist?{look}"
-    times = "" if job.sends == 1 else f", {job.sends} times in all"
-    return f" Published{ago} to queue {job.queue!r}{times}. {consumed(job.queue, depth)}{look}"
+        values = {"detail": last.detail, "queue": job.queue}
+        yield _("The broker returned its message: %(detail)s. Does queue '%(queue)s' exist?") % values
+    else:
+        if sent_at is None:
+            yield _("Published to queue '%(queue)s'.") % {"queue": job.queue}
+        else:
+            values = {"queue": job.queue, "span": distance(now - sent_at)}
+            yield _("Published %(span)s ago to queue '%(queue)s'.") % values
+        if job.sends > 1:
+            text = ngettext("It was published %(count)d time.", "It was published %(count)d times in all.", job.sends)
+            yield text % {"count": job.sends}
+        yield consumed(job.queue, depth, consumers)
+    if job.check_at is not None and job.check_at > now:
+        yield _("The sweeper looks again in %(span)s.") % {"span": distance(job.check_at - now)}
+    elif job.check_at is not None:
+        yield _("The sweeper looks again now.")
 
 
-def consumed(queue: str, depth: Depth | None) -> str:
-    """Who consumes a queue, in a sentence."""
+def consumed(queue: str, depth: Depth | None, consumers: Consumers | None = None) -> str:
+    """Who consumes a queue, in a sentence or two.
+
+    Args:
+        depth: what the broker says.
+        consumers: what the workers say.
+    """
+    if depth is None and consumers is not None and consumers.now:
+        values = {"names": ", ".join(one.name for one in consumers.now[:3])}
+        if len(consumers.now) > 3:
+            return _("The broker did not say who consumes it; %(names)s and others did when last seen.") % values
+        return _("The broker did not say who consumes it; %(names)s did when last seen.") % values
+    missing = ""
+    if depth is not None and not depth.exists:
+        missing = _(
+            "The broker has no queue of that name. If it was deleted, its messages are lost and published again."
+        )
+    if not (depth and depth.consumers) and consumers is not None and consumers.last is not None and not consumers.now:
+        values = {"name": consumers.last.name, "at": moment(consumers.last.seen_at), "queue": queue}
+        last = (
+            _("No worker consumes it; the last one, %(name)s, was seen %(at)s. Start one with -Q %(queue)s.") % values
+        )
+        return f"{missing} {last}".strip()
     if depth is None:
-        return "Whether a worker consumes it is unknown: the broker did not say."
-    if not depth.exists:
-        return "The broker has no queue of that name. If it was deleted, its messages are lost and published again."
+        return _("Whether a worker consumes it is unknown: the broker did not say.")
+    if missing:
+        return missing
     if not depth.consumers:
-        return f"No worker consumes it: start one with -Q {queue}."
-    workers = "1 worker consumes it" if depth.consumers == 1 else f"{depth.consumers} workers consume it"
-    return f"{workers}, and {depth.ready:,} message{'' if depth.ready == 1 else 's'} wait there."
+        return _("No worker consumes it: start one with -Q %(queue)s.") % {"queue": queue}
+    workers = ngettext("%(count)s worker consumes it.", "%(count)s workers consume it.", depth.consumers)
+    messages = ngettext("%(count)s message waits there.", "%(count)s messages wait there.", depth.ready)
+    return f"{workers % {'count': number(depth.consumers)}} {messages % {'count': number(depth.ready)}}"
 
 
 def _expiry(job: Job) -> str:
-    return f" Expires {moment(job.expires_at)}." if job.expires_at is not None else ""
+    return _("Expires %(at)s.") % {"at": moment(job.expires_at)} if job.expires_at is not None else ""
 
 
 def _settled(job: Job, now: datetime.datetime) -> Story:
-    at = f" {moment(job.finished_at)} ({span(now - job.finished_at)} ago)" if job.finished_at else ""
-    kept = _kept(job)
+    if job.status == Status.FAILED:
+        return _story("bad", ended.failed(job), ended.kept(job))
+    at = ended.when(job, now)
     if job.status == Status.SUCCEEDED:
-        took = ""
-        if job.started_at is not None and job.finished_at is not None and job.finished_at >= job.started_at:
-            took = f", {span(job.finished_at - job.started_at)} after its first start"
-        how = "Ended by its own wish (Ignore), without a result," if job.reason == Reason.IGNORED else "Succeeded"
-        tries = f", {ordinal(job.attempt)} attempt" if job.failures else ""
-        return Story(f"{how}{at}{took}{tries}.{kept}", "good")
-    if job.status == Status.CANCELLED:
-        how = "Revoked" if job.reason == Reason.REVOKED else "Cancelled"
-        by = f" {job.error.removeprefix('cancelled ')}" if job.error.startswith("cancelled by ") else ""
-        return Story(f"{how}{by}{at}. It does not run unless somebody requeues it.{kept}", "idle")
+        return _story("good", ended.succeeded(job), at, ended.attempt(job), ended.kept(job))
     if job.status == Status.SENT:
-        text = f"Sent{at}: the broker has its message. Its task is not a reliable one, so nothing more is known here."
-        return Story(text, "idle")
-    if job.status == Status.EXPIRED:
-        return Story(f"Expired{at}, before it could start. It does not run unless somebody requeues it.{kept}", "idle")
-    return Story(f"{_failed(job)}{kept}", "bad")
-
-
-def _failed(job: Job) -> str:
-    if job.reason == Reason.PARKED:
-        return f"Parked: {_error(job)}. Requeue it once the workers have the code."
-    if job.reason in (Reason.CRASH, Reason.TIME_LIMIT):
-        how = ", the last one killed by the hard time limit" if job.reason == Reason.TIME_LIMIT else ""
-        return f"Failed: {job.crashes} starts never reported{how}. Requeue it when the cause is fixed."
-    if job.reason == Reason.INTERRUPTED:
-        # Too many times; or once, where its task has reruns = False: the error says which.
-        return f"Failed: interrupted. {_error(job)}. Requeue it when the cause is fixed."
-    if job.reason == Reason.UNROUTABLE:
-        return f"Failed: no queue took its message ({_error(job)}). Requeue it when the queue exists."
-    if job.reason == Reason.EARLIER_STEP:
-        return f"Failed: {_error(job)}. Requeue that job when the cause is fixed; this one follows it."
-    if job.reason == Reason.REJECTED:
-        return f"Failed: the task rejected it ({_error(job)}). Requeue it when the cause is fixed."
-    tries = f"{job.failures} attempt{'' if job.failures == 1 else 's'}"
-    return f"Failed after {tries}: {_error(job)}. Nothing more happens by itself; requeue it when the cause is fixed."
-
-
-def _kept(job: Job) -> str:
-    days = settings.RETENTION.get(job.status)
-    if days is None or job.finished_at is None:
-        return ""
-    return f" Kept until about {moment(job.finished_at + datetime.timedelta(days=days))[:10]}."
-
-
-def _error(job: Job) -> str:
-    return first_line(job.error) or "no error was recorded"
-
-
-def first_line(text: str, limit: int = ERROR_SHOWN) -> str:
-    """The first line of an error, without its full stop."""
-    line = text.strip().split("\n", 1)[0].strip()
-    return (line[: limit - 1] + "…") if len(line) > limit else line.removesuffix(".")
-
-
-def moment(at: datetime.datetime | None) -> str:
-    """A time in the page's time zone, to the second."""
-    return "-" if at is None else date_format(timezone.localtime(at) if timezone.is_aware(at) else at, "Y-m-d H:i:s")
-
-
-def span(delta: datetime.timedelta) -> str:
-    """How long, in the two largest units worth reading."""
-    seconds = int(abs(delta.total_seconds()))
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
-    if hours < 1:
-        return f"{minutes} min"
-    if days < 2:
-        return f"{hours} h {minutes % 60} min" if minutes % 60 else f"{hours} h"
-    return f"{days} days"
-
-
-def ordinal(number: int) -> str:
-    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{ending}"
+        nothing = _("Its task is not a reliable one, so nothing more is known here.")
+        return _story("idle", _("Sent: the broker has its message."), at, nothing)
+    how = _("Expired before it could start.") if job.status == Status.EXPIRED else ended.cancelled(job)
+    return _story("idle", how, at, _("It does not run unless somebody requeues it."), ended.kept(job))

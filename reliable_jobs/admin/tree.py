@@ -14,10 +14,12 @@ from typing import Any
 
 from django.db.models import Case, Count, IntegerField, Value, When
 from django.db.models.functions import Left
+from django.utils.translation import gettext, ngettext, pgettext
 
-from reliable_jobs.admin.story import first_line
+from reliable_jobs.admin.wording import first_line, number
+from reliable_jobs.lifecycle.db_errors import clean
 from reliable_jobs.message import debts, result_text
-from reliable_jobs.message.decode import content
+from reliable_jobs.message.decode import to_follow
 from reliable_jobs.models import Job, JobGroup
 from reliable_jobs.status import OPEN, GroupState, Status
 
@@ -62,8 +64,8 @@ def workflow_of(job: Job) -> Node | None:
     tree = _Tree(job, using)
     node = tree.grow(top)
     if missing is not None:
-        above = "has no row here: pruned, or its task is not a reliable one"
-        return Node(str(missing), "missing", "no row", note=above, children=[node])
+        above = gettext("has no row here: pruned, or its task is not a reliable one")
+        return Node(str(missing), "missing", gettext("no row"), note=above, children=[node])
     return node if node.children or node.group_id else None
 
 
@@ -136,7 +138,7 @@ class _Tree:
         error = job.error_start if hasattr(job, "error_start") else job.error
         note = first_line(error, 120) if job.status in (Status.FAILED, Status.CANCELLED) else ""
         if job.status == Status.WAITING and job.due_at is None:
-            note = "held: a later step has its id, and ends it"
+            note = gettext("held: a later step has its id, and ends it")
         node = Node(job.task, job.status, job.get_status_display(), job.pk, note, here=job.pk == self._job.pk)
         self._jobs.append((job, node))
         return node
@@ -146,7 +148,7 @@ class _Tree:
             return None
         self._seen.add(group.pk)
         self._left -= 1
-        node = Node("chord", group.state, group.get_state_display(), note=first_line(group.error, 120))
+        node = Node(gettext("chord"), group.state, group.get_state_display(), note=first_line(group.error, 120))
         node.group_id = group.pk
         self._groups.append((group, node))
         return node
@@ -156,9 +158,9 @@ class _Tree:
             return
         counts: dict[uuid.UUID, dict[str, int]] = {group.pk: {} for group, _ in groups}
         owing = Job.objects.using(self._using).filter(owes__in=list(counts)).order_by()
-        for owes, status, number in owing.values_list("owes", "status").annotate(number=Count("pk")):
+        for owes, status, found in owing.values_list("owes", "status").annotate(number=Count("pk")):
             if owes is not None:
-                counts[owes][status] = number
+                counts[owes][status] = found
         inner: dict[uuid.UUID, list[JobGroup]] = {}
         unfinished = JobGroup.objects.using(self._using).filter(owes__in=list(counts), state=GroupState.OPEN)
         for one in unfinished.order_by("place")[:BREADTH]:
@@ -171,9 +173,9 @@ class _Tree:
             body = [(name, bodies.get(step_id) if step_id else None) for name, step_id in steps[group.pk][:SHOWN]]
             after = [self._add_job(row) if row is not None else _planned(name, group) for name, row in body]
             self._parts(group, node, counts[group.pk], inner.get(group.pk, []))
-            then = Node("then", "then", "", children=[one for one in after if one is not None])
+            then = Node(pgettext("workflow", "then"), "then", "", children=[one for one in after if one is not None])
             if len(steps[group.pk]) > SHOWN:
-                then.children.append(_more(f"{len(steps[group.pk]) - SHOWN:,} more"))
+                then.children.append(_more(more(len(steps[group.pk]) - SHOWN)))
             if then.children:
                 node.children.append(then)
 
@@ -192,16 +194,20 @@ class _Tree:
         node.children += [child for _, child in self._add(shown)]
         known = sum(counts.values())
         total = known + len(inner)
-        node.name = f"chord of {max(total, group.size or 0):,}"
-        parts = [f"{counts[status]:,} {status.label.lower()}" for status in Status if counts.get(status)]
-        parts += [f"{len(inner):,} open chord{'s' * (len(inner) != 1)}"] * bool(inner)
+        node.name = gettext("chord of %(count)s") % {"count": number(max(total, group.size or 0))}
+        parts = [f"{number(counts[status])} × {status.label}" for status in Status if counts.get(status)]
+        if inner:
+            chords = ngettext("%(count)s open chord", "%(count)s open chords", len(inner))
+            parts.append(chords % {"count": number(len(inner))})
         waits = sum(counts.get(status, 0) for status in OPEN) + len(inner)
         lead = ""
         if group.state == GroupState.OPEN:
-            lead = f"waits for {waits:,}" if waits else "nothing is left; the next sweep decides it"
+            lead = gettext("nothing is left; the next sweep decides it")
+            if waits:
+                lead = ngettext("waits for %(count)s", "waits for %(count)s", waits) % {"count": number(waits)}
         node.note = "; ".join(filter(None, [lead, ", ".join(parts), node.note]))
         if total > len(node.children):
-            node.children.append(_more(f"{total - len(node.children):,} more", group.pk))
+            node.children.append(_more(more(total - len(node.children)), group.pk))
 
     def _below_jobs(self, jobs: list[tuple[Job, Node]]) -> None:
         nodes = {job.pk: node for job, node in jobs}
@@ -225,7 +231,7 @@ class _Tree:
         if len(found) > BREADTH:
             cut.add(found[-1].parent_id)
         for parent_id in cut:
-            nodes[parent_id].children.append(_more("and more"))
+            nodes[parent_id].children.append(_more(gettext("and more")))
         unfinished = [job.pk for job, _ in jobs if job.status in (Status.WAITING, Status.RUNNING)]
         messages = Job.objects.using(self._using).filter(pk__in=unfinished)
         for job in messages.only("payload", "content_type", "content_encoding", "envelope"):
@@ -233,13 +239,8 @@ class _Tree:
 
     def _to_follow(self, job: Job) -> list[Node]:
         """The steps that are in the message of an unfinished job."""
-        try:
-            follow = content(job, limit=READ_BYTES)[2]
-            chain = [step for signature in reversed(follow.get("chain") or ()) for step in debts.jobs_of(signature)]
-            links = [step for signature in follow.get("callbacks") or () for step in debts.jobs_of(signature)]
-        except (AttributeError, KeyError, TypeError, ValueError):
-            return []  # the page says of its arguments why it can't be read
-        return [_planned(str(step.get("task") or "")) for step in (*links, *chain)][:SHOWN]
+        links, chain = to_follow(job, READ_BYTES)  # none where the page says of its arguments that they can't be read
+        return [_planned(_task_name(step)) for step in (*links, *chain)[:SHOWN]]
 
     def _add(self, rows: list[Any]) -> Iterator[tuple[Any, Node]]:
         """A node for each row that is not shown yet; for the body of a group that of its group."""
@@ -255,9 +256,20 @@ class _Tree:
 
 
 def _steps(group: JobGroup) -> list[tuple[str, uuid.UUID | None]]:
-    """The tasks to which a group's body leads, and the ids of their rows."""
-    body = result_text.decode(group.body)
-    return [(str(step.get("task") or ""), debts.task_id_of(step)) for step in debts.jobs_of(body)]
+    """The tasks to which a group's body leads, and the ids of their rows; none where it can't be read."""
+    try:
+        body = result_text.decode(group.body)
+        return [(_task_name(step), debts.task_id_of(step)) for step in debts.jobs_of(body)]
+    except Exception:  # of any codec that the project accepts
+        return []
+
+
+def _task_name(step: Mapping[str, Any]) -> str:
+    return clean(str(step.get("task") or ""), 255)
+
+
+def more(count: int) -> str:
+    return ngettext("%(count)s more", "%(count)s more", count) % {"count": number(count)}
 
 
 def _more(words: str, group_id: uuid.UUID | None = None) -> Node:
@@ -267,4 +279,5 @@ def _more(words: str, group_id: uuid.UUID | None = None) -> Node:
 
 def _planned(name: str, group: JobGroup | None = None) -> Node:
     ended = group is not None and group.state != GroupState.OPEN
-    return Node(name, "planned", "no row", note="pruned, or never written" if ended else "not written yet")
+    note = gettext("pruned, or never written") if ended else gettext("not written yet")
+    return Node(name, "planned", gettext("no row"), note=note)

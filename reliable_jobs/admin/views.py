@@ -12,11 +12,14 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils.http import urlencode
+from django.utils.translation import gettext as _
 
-from reliable_jobs.admin.listing import BOUND
-from reliable_jobs.admin.operations import OPERATIONS, Chosen, Operation, carry_out, known_queues, plural
+from reliable_jobs.admin.listing import PARAMETERS, known_queues
+from reliable_jobs.admin.operations import OPERATIONS, Chosen, Operation, carry_out
+from reliable_jobs.admin.wording import jobs
 from reliable_jobs.compat.django_admin import field_of_chosen, is_popup, key_in_address
-from reliable_jobs.models import Job
+from reliable_jobs.models import Job, Verb
 
 if TYPE_CHECKING:
     _ModelAdmin = admin.ModelAdmin[Job]
@@ -28,17 +31,23 @@ JOBS_NAMED = 10
 
 
 def _action(operation: Operation) -> Callable[..., Any]:
-    @admin.action(description=f"{operation.verb} selected jobs…", permissions=[operation.permission or operation.name])
+    @admin.action(description=operation.action, permissions=[operation.permission or operation.name])
     def action(self: OperationViews, request: HttpRequest, queryset: QuerySet[Job]) -> HttpResponse | None:
+        if request.POST.get("select_across") == "1":
+            return self.for_all(operation, request)
         hidden = [
             ("action", operation.name),
-            ("select_across", request.POST.get("select_across", "0")),
             *((field_of_chosen(), pk) for pk in request.POST.getlist(field_of_chosen())),
         ]
         return self.operate(operation, request, Chosen.of(queryset), queryset.db, hidden=hidden)
 
     action.__name__ = operation.name
     return action
+
+
+def no_job(object_id: str) -> str:
+    """What an address of a job that is not there is answered."""
+    return _("There is no job %(id)s; it may have been pruned.") % {"id": key_in_address(object_id)}
 
 
 class OperationViews(_ModelAdmin):
@@ -63,7 +72,7 @@ class OperationViews(_ModelAdmin):
         try:
             return super().response_action(request, queryset, *args, **kwargs)
         except ValidationError:  # a selected id that is none
-            self.message_user(request, "No such job was selected.", messages.WARNING)
+            self.message_user(request, _("No such job was selected."), messages.WARNING)
             return None
 
     def get_urls(self) -> list[URLPattern]:
@@ -78,15 +87,28 @@ class OperationViews(_ModelAdmin):
         ]
         return own + super().get_urls()
 
+    def for_all(self, operation: Operation, request: HttpRequest) -> HttpResponse | None:
+        """Lead on to an act on all jobs that the filters choose; where there is no such act, say so."""
+        if operation.name not in Verb or request.GET.get("q"):
+            self.message_user(
+                request,
+                _(
+                    "A search's finds, and workflows, are acted on page by page. For many jobs use the filters: state, "
+                    "task, queue, error, times."
+                ),
+                messages.WARNING,
+            )
+            return None
+        chosen = {name: request.GET[name] for name in PARAMETERS if name in request.GET}
+        return HttpResponseRedirect(f"{self._page('act', operation.name)}?{urlencode(chosen)}")
+
     def operation_view(self, operation: Operation, request: HttpRequest, object_id: str) -> HttpResponse:
         """GET asks, POST acts."""
         if not self._may(request, operation.permission or operation.name):
             raise PermissionDenied
         job = self.get_object(request, key_in_address(object_id))
         if job is None:
-            self.message_user(
-                request, f"There is no job {key_in_address(object_id)}; it may have been pruned.", messages.WARNING
-            )
+            self.message_user(request, no_job(object_id), messages.WARNING)
             return HttpResponseRedirect(self._page("changelist"))
         back = self._page("change", job.pk)
         answer = self.operate(operation, request, Chosen([job]), job._state.db or "default", job=job)
@@ -109,10 +131,11 @@ class OperationViews(_ModelAdmin):
             carry_out(operation, request, chosen, using, form.cleaned_data)
             return None
         request.current_app = self.admin_site.name
-        number = plural(len(chosen.jobs))
+        number = jobs(len(chosen.jobs))
         context = {
             **self.admin_site.each_context(request),
-            "title": f"{operation.verb} {job if job is not None else number}",
+            "title": operation.title % {"what": job if job is not None else number},
+            "button": operation.title % {"what": number},
             "opts": self.opts,
             "media": self.media + form.media,
             "operation": operation,
@@ -120,7 +143,6 @@ class OperationViews(_ModelAdmin):
             "number": number,
             "chosen": chosen,
             "named": chosen.jobs[:JOBS_NAMED],
-            "bound": BOUND,
             "hidden": [*(hidden or []), ("confirmed", "yes")],
             "queues": known_queues() if operation.name == "requeue" else [],
             "job": job,

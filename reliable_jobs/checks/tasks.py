@@ -232,8 +232,11 @@ def _call_stops_at(cls: type) -> bool:
 
 
 def _misspelt(cls: type) -> Iterator[tuple[str, str]]:
+    # Not hasattr: reading ``app`` binds ReliableTask itself to the current app, and every class made later inherits
+    # that app's settings.
+    known = {*dir(ReliableTask), *ATTRIBUTES}
     for name, value in vars(cls).items():
-        if name.startswith("_") or hasattr(ReliableTask, name) or name in ATTRIBUTES:
+        if name.startswith("_") or name in known:
             continue
         if callable(value) or isinstance(value, (property, classmethod, staticmethod)):
             continue

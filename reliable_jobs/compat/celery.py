@@ -168,8 +168,9 @@ def renders_alike(task: Any, apply_async: Any, backend_class: Any) -> bool:
 def own_method(app: Any, name: str) -> Any:
     """A method of an app without what celery_app.py has put in front of it."""
     known = vars(app).get(name)
+    known = getattr(known, "covered", known)
     if known is not None:
-        return getattr(known, "below", known)
+        return known
     classes = (cls for cls in type(app).__mro__ if not vars(cls).get("writes_rows"))
     return next(vars(cls)[name] for cls in classes if name in vars(cls))
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ from reliable_jobs.compat.celery_groups import holding_subscriptions
 from reliable_jobs.compat.celery_results import make_backends_by
 
 with CELERY.importing():
-    from celery.canvas import chord, group
+    from celery.canvas import group
 
 
 class Hooks(Protocol):
@@ -99,15 +98,14 @@ class _InFront:
     puts over it later counts."""
 
     def __init__(self, app: Any, name: str, method: Any, known: Any) -> None:
-        self._app, self._name, self._method, self._known = app, name, method, known
+        self._app, self._name, self._method = app, name, method
+        #: What the app itself had there before; None where that was the class's method.
+        self.covered = known
         functools.update_wrapper(self, getattr(type(app), name))
 
-    @property
-    def below(self) -> Any:
-        return self._known or getattr(type(self._app), self._name).__get__(self._app)
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._method(self._app, self.below, *args, **kwargs)
+        below = self.covered or getattr(type(self._app), self._name).__get__(self._app)
+        return self._method(self._app, below, *args, **kwargs)
 
 
 def _send_task(
@@ -131,25 +129,6 @@ def _send_task(
 
 
 _celerys_apply_tasks = group._apply_tasks
-
-
-@CELERY.undocumented(
-    "canvas._chord",
-    at="celery.canvas:_chord.run",
-    takes=("header", "body", "partial_args"),
-    tests=["test_mixed_chords"],
-)
-def header_of_chord() -> Any:
-    """The header of the chord that is about to be called, a group of frozen signatures; None where none is. Its result
-    backend is told the ids of the tasks, and not which tasks they are."""
-    frame = sys._getframe(2)
-    for _ in range(4):
-        if frame.f_code.co_name == "run" and frame.f_globals.get("__name__") == chord.__module__:
-            return frame.f_locals.get("header")
-        if frame.f_back is None:
-            return None
-        frame = frame.f_back
-    return None
 
 
 @CELERY.undocumented(

@@ -22,6 +22,31 @@ with CELERY.importing():
 _BASE = "celery.backends.base:Backend"
 _SYNC = "celery.backends.base:SyncBackendMixin"
 TESTS = ["test_results", "test_ledger_backend"]
+#: What each takes; nothing, where it is an attribute.
+_ASKED = {
+    "get_task_meta": ("task_id", "cache"),
+    "meta_from_decoded": ("meta",),
+    "is_cached": ("task_id",),
+    "_ensure_not_eager": (),
+    "persistent": (),
+    "supports_autoexpire": (),
+}
+_WAITED_FOR = {
+    "wait_for_pending": (
+        "result",
+        "timeout",
+        "interval",
+        "no_ack",
+        "on_message",
+        "on_interval",
+        "callback",
+        "propagate",
+    ),
+    "wait_for": ("task_id", "timeout", "interval", "no_ack", "on_interval"),
+    "add_pending_result": ("result", "weak"),
+    "remove_pending_result": ("result",),
+    "iter_native": ("result",),
+}
 
 
 @CELERY.undocumented("backends.by_url", at="celery.app.backends:by_url", takes=("backend", "loader"), tests=TESTS)
@@ -36,39 +61,10 @@ def backend_at(url: str | None, app: Any) -> Any:
 
 
 @CELERY.undocumented("base.BaseBackend", at="celery.backends.base:BaseBackend", tests=TESTS)
-@CELERY.undocumented("Backend.get_task_meta", at=f"{_BASE}.get_task_meta", takes=("task_id", "cache"), tests=TESTS)
 @CELERY.undocumented("Backend._get_task_meta_for", inside=f"{_BASE}.get_task_meta", tests=TESTS)
-@CELERY.undocumented("Backend.meta_from_decoded", at=f"{_BASE}.meta_from_decoded", takes=("meta",), tests=TESTS)
-@CELERY.undocumented("Backend.is_cached", at=f"{_BASE}.is_cached", takes=("task_id",), tests=TESTS)
-@CELERY.undocumented("Backend._ensure_not_eager", at=f"{_BASE}._ensure_not_eager", tests=TESTS)
-@CELERY.undocumented("Backend.persistent", at=f"{_BASE}.persistent", tests=TESTS)
-@CELERY.undocumented("Backend.supports_autoexpire", at=f"{_BASE}.supports_autoexpire", tests=TESTS)
 @CELERY.undocumented("Backend.thread_safe", inside=f"{_BASE}.__init__", tests=TESTS)
-@CELERY.undocumented(
-    "SyncBackendMixin.wait_for_pending",
-    at=f"{_SYNC}.wait_for_pending",
-    takes=("result", "timeout", "interval", "no_ack", "on_message", "on_interval", "callback", "propagate"),
-    tests=TESTS,
-)
-@CELERY.undocumented(
-    "SyncBackendMixin.wait_for",
-    at=f"{_SYNC}.wait_for",
-    takes=("task_id", "timeout", "interval", "no_ack", "on_interval"),
-    tests=TESTS,
-)
-@CELERY.undocumented(
-    "SyncBackendMixin.add_pending_result",
-    at=f"{_SYNC}.add_pending_result",
-    takes=("result", "weak"),
-    tests=TESTS,
-)
-@CELERY.undocumented(
-    "SyncBackendMixin.remove_pending_result",
-    at=f"{_SYNC}.remove_pending_result",
-    takes=("result",),
-    tests=TESTS,
-)
-@CELERY.undocumented("SyncBackendMixin.iter_native", at=f"{_SYNC}.iter_native", takes=("result",), tests=TESTS)
+@CELERY.members(_BASE, _ASKED, tests=TESTS)
+@CELERY.members(_SYNC, _WAITED_FOR, tests=TESTS)
 class AskedBackend(BaseBackend):
     """The half of :class:`~reliable_jobs.compat.celery_backend.AnsweringBackend` that is asked.
 

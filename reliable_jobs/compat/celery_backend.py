@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from celery import states
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError
@@ -17,79 +17,54 @@ from reliable_jobs.compat.celery_asked import TESTS, AskedBackend
 
 with CELERY.importing():
     from celery.backends.base import DisabledBackend
+    from celery.backends.rpc import RPCBackend
 
+_T = TypeVar("_T", bound="AnsweringBackend")
 logger = logging.getLogger(__name__)
 
 _BASE = "celery.backends.base:Backend"
 CHORD_TESTS = ["test_backend_names", "test_chords", "test_around_backends"]
+#: What Celery's tracer and its results call, and what each takes.
+_KEEPS = {
+    "store_result": ("task_id", "result", "state", "traceback", "request"),
+    "mark_as_done": ("task_id", "result", "request", "store_result", "state"),
+    "mark_as_failure": ("task_id", "exc", "traceback", "request", "store_result", "call_errbacks", "state"),
+    "mark_as_retry": ("task_id", "exc", "traceback", "request", "store_result", "state"),
+    "mark_as_revoked": ("task_id", "reason", "request", "store_result", "state"),
+    "forget": ("task_id",),
+    "restore_group": ("group_id",),
+    "save_group": ("group_id", "result"),
+    "delete_group": ("group_id",),
+    "process_cleanup": (),
+    "as_uri": ("include_password",),
+    "cleanup": (),
+}
+#: What its canvas calls.
+_OF_CHORDS = {
+    "ensure_chords_allowed": (),
+    "apply_chord": ("header_result_args", "body"),
+    "set_chord_size": ("group_id", "chord_size"),
+    "add_to_chord": ("chord_id", "result"),
+    "on_chord_part_return": ("request", "state", "result"),
+}
 
 
-@CELERY.undocumented(
-    "Backend.store_result",
-    at=f"{_BASE}.store_result",
-    takes=("task_id", "result", "state", "traceback", "request"),
-    tests=TESTS,
-)
-@CELERY.undocumented(
-    "Backend.mark_as_done",
-    at=f"{_BASE}.mark_as_done",
-    takes=("task_id", "result", "request", "store_result", "state"),
-    tests=TESTS,
-)
-@CELERY.undocumented(
-    "Backend.mark_as_failure",
-    at=f"{_BASE}.mark_as_failure",
-    takes=("task_id", "exc", "traceback", "request", "store_result", "call_errbacks", "state"),
-    tests=TESTS,
-)
-@CELERY.undocumented(
-    "Backend.mark_as_retry",
-    at=f"{_BASE}.mark_as_retry",
-    takes=("task_id", "exc", "traceback", "request", "store_result", "state"),
-    tests=TESTS,
-)
-@CELERY.undocumented(
-    "Backend.mark_as_revoked",
-    at=f"{_BASE}.mark_as_revoked",
-    takes=("task_id", "reason", "request", "store_result", "state"),
-    tests=TESTS,
-)
-@CELERY.undocumented("Backend.forget", at=f"{_BASE}.forget", takes=("task_id",), tests=TESTS)
-@CELERY.undocumented("Backend.restore_group", at=f"{_BASE}.restore_group", takes=("group_id",), tests=TESTS)
-@CELERY.undocumented("Backend.save_group", at=f"{_BASE}.save_group", takes=("group_id", "result"), tests=TESTS)
-@CELERY.undocumented("Backend.delete_group", at=f"{_BASE}.delete_group", takes=("group_id",), tests=TESTS)
-@CELERY.undocumented("Backend.process_cleanup", at=f"{_BASE}.process_cleanup", tests=TESTS)
-@CELERY.undocumented("Backend.as_uri", at=f"{_BASE}.as_uri", takes=("include_password",), tests=TESTS)
-@CELERY.undocumented("Backend.cleanup", at=f"{_BASE}.cleanup", tests=TESTS)
-@CELERY.undocumented("Backend.ensure_chords_allowed", at=f"{_BASE}.ensure_chords_allowed", tests=CHORD_TESTS)
-@CELERY.undocumented(
-    "Backend.apply_chord",
-    at=f"{_BASE}.apply_chord",
-    takes=("header_result_args", "body"),
-    tests=CHORD_TESTS,
-)
-@CELERY.undocumented(
-    "Backend.set_chord_size",
-    at=f"{_BASE}.set_chord_size",
-    takes=("group_id", "chord_size"),
-    tests=CHORD_TESTS,
-)
-@CELERY.undocumented(
-    "Backend.add_to_chord",
-    at=f"{_BASE}.add_to_chord",
-    takes=("chord_id", "result"),
-    tests=CHORD_TESTS,
-)
-@CELERY.undocumented(
-    "Backend.on_chord_part_return",
-    at=f"{_BASE}.on_chord_part_return",
-    takes=("request", "state", "result"),
-    tests=CHORD_TESTS,
-)
+@CELERY.members(_BASE, _KEEPS, tests=TESTS)
+@CELERY.members(_BASE, _OF_CHORDS, tests=CHORD_TESTS)
 class AnsweringBackend(AskedBackend):
     """A result backend whose subclass knows what became of its own tasks, and which asks another one for all others.
     Celery's names for what it is asked and told are here; the subclass has names of its own.
     """
+
+    @classmethod
+    def around(cls: type[_T], backend: Any, app: Any) -> _T:
+        """This backend around another one: itself, if it is one; else the one that was made around it before."""
+        if isinstance(backend, cls):
+            return backend
+        known: _T | None = vars(backend).get("reliable_ledger")
+        if known is None:
+            known = vars(backend)["reliable_ledger"] = cls(app, wrapped=backend)
+        return known
 
     def on_task_call(self, producer: Any, task_id: str) -> Any:
         return self.wrapped.on_task_call(producer, task_id)
@@ -306,6 +281,13 @@ def is_disabled(backend: Any) -> bool:
     if isinstance(backend, AnsweringBackend):
         return backend.implicit and is_disabled(backend.wrapped)
     return isinstance(backend, DisabledBackend)
+
+
+@CELERY.undocumented("rpc.RPCBackend", at="celery.backends.rpc:RPCBackend", tests=["test_results"])
+def can_be_read(backend: Any) -> bool:
+    """Whether the project has a result backend that anybody may read. Not ``rpc://``: to read a result would declare a
+    queue, and each can be read once."""
+    return not is_disabled(backend) and not isinstance(backend, RPCBackend)
 
 
 def wrapped_by(backend: Any) -> Any:

@@ -48,6 +48,17 @@ def pool_of(worker: Any) -> type:
 
 
 @CELERY.undocumented(
+    "WorkController.time_limit",
+    "WorkController.soft_time_limit",
+    inside="celery.worker.worker:WorkController.setup_defaults",
+    tests=["test_delivery_batches"],
+)
+def limits_of_worker(worker: Any) -> tuple[float | None, float | None]:
+    """Hard and soft limit of tasks that have none, in seconds: of the command line, or else of the settings."""
+    return worker.time_limit, worker.soft_time_limit
+
+
+@CELERY.undocumented(
     "BasePool.num_processes",
     at="celery.concurrency.base:BasePool.num_processes",
     tests=["test_watchdog"],

@@ -90,14 +90,6 @@ def without_backend(task: Any) -> Iterator[None]:
         task.backend = own
 
 
-@CELERY.undocumented("rpc.RPCBackend", at="celery.backends.rpc:RPCBackend", tests=["test_results"])
-def reads_results_from_a_queue(backend: Any) -> bool:
-    """Whether a backend is ``rpc://``: to read a result would declare a queue, and each can be read once."""
-    with CELERY.importing():
-        from celery.backends.rpc import RPCBackend
-    return isinstance(backend, RPCBackend)
-
-
 @CELERY.undocumented(
     "Backend.get_task_meta",
     at="celery.backends.base:Backend.get_task_meta",

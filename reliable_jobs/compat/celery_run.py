@@ -33,10 +33,10 @@ def tracer_of(task: Any, app: Any, hostname: str) -> Callable[..., Any]:
     takes=("task", "uuid", "args", "kwargs", "request"),
     tests=["test_bundle"],
 )
-def trace(task: Any, task_id: str, args: Any, kwargs: Any, request: dict[str, Any], app: Any) -> None:
-    """Run a job of a bundle as a worker runs a message: in Celery's own tracer."""
+def trace(task: Any, task_id: str, args: Any, kwargs: Any, request: dict[str, Any], app: Any) -> Any:
+    """Run a job of a bundle as a worker runs a message: in Celery's own tracer. Returns its answer."""
     options = {"app": app, "loader": app.loader, "hostname": request["hostname"]}
-    app_trace.trace_task(task, task_id, args, kwargs, request, **options)
+    return app_trace.trace_task(task, task_id, args, kwargs, request, **options)
 
 
 @CELERY.undocumented("trace.trace_ok_t", at="celery.app.trace:trace_ok_t", tests=["test_adversary"])

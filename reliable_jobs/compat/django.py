@@ -21,7 +21,7 @@ INIT = f"{WRAPPER}.__init__"
     "ConnectionHandler.all",
     at="django.utils.connection:BaseConnectionHandler.all",
     takes=("initialized_only",),
-    tests=["test_outbox"],
+    tests=["test_outbox_rows"],
 )
 def made_connections() -> list[Any]:
     """The connections that this thread has made so far, open or not: to look for a transaction makes no other."""
@@ -108,6 +108,30 @@ def table_names(connection: Any) -> list[str]:
     """The names of the tables that a database holds."""
     names: list[str] = connection.introspection.table_names()
     return names
+
+
+@DJANGO.undocumented(
+    "DatabaseIntrospection.get_table_description",
+    at="django.db.backends.base.introspection:BaseDatabaseIntrospection.get_table_description",
+    takes=("cursor", "table_name"),
+    tests=["test_migrations"],
+)
+def column_names(connection: Any, table: str) -> set[str]:
+    """The names of a table's columns."""
+    with connection.cursor() as cursor:
+        return {column.name for column in connection.introspection.get_table_description(cursor, table)}
+
+
+@DJANGO.undocumented(
+    "DatabaseIntrospection.get_constraints",
+    at="django.db.backends.base.introspection:BaseDatabaseIntrospection.get_constraints",
+    takes=("cursor", "table_name"),
+    tests=["test_migrations"],
+)
+def index_names(connection: Any, table: str) -> set[str]:
+    """The names of a table's indexes and constraints."""
+    with connection.cursor() as cursor:
+        return set(connection.introspection.get_constraints(cursor, table))
 
 
 @DJANGO.undocumented(

@@ -11,7 +11,7 @@ from reliable_jobs.compat.django import DJANGO
     "admin.helpers.ACTION_CHECKBOX_NAME",
     at="django.contrib.admin.helpers:ACTION_CHECKBOX_NAME",
     rare=True,
-    tests=["test_admin"],
+    tests=["test_admin_operations"],
 )
 def field_of_chosen() -> str:
     """The form field that holds the keys of the rows to which an action applies: a page that asks first sends them
@@ -22,7 +22,10 @@ def field_of_chosen() -> str:
 
 
 @DJANGO.undocumented(
-    "admin.options.IS_POPUP_VAR", at="django.contrib.admin.options:IS_POPUP_VAR", rare=True, tests=["test_admin"]
+    "admin.options.IS_POPUP_VAR",
+    at="django.contrib.admin.options:IS_POPUP_VAR",
+    rare=True,
+    tests=["test_admin_operations"],
 )
 def is_popup(request: Any) -> bool:
     """Whether an admin page is shown in a window of its own, without its head."""
@@ -32,7 +35,11 @@ def is_popup(request: Any) -> bool:
 
 
 @DJANGO.undocumented(
-    "admin.utils.unquote", at="django.contrib.admin.utils:unquote", takes=("s",), rare=True, tests=["test_admin"]
+    "admin.utils.unquote",
+    at="django.contrib.admin.utils:unquote",
+    takes=("s",),
+    rare=True,
+    tests=["test_admin_operations"],
 )
 def key_in_address(quoted: str) -> str:
     """The key of a row as it was before the admin put it into an address."""
@@ -44,7 +51,7 @@ def key_in_address(quoted: str) -> str:
 @DJANGO.undocumented(
     "module_loading.autodiscover_modules",
     at="django.utils.module_loading:autodiscover_modules",
-    tests=["test_admin"],
+    tests=["test_admin_job"],
 )
 def import_from_apps(name: str) -> None:
     """Import a module of each installed app that has it, as the admin finds ``admin.py``."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
+from celery.exceptions import SoftTimeLimitExceeded
 from django.db import transaction
 
 from reliable_jobs.compat.django import DJANGO, INIT, WRAPPER
+
+logger = logging.getLogger(__name__)
 
 in_transaction = DJANGO.attribute(
     "connection.in_atomic_block",
@@ -73,6 +77,22 @@ RELEASES_SAVEPOINT = DJANGO.method(
     takes=("sid",),
     tests=["test_savepoint"],
 )
+
+
+def after_commit(hook: Callable[[], Any], using: str) -> None:
+    """Call it when the open transaction has been committed, at once where none is open. What it raises is logged, but
+    for the time limit of the task function that commits there. Django's own ``robust`` swallows that, and raises an
+    AttributeError of its own where a hook without a name (a partial) has failed."""
+
+    def guarded() -> None:
+        try:
+            hook()
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception:
+            logger.exception("What was to come after a commit failed; the commit stands.")
+
+    transaction.on_commit(guarded, using=using)
 
 
 @DJANGO.undocumented("connection.run_on_commit", inside=INIT, tests=["test_bundle"])

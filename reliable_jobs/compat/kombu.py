@@ -45,7 +45,7 @@ def sockets_of(transport: Any) -> Iterator[Any]:
 @KOMBU.undocumented(
     "Connection._reraise_as_library_errors",
     at="kombu.connection:Connection._reraise_as_library_errors",
-    tests=["test_message", "test_canvas"],
+    tests=["test_render", "test_canvas"],
 )
 class NoConnection:
     """Stands where Celery expects the connection of the producer that it publishes with. Its own errors are none.

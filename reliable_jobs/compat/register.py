@@ -20,7 +20,7 @@ import functools
 import importlib.metadata
 import operator
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from django.core.exceptions import ImproperlyConfigured
@@ -89,11 +89,24 @@ class Library:
             takes, since, rare: see :class:`Name`.
             tests: files that are red without the names.
         """
-        place = _caller()
         names = [
             Name(one, inside or at, bool(inside), tuple(takes), since, rare or self.optional) for one in (name, *more)
         ]
+        return self._declared(names, tests, _caller())
 
+    def members(self, of: str, table: Mapping[str, Sequence[str]], *, tests: Sequence[str]) -> Callable[[_F], _F]:
+        """Declare the members of one class that a function or class uses, as :meth:`undocumented` does one by one.
+
+        Args:
+            of: the place of the class.
+            table: their names, each with the parameters that it must have; none for an attribute.
+            tests: as for :meth:`undocumented`.
+        """
+        kind = of.partition(":")[2]
+        names = [Name(f"{kind}.{one}", f"{of}.{one}", takes=tuple(takes)) for one, takes in table.items()]
+        return self._declared(names, tests, _caller())
+
+    def _declared(self, names: Sequence[Name], tests: Sequence[str], place: tuple[str, int]) -> Callable[[_F], _F]:
         def declare(function: _F) -> _F:
             before = next((use for use in self.uses if use.what is function), None)
             if before is not None:

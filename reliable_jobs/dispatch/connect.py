@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from celery import Celery
 
+from reliable_jobs.dispatch.answers import BrokerTimeout, Confirms
 from reliable_jobs.dispatch.connection import Link
-from reliable_jobs.dispatch.receipt import BrokerTimeout, Receipt
 from reliable_jobs.message.row_to_message import Outgoing
 
 
@@ -25,14 +25,14 @@ class Preparation(threading.Thread):
     def __init__(self, app: Celery, link: Link | None, messages: Sequence[Outgoing]) -> None:
         super().__init__(name="reliable_jobs-connect", daemon=True)
         self._app, self._link, self._messages = app, link, messages
-        self._receipt = Receipt()
+        self._receipt = Confirms()
         self._error: Exception | None = None
         self._timeout = 0.0
         self._ended = threading.Event()
         self._answer = threading.Lock()
         self._given_up = False
 
-    def result(self, timeout: float) -> tuple[Link, Receipt]:
+    def result(self, timeout: float) -> tuple[Link, Confirms]:
         """The connection, and what came of the declarations.
 
         Raises:

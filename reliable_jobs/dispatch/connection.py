@@ -1,9 +1,7 @@
 """One broker connection: declare, publish, await every confirm.
 
-On AMQP (py-amqp) all messages of a call go out in one pipeline on a channel in confirm mode, ``mandatory``, and then
-every delivery tag is waited for. RabbitMQ *acks* an unroutable message after returning it, so a return outweighs the
-ack; it carries no delivery tag and is told apart by ``message_id``. Other transports know no confirms: there a publish
-that did not raise counts, and the sweeper makes up for what they lose.
+On AMQP (py-amqp) amqp_pipeline.py publishes. Other transports know no confirms: there a publish that did not raise
+counts, and the sweeper makes up for what they lose.
 """
 
 from __future__ import annotations
@@ -21,18 +19,11 @@ from celery.exceptions import SoftTimeLimitExceeded
 from kombu import Producer
 from kombu.transport.base import Transport
 
-from reliable_jobs.compat.amqp import call_on, largest_frame
-from reliable_jobs.dispatch import amqp_frames
-from reliable_jobs.dispatch.receipt import UNENCODABLE, BrokerTimeout, Depth, Receipt
+from reliable_jobs.dispatch.amqp_pipeline import Pipeline, time_left
+from reliable_jobs.dispatch.answers import UNENCODABLE, BrokerTimeout, Confirms, Depth
 from reliable_jobs.message.row_to_message import Outgoing
 
 logger = logging.getLogger(__name__)
-
-#: Bytes that are written at once.
-CHUNK = 64 * 1024
-#: Messages on the wire before the first confirm is awaited.
-WINDOW = 500
-_NOT_CONFIRMED = "not confirmed in time"
 
 
 def _ends_connection(error: Exception) -> bool:
@@ -43,7 +34,7 @@ def _ends_connection(error: Exception) -> bool:
     return isinstance(error, (OSError, AmqpConnectionError)) and getattr(error, "code", None) != 320
 
 
-def _within(timeout: float, transport: Transport, theirs: Mapping[str, Any]) -> dict[str, Any]:
+def within(timeout: float, transport: Transport, theirs: Mapping[str, Any]) -> dict[str, Any]:
     """Transport options that bound each wait on the network. The project's own values win, except on AMQP for
     ``confirm_publish`` (the confirms are awaited here) and ``connect_timeout`` (the time that is left)."""
     options = dict(theirs)
@@ -72,7 +63,8 @@ class Link:
         self.used = False
         self.connection = app.connection_for_write(heartbeat=0, connect_timeout=timeout)
         self.amqp = self.connection.transport.driver_name == "py-amqp"
-        self.connection.transport_options = _within(
+        self.pipeline: Pipeline | None = None
+        self.connection.transport_options = within(
             timeout, self.connection.transport, self.connection.transport_options or {}
         )
         try:
@@ -80,37 +72,14 @@ class Link:
             # The driver's own connection: kombu's quietly reconnects, leaves the old socket open, and would wait on the
             # new one for acks of the old.
             self.raw: Any = self.connection.connection
-            self.channel: Any = self.raw.channel() if self.amqp else self.connection.channel()
-            if self.amqp:
-                self._confirm_mode()
+            self.channel: Any = self._confirming() if self.amqp else self.connection.channel()
         except BaseException:
             self.drop()
             raise
 
-    def _confirm_mode(self) -> None:
-        self.tag = 0
-        self.open_tags: dict[int, uuid.UUID] = {}
-        self.receipt = Receipt()
-        self.channel.confirm_select()
-        call_on(self.channel, "basic_ack", self._on_ack)
-        call_on(self.channel, "basic_nack", self._on_nack)
-        call_on(self.channel, "basic_return", self._on_return)
-
-    def _answered(self, delivery_tag: int, multiple: bool) -> list[uuid.UUID]:
-        tags = [tag for tag in self.open_tags if tag <= delivery_tag] if multiple else [delivery_tag]
-        return [self.open_tags.pop(tag) for tag in tags if tag in self.open_tags]
-
-    def _on_ack(self, delivery_tag: int, multiple: bool) -> None:
-        self.receipt.confirmed.update(
-            job_id for job_id in self._answered(delivery_tag, multiple) if job_id not in self.receipt.returned
-        )
-
-    def _on_nack(self, delivery_tag: int, multiple: bool) -> None:
-        self.receipt.nacked.update(self._answered(delivery_tag, multiple))
-
-    def _on_return(self, exception: Exception, exchange: str, routing_key: str, message: Any) -> None:
-        job_id = uuid.UUID(message.properties["message_id"])
-        self.receipt.returned[job_id] = f"unroutable: exchange {exchange!r}, routing key {routing_key!r}: {exception}"
+    def _confirming(self) -> Any:
+        self.pipeline = Pipeline(self.raw)
+        return self.pipeline.channel
 
     def drop(self) -> None:
         """Let go of the connection without a word to the broker: ``close()`` may wait for ever."""
@@ -146,79 +115,45 @@ class Link:
             except self.connection.channel_errors as error:
                 if getattr(error, "code", None) != 406:
                     raise
-                self.channel = self.raw.channel()  # 406 PRECONDITION_FAILED closed the channel
-                self._confirm_mode()
+                self.channel = self._confirming()  # 406 PRECONDITION_FAILED closed the other
         self.declared.add(name)
 
-    def declare_for(self, messages: Sequence[Outgoing]) -> Receipt:
-        """Declare the messages' queues. What went wrong stands in the receipt."""
-        receipt = Receipt()
+    def declare_for(self, messages: Sequence[Outgoing]) -> Confirms:
+        """Declare the messages' queues. What went wrong stands in the confirms."""
+        confirms = Confirms()
         try:
             for message in messages:
-                self._declare_for(message, receipt)
+                self._declare_for(message, confirms)
         except SoftTimeLimitExceeded:
             raise
         except Exception as error:
-            receipt.error = error
+            confirms.error = error
         self.used = True
-        return receipt
+        return confirms
 
-    def publish(self, messages: Sequence[Outgoing], deadline: float) -> Receipt:
+    def publish(self, messages: Sequence[Outgoing], deadline: float) -> Confirms:
         """Publish to queues that have been declared, and wait for the confirms until ``deadline`` (monotonic)."""
-        receipt = Receipt()
+        confirms = Confirms()
         try:
-            if self.amqp:
-                self.receipt = receipt
-                self._pipeline(messages, deadline)
+            if self.pipeline is not None:
+                self.pipeline.publish(messages, deadline, confirms)
             else:
-                self._one_by_one(messages, deadline, receipt)
+                self._one_by_one(messages, deadline, confirms)
         except SoftTimeLimitExceeded:
             raise  # the task function's, which publishes
         except Exception as error:
-            receipt.error = error
-            receipt.died = self.amqp and _ends_connection(error)
+            confirms.error = error
+            confirms.died = self.amqp and _ends_connection(error)
         self.used = True
-        return receipt
+        return confirms
 
-    def _declare_for(self, message: Outgoing, receipt: Receipt) -> None:
+    def _declare_for(self, message: Outgoing, confirms: Confirms) -> None:
         try:
             self.declare(message.queue)
         except (*self.connection.channel_errors, *UNENCODABLE):
             # A name that the broker refuses (403 for ``amq.…``) or that can't be written: this message's own fault.
-            receipt.unsendable = message.id
+            confirms.unsendable = message.id
             raise
-
-    def _pipeline(self, messages: Sequence[Outgoing], deadline: float) -> None:
-        self.open_tags.clear()
-        frames = bytearray()
-        for message in messages:
-            try:
-                frames += self._frames(message)
-            except UNENCODABLE:
-                self.receipt.unsendable = message.id
-                raise
-            if len(frames) >= CHUNK:
-                self._write(frames, deadline)
-            if len(self.open_tags) >= WINDOW:
-                self._write(frames, deadline)
-                self._await_confirms(deadline, down_to=WINDOW // 2)
-        self._write(frames, deadline)
-        self._await_confirms(deadline, down_to=0)
-
-    def _frames(self, message: Outgoing, mandatory: bool = True) -> bytes:
-        frames = amqp_frames.publication(
-            message, channel=self.channel.channel_id, frame_max=largest_frame(self.raw), mandatory=mandatory
-        )
-        self.tag += 1
-        self.open_tags[self.tag] = message.id
-        return frames
-
-    def _write(self, frames: bytearray, deadline: float) -> None:
-        if frames:
-            transport = self.raw.transport
-            with transport.having_timeout(self._left(deadline)):
-                transport.write(bytes(frames))
-            frames.clear()
 
     def probe(self, timeout: float) -> None:
         """On AMQP: have a message confirmed. Only that tells: a broker under its memory alarm lets connections in and
@@ -228,13 +163,10 @@ class Link:
         Raises:
             Exception: BrokerTimeout, or the connection's own error.
         """
-        if self.amqp:
-            deadline = time.monotonic() + timeout
+        if self.pipeline is not None:
             # With a body: a message without one is complete before the alarm holds the connection up, and is confirmed.
             nowhere = Outgoing(uuid.uuid4(), "", "", "reliable_jobs.probe", b"probe", "text/plain", "utf-8", {}, {})
-            self.receipt = Receipt()
-            self._write(bytearray(self._frames(nowhere, mandatory=False)), deadline)
-            self._await_confirms(deadline, down_to=0)
+            self.pipeline.publish([nowhere], time.monotonic() + timeout, Confirms(), mandatory=False)
         self.used = True
 
     def depth(self, queue: str) -> Depth | None:
@@ -252,17 +184,10 @@ class Link:
         self.used = True
         return Depth(ready=answer.message_count, consumers=answer.consumer_count)
 
-    def _await_confirms(self, deadline: float, down_to: int) -> None:
-        while len(self.open_tags) > down_to:
-            try:
-                self.raw.drain_events(timeout=self._left(deadline))
-            except TimeoutError:
-                raise BrokerTimeout(_NOT_CONFIRMED) from None
-
-    def _one_by_one(self, messages: Sequence[Outgoing], deadline: float, receipt: Receipt) -> None:
+    def _one_by_one(self, messages: Sequence[Outgoing], deadline: float, confirms: Confirms) -> None:
         producer = Producer(self.channel, auto_declare=False)
         for message in messages:
-            self._left(deadline)
+            time_left(deadline)
             properties = {**message.properties}
             producer.publish(
                 message.body,
@@ -275,11 +200,4 @@ class Link:
                 priority=properties.pop("priority", 0),
                 **properties,
             )
-            receipt.confirmed.add(message.id)
-
-    @staticmethod
-    def _left(deadline: float) -> float:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise BrokerTimeout(_NOT_CONFIRMED)
-        return left
+            confirms.confirmed.add(message.id)

@@ -14,7 +14,6 @@ import logging
 import threading
 import uuid
 import weakref
-from collections.abc import Iterable
 
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
@@ -25,10 +24,11 @@ from reliable_jobs.compat.django import made_connections
 from reliable_jobs.compat.django_transaction import commits_on_exit, in_transaction
 from reliable_jobs.conf import settings
 from reliable_jobs.dispatch import notify
+from reliable_jobs.dispatch.answers import Confirms
 from reliable_jobs.dispatch.publisher import publisher
-from reliable_jobs.dispatch.receipt import Receipt
 from reliable_jobs.lifecycle import workflows
-from reliable_jobs.message.row_to_message import Outgoing, Rendered, as_uuid, first_outgoing, foreign_id
+from reliable_jobs.logs import fields
+from reliable_jobs.message.row_to_message import Outgoing, as_uuid, foreign_id
 
 logger = logging.getLogger(__name__)
 
@@ -62,26 +62,8 @@ def publishes(app: Celery, alias: str, jobs: int) -> bool:
     return pending + jobs <= MAX_ON_COMMIT and not publisher(app).breaker_open
 
 
-def dispatch_on_commit(
-    app: Celery,
-    alias: str,
-    usual_name: str,
-    jobs: Iterable[tuple[uuid.UUID, Rendered]],
-    *,
-    relay_only: bool = False,
-    content_version: int = 0,
-) -> None:
-    """Publish the first message of new rows when the open transaction commits; at once where none is open.
-
-    Args:
-        alias, usual_name: see :func:`databases.of_new_job`.
-        relay_only: the rows end when the broker has confirmed their messages.
-        content_version: of the rows.
-    """
-    messages = [
-        first_outgoing(job_id, rendered, usual_name, relay_only=relay_only, content_version=content_version)
-        for job_id, rendered in jobs
-    ]
+def dispatch_on_commit(app: Celery, alias: str, messages: list[Outgoing]) -> None:
+    """Publish the first messages of new rows when the open transaction commits; at once where none is open."""
     hook = _DispatchOnCommit(app, alias, messages)
     transaction.on_commit(hook, using=alias)
 
@@ -168,20 +150,28 @@ def dispatch(app: Celery, messages: list[Outgoing]) -> None:
 
     A failure is logged once, by the breaker.
     """
+    relayed = [message for message in messages if message.relayed_from]
     if not messages or (broker := publisher(app)).breaker_open:
         return
-    receipt = broker.publish(wanted(messages))
-    for job_id, why in receipt.returned.items():
-        logger.warning("Job %s was not routed (%s); the sweeper tries again.", job_id, why)
-    mark_sent(messages, receipt)
+    confirms = broker.publish(wanted(messages, relayed) if relayed else messages)
+    sent = {message.id: message for message in messages} if confirms.returned else {}
+    for job_id, why in confirms.returned.items():
+        about = fields(job_id, sent[job_id].headers["task"], sent[job_id].queue)
+        logger.warning("Job %s was not routed (%s); the sweeper tries again.", job_id, why, extra=about)
+    if relayed:
+        mark_sent(relayed, confirms)
 
 
-def wanted(messages: list[Outgoing]) -> list[Outgoing]:
-    """Without those of tasks that are not reliable whose workflows were cancelled after their rows were made. No claim
-    would stop them; the sweep ends their rows."""
+def wanted(messages: list[Outgoing], relayed: list[Outgoing]) -> list[Outgoing]:
+    """The messages without those of tasks that are not reliable whose workflows were cancelled after their rows were
+    made. No claim would stop them; the sweep ends their rows.
+
+    Args:
+        relayed: those of tasks that are not reliable.
+    """
     by_alias: dict[str, set[str]] = {}
-    for message in messages:
-        if message.relayed_from and message.headers["root_id"] != message.headers["id"]:
+    for message in relayed:
+        if message.headers["root_id"] != message.headers["id"]:
             by_alias.setdefault(message.relayed_from, set()).add(message.headers["root_id"])
     cancelled = {
         (alias, root)
@@ -193,11 +183,11 @@ def wanted(messages: list[Outgoing]) -> list[Outgoing]:
     return [message for message in messages if (message.relayed_from, message.headers["root_id"]) not in cancelled]
 
 
-def mark_sent(messages: Iterable[Outgoing], receipt: Receipt) -> None:
-    """Write the confirms of those messages whose rows end with it."""
+def mark_sent(relayed: list[Outgoing], confirms: Confirms) -> None:
+    """Write the confirms of messages whose rows end with it."""
     by_alias: dict[str, list[uuid.UUID]] = {}
-    for message in messages:
-        if message.relayed_from and message.id in receipt.confirmed:
+    for message in relayed:
+        if message.id in confirms.confirmed:
             by_alias.setdefault(message.relayed_from, []).append(message.id)
     for alias, ids in by_alias.items():
         lifecycle.mark_sent(ids, alias)

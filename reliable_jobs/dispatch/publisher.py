@@ -12,18 +12,19 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from celery import Celery
 from celery.app import app_or_default
 from celery.exceptions import SoftTimeLimitExceeded
 
+from reliable_jobs import signals
 from reliable_jobs.conf import settings
 from reliable_jobs.dispatch import bundles, second_tries
+from reliable_jobs.dispatch.answers import Confirms, Depth, is_refusal
 from reliable_jobs.dispatch.connect import Preparation
 from reliable_jobs.dispatch.connection import Link
-from reliable_jobs.dispatch.receipt import Depth, Receipt, is_refusal
-from reliable_jobs.message.row_to_message import Outgoing
+from reliable_jobs.message.row_to_message import HEADER, Outgoing
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Publisher:
             self._start_probe()
         return self._open
 
-    def publish(self, messages: Sequence[Outgoing], timeout: float | None = None) -> Receipt:
+    def publish(self, messages: Sequence[Outgoing], timeout: float | None = None) -> Confirms:
         """Publish, wait for every confirm, and say what became of each message. Never raises a broker's error.
 
         Args:
@@ -80,32 +81,34 @@ class Publisher:
             self._trip(total.error)
         if jobs_of:
             total.unpack(jobs_of)
+        if signals.heard(signals.job_published):
+            _tell(message for message in messages if message.id in total.confirmed)
         return total
 
-    def _try_once(self, messages: Sequence[Outgoing], deadline: float, reuse: bool) -> Receipt:
+    def _try_once(self, messages: Sequence[Outgoing], deadline: float, reuse: bool) -> Confirms:
         if not messages:
-            return Receipt()
-        link, receipt = self._idle_link() if reuse else None, Receipt()
+            return Confirms()
+        link, confirms = self._idle_link() if reuse else None, Confirms()
         if link is None or not link.declared.issuperset([message.queue for message in messages]):
             try:
-                link, receipt = Preparation(self.app, link, messages).result(deadline - time.monotonic())
+                link, confirms = Preparation(self.app, link, messages).result(deadline - time.monotonic())
             except SoftTimeLimitExceeded:
                 raise
             except Exception as error:
-                return Receipt(error=error)
-        if receipt.error is None:
+                return Confirms(error=error)
+        if confirms.error is None:
             try:
-                receipt = link.publish(messages, deadline)
+                confirms = link.publish(messages, deadline)
             except BaseException:
                 # A time limit of the task function that publishes: the broker is not to blame, and what is still on
                 # its way on this connection would confirm the next messages.
                 link.drop()
                 raise
-        if receipt.error is None and not receipt.returned:
+        if confirms.error is None and not confirms.returned:
             self._keep(link)
         else:
             link.drop()
-        return receipt
+        return confirms
 
     def _idle_link(self) -> Link | None:
         with self._lock:
@@ -203,6 +206,7 @@ class Publisher:
         with self._lock:
             if self._open:
                 return
+            self._away = True
             self._open = True
             idle, self._idle = self._idle, []
         logger.warning(
@@ -244,6 +248,14 @@ class Publisher:
 
 _publishers: dict[int, Publisher] = {}
 _publishers_lock = threading.Lock()
+
+
+def _tell(confirmed: Iterable[Outgoing]) -> None:
+    for message in confirmed:
+        pointer = message.headers.get(HEADER, {})
+        about = {"job_id": message.id, "task": message.headers["task"], "queue": message.queue}
+        using = message.relayed_from or pointer["using"]
+        signals.send(signals.job_published, using, [{**about, "send": pointer.get("send")}])
 
 
 def _new_lock_after_fork() -> None:

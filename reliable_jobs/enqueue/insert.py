@@ -1,10 +1,12 @@
-"""New jobs into the table: one INSERT for a job, COPY (or INSERTs of many rows) for thousands.
+"""From a call to its row, and new rows into the table: one INSERT for a job, COPY (or INSERTs of many rows) for
+thousands.
 
 Django's ORM would compile the statement anew for each job, which was most of what an enqueue cost.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import itertools
 import os
@@ -12,11 +14,14 @@ import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from django.conf import settings as django_settings
 from django.db import connections
 
 from reliable_jobs.compat.django import djangos_errors, most_parameters
 from reliable_jobs.compat.django_transaction import doomed_by_error
+from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle import sql
+from reliable_jobs.message.row_to_message import Rendered
 
 #: Rows of one INSERT where there is no COPY, and where the database takes that many parameters.
 _BLOCK = 500
@@ -24,6 +29,27 @@ _BLOCK = 500
 _VARIANT = {f"{digit:x}": "89ab"[digit & 3] for digit in range(16)}
 #: Rows of one write to a COPY.
 _COPY_WRITE = 100
+
+
+@dataclasses.dataclass
+class Request:
+    """One call of ``apply_async``, rendered and with its times taken out of the message."""
+
+    job_id: uuid.UUID
+    rendered: Rendered
+    countdown: float | None = None
+    eta: datetime.datetime | None = None
+    expires: datetime.datetime | float | None = None
+    key: str | None = None
+    key_forever: bool = False
+    #: The caller named the id, so it may exist already.
+    id_given: bool = False
+    #: A step of a workflow that a settlement writes: where its id exists, that job stays as it is.
+    follows: bool = False
+    #: The task is not a reliable one.
+    relay_only: bool = False
+    #: The job whose failure this one is told of.
+    errback_of: uuid.UUID | None = None
 
 
 class New(NamedTuple):
@@ -69,6 +95,55 @@ class Each(NamedTuple):
     id: str
     payload: bytes
     envelope: str
+
+
+def _seconds_until(moment: Any) -> Any:
+    """Seconds from now until a time, by this machine's clock; anything else as it is."""
+    if isinstance(moment, datetime.datetime):
+        return (moment - datetime.datetime.now(datetime.timezone.utc)).total_seconds()
+    return moment
+
+
+def new_row(request: Request, *, later: bool, sends: int, owes: uuid.UUID | None = None, place: str = "") -> New:
+    """The row of a call.
+
+    Args:
+        later: the job is not to start now.
+        sends: 1 where the commit publishes it.
+        owes, place: the group that waits for it, and its place there.
+    """
+    rendered = request.rendered
+    in_workflow = request.relay_only or request.errback_of or owes
+    eta, expires = request.eta, request.expires
+    if not django_settings.USE_TZ:
+        # The database's times are naive then, and in a zone that depends on the database: what lies between is not.
+        eta, expires = None, _seconds_until(expires)
+    due_in = 0.0
+    if eta is None and later:
+        due_in = _seconds_until(request.eta) or request.countdown or 0.0
+    return New(
+        id=request.job_id,
+        task=rendered.task,
+        queue=rendered.queue,
+        priority=rendered.priority,
+        sends=sends,
+        key=request.key,
+        live_key=request.key,
+        key_forever=request.key_forever,
+        payload=rendered.payload,
+        content_type=rendered.content_type,
+        content_encoding=rendered.content_encoding,
+        envelope=rendered.envelope,
+        root_id=rendered.root_id,
+        parent_id=rendered.parent_id,
+        due_in=float(due_in),
+        # By the database's clock, however fast this machine's runs.
+        not_before=eta,
+        check_in=settings.GRACE if sends else None,
+        expires_at=expires if isinstance(expires, datetime.datetime) else None,
+        expires_in=expires if isinstance(expires, (int, float)) else None,
+        workflow=(request.relay_only, request.errback_of, owes, place) if in_workflow else (),
+    )
 
 
 def insert(alias: str, new: New, *, unless_there: bool = False) -> bool:

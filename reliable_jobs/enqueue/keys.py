@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import datetime
 import uuid
 from collections.abc import Iterator
 
@@ -12,35 +10,14 @@ from django.db import OperationalError, connections, transaction
 
 from reliable_jobs import lifecycle
 from reliable_jobs.enqueue import insert
+from reliable_jobs.enqueue.insert import Request
 from reliable_jobs.errors import KeyBusy, KeyConflict
 from reliable_jobs.message.decode import same_call
-from reliable_jobs.message.row_to_message import Rendered
 from reliable_jobs.models import Job
 
 #: How long an enqueue waits for another open transaction that holds the same key.
 KEY_LOCK_TIMEOUT_MS = 2000
 _KEY_ROUNDS = 3
-
-
-@dataclasses.dataclass
-class Request:
-    """One call of ``apply_async``, rendered and with its times taken out of the message."""
-
-    job_id: uuid.UUID
-    rendered: Rendered
-    countdown: float | None = None
-    eta: datetime.datetime | None = None
-    expires: datetime.datetime | float | None = None
-    key: str | None = None
-    key_forever: bool = False
-    #: The caller named the id, so it may exist already.
-    id_given: bool = False
-    #: A step of a workflow that a settlement writes: where its id exists, that job stays as it is.
-    follows: bool = False
-    #: The task is not a reliable one.
-    relay_only: bool = False
-    #: The job whose failure this one is told of.
-    errback_of: uuid.UUID | None = None
 
 
 def insert_unless_there(new: insert.New, request: Request, alias: str) -> tuple[uuid.UUID | None, int]:

@@ -8,21 +8,19 @@ import datetime
 import itertools
 import uuid
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from celery import Celery
-from django.conf import settings as django_settings
 from django.db import connections
 
-from reliable_jobs import databases
+from reliable_jobs import databases, signals
 from reliable_jobs.compat.django_transaction import in_transaction
 from reliable_jobs.conf import settings
 from reliable_jobs.dispatch import on_commit
 from reliable_jobs.enqueue import insert, keys, owing
-from reliable_jobs.enqueue.insert import Each
-from reliable_jobs.enqueue.keys import Request
+from reliable_jobs.enqueue.insert import Each, Request
 from reliable_jobs.enqueue.template import Template
 from reliable_jobs.errors import EnqueueError
+from reliable_jobs.message.row_to_message import first_outgoing
 
 
 def enqueue(app: Celery, request: Request, *, using: str | None = None, transactional: bool = True) -> uuid.UUID:
@@ -42,8 +40,9 @@ def enqueue(app: Celery, request: Request, *, using: str | None = None, transact
 def _write(app: Celery, request: Request, alias: str, usual_name: str) -> uuid.UUID:
     later = _is_for_later(request)
     immediate = not later and on_commit.publishes(app, alias, 1)
-    owes, place = owing.of_new_row(app, request.rendered, alias)
-    new = _new(request, later=later, sends=1 if immediate else 0, owes=owes, place=place)
+    rendered = request.rendered
+    owes, place = (None, "") if rendered.debt is None else owing.of_new_row(app, rendered, rendered.debt, alias)
+    new = insert.new_row(request, later=later, sends=1 if immediate else 0, owes=owes, place=place)
     version = 0
     if request.key is None and not request.id_given:
         insert.insert(alias, new)
@@ -51,15 +50,12 @@ def _write(app: Celery, request: Request, alias: str, usual_name: str) -> uuid.U
         existing, version = keys.insert_unless_there(new, request, alias)
         if existing is not None:
             return existing
+    if signals.heard(signals.job_enqueued):
+        _tell(alias, request, [request.job_id])
     if immediate:
-        on_commit.dispatch_on_commit(
-            app,
-            alias,
-            usual_name,
-            [(request.job_id, request.rendered)],
-            relay_only=request.relay_only,
-            content_version=version,
-        )
+        relay_only = request.relay_only
+        first = first_outgoing(request.job_id, rendered, usual_name, relay_only=relay_only, content_version=version)
+        on_commit.dispatch_on_commit(app, alias, [first])
     else:
         wake = settings.DISPATCH == "relay" and not later
         on_commit.leave_to_sweeper(alias, [str(request.job_id)], wake=wake)
@@ -90,7 +86,7 @@ def enqueue_many(
         head += itertools.islice(begun, most + 1 - len(head))
     later = _is_for_later(request)
     immediate = not later and on_commit.publishes(app, alias, len(head))
-    common = _new(request, later=later, sends=1 if immediate else 0)
+    common = insert.new_row(request, later=later, sends=1 if immediate else 0)
     if template.own_root:
         common = common._replace(root_id=None)
     ids: list[str] = []
@@ -101,19 +97,22 @@ def enqueue_many(
             yield job
 
     insert.insert_many(alias, common, map(noted, itertools.chain([itertools.chain(head, begun)], rest)))
+    if signals.heard(signals.job_enqueued):
+        _tell(alias, request, map(uuid.UUID, tuple(ids)))  # the caller adds to them
     if not immediate:
         on_commit.leave_to_sweeper(alias, ids, wake=not later)
     elif head:
-        on_commit.dispatch_on_commit(
-            app,
-            alias,
-            usual_name,
-            [
-                (uuid.UUID(one.id), dataclasses.replace(request.rendered, payload=one.payload, envelope=one.envelope))
-                for one in head
-            ],
-        )
+        messages = []
+        for one in head:
+            rendered = dataclasses.replace(request.rendered, payload=one.payload, envelope=one.envelope)
+            messages.append(first_outgoing(uuid.UUID(one.id), rendered, usual_name))
+        on_commit.dispatch_on_commit(app, alias, messages)
     return ids
+
+
+def _tell(alias: str, request: Request, ids: Iterable[uuid.UUID]) -> None:
+    about = {"task": request.rendered.task, "queue": request.rendered.queue}
+    signals.send_after_commit(signals.job_enqueued, alias, ({"job_id": one, **about} for one in ids))
 
 
 def _is_for_later(request: Request) -> bool:
@@ -121,48 +120,6 @@ def _is_for_later(request: Request) -> bool:
     if request.eta is not None:
         return request.eta > datetime.datetime.now(datetime.timezone.utc)
     return bool(request.countdown and request.countdown > 0)
-
-
-def _seconds_until(moment: Any) -> Any:
-    """Seconds from now until a time, by this machine's clock; anything else as it is."""
-    if isinstance(moment, datetime.datetime):
-        return (moment - datetime.datetime.now(datetime.timezone.utc)).total_seconds()
-    return moment
-
-
-def _new(request: Request, *, later: bool, sends: int, owes: uuid.UUID | None = None, place: str = "") -> insert.New:
-    rendered = request.rendered
-    in_workflow = request.relay_only or request.errback_of or owes
-    eta, expires = request.eta, request.expires
-    if not django_settings.USE_TZ:
-        # The database's times are naive then, and in a zone that depends on the database: what lies between is not.
-        eta, expires = None, _seconds_until(expires)
-    due_in = 0.0
-    if eta is None and later:
-        due_in = _seconds_until(request.eta) or request.countdown or 0.0
-    return insert.New(
-        id=request.job_id,
-        task=rendered.task,
-        queue=rendered.queue,
-        priority=rendered.priority,
-        sends=sends,
-        key=request.key,
-        live_key=request.key,
-        key_forever=request.key_forever,
-        payload=rendered.payload,
-        content_type=rendered.content_type,
-        content_encoding=rendered.content_encoding,
-        envelope=rendered.envelope,
-        root_id=rendered.root_id,
-        parent_id=rendered.parent_id,
-        due_in=float(due_in),
-        # By the database's clock, however fast this machine's runs.
-        not_before=eta,
-        check_in=settings.GRACE if sends else None,
-        expires_at=expires if isinstance(expires, datetime.datetime) else None,
-        expires_in=expires if isinstance(expires, (int, float)) else None,
-        workflow=(request.relay_only, request.errback_of, owes, place) if in_workflow else (),
-    )
 
 
 def _outside_transaction(app: Celery, request: Request, alias: str, usual_name: str) -> uuid.UUID:

@@ -3,9 +3,10 @@
 The first part of a chord's header that becomes a row opens the group's own row in the same transaction, and each part
 is born owing the group. What a settlement writes takes the debt over: see :func:`inheriting`.
 
-The place of a part orders the results for the body: six hexadecimal digits for each level. The parts with which a group
-begins are numbered as they come. A row that takes a debt over has the place of the one before it; the tasks of a group
-that does, and what is added to a chord, are numbered behind it.
+The place of a part orders the results for the body, in six hexadecimal digits. The parts with which a group begins are
+numbered as they come. A row that takes a debt over has the place of the one before it. What is added to a chord is
+numbered behind the one that adds it; so are the tasks of a group that takes a debt over, behind `INSIDE`: their results
+are a list in that place, as Celery has it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from reliable_jobs.message import debts, result_text
 from reliable_jobs.message.row_to_message import Debt, Rendered
 from reliable_jobs.models import JobGroup
 
+#: In a place, before the number of a task in a group that has taken a debt over. Behind all digits in every collation.
+INSIDE = "x"
+
 
 @dataclasses.dataclass
 class Inheritance:
@@ -37,7 +41,7 @@ class Inheritance:
 
     def next_place(self) -> str:
         number, self.taken = self.taken, self.taken + 1
-        return self.place + _digits(number) if self.many else self.place
+        return self.place + INSIDE + _digits(number) if self.many else self.place
 
 
 class _Here(threading.local):
@@ -65,18 +69,16 @@ def inheriting(owes: uuid.UUID | None, place: str, *, many: bool = False) -> Ite
         _here.inheritances.pop()
 
 
-def of_new_row(app: Any, rendered: Rendered, alias: str) -> tuple[uuid.UUID | None, str]:
-    """The group that a row to be written owes, if any, and the row's place among its parts.
+def of_new_row(app: Any, rendered: Rendered, debt: Debt, alias: str) -> tuple[uuid.UUID, str]:
+    """The group that a row to be written owes, and the row's place among its parts.
 
     Raises:
         django.db.Error: as any write.
     """
-    if rendered.debt is None:
-        return None, ""
     lineage = {"root_id": rendered.root_id, "parent_id": rendered.parent_id, "priority": rendered.priority}
     caller = app.current_worker_task
     run = None if caller is None else caller.request.get("reliable_run")
-    return take(rendered.debt, alias, lineage, run.claim.job.place if run is not None else "")
+    return take(debt, alias, lineage, run.claim.job.place if run is not None else "")
 
 
 def take(debt: Debt, alias: str, lineage: Mapping[str, Any], caller_place: str = "") -> tuple[uuid.UUID, str]:

@@ -3,7 +3,7 @@
 Celery itself renders: ``apply_async(producer=Capture())`` makes it do routing, headers, canvas and
 ``before_task_publish``, and hand the finished message to :meth:`Capture.publish` instead of a broker. ``producer=`` is
 a documented option of ``Task.apply_async``. Celery's versions differ in what they use of the object, so it has all that
-a kombu producer without a broker can have; tests/message/test_message.py and tests/enqueue/test_canvas.py pin it.
+a kombu producer without a broker can have; tests/message/test_render.py and tests/enqueue/test_canvas.py pin it.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from reliable_jobs.enqueue.render import Capture, check_readable
 from reliable_jobs.message.row_to_message import Rendered
 
 if TYPE_CHECKING:
-    from reliable_jobs.protocols import RunnableTask
+    from reliable_jobs.task_types import RunnableTask
 
 _ARGS, _KWARGS = f"args-{uuid.uuid4()}", f"kwargs-{uuid.uuid4()}"
 _REPRS = f'"argsrepr": "{_ARGS}", "kwargsrepr": "{_KWARGS}"'

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 from django.core.exceptions import ImproperlyConfigured
 from django.db import models
 
-from reliable_jobs.protocols import P
 from reliable_jobs.task.function import check_arguments
 from reliable_jobs.task.reliable_task import ReliableTask
+from reliable_jobs.task_types import P
 
 
 class GetOrCreateTask(ReliableTask[P, dict[str, Any]]):

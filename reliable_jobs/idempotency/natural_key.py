@@ -14,10 +14,10 @@ from django.db import IntegrityError, transaction
 
 from reliable_jobs.errors import InvalidOption, KeyBusy
 from reliable_jobs.message.row_to_message import as_key
-from reliable_jobs.protocols import P, R_co
 from reliable_jobs.status import Status
 from reliable_jobs.task import stages
 from reliable_jobs.task.reliable_task import ReliableTask
+from reliable_jobs.task_types import P, R_co
 
 if TYPE_CHECKING:
     from reliable_jobs.models import Job

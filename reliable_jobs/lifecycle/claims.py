@@ -12,10 +12,11 @@ from django.db.models import F
 from django.db.models.functions import Least
 
 from reliable_jobs.clock import Now
+from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle import sql
 from reliable_jobs.lifecycle.transition import Claim, Refusal, transition
-from reliable_jobs.models import Job
-from reliable_jobs.status import Status
+from reliable_jobs.models import Job, PauseKind
+from reliable_jobs.status import FINAL, Status
 
 #: Two suspects that are claimed at the same instant would not see each other. This keeps the threads of one process
 #: apart, which die together for certain. Two processes of a node may still claim one each at the same instant.
@@ -36,19 +37,21 @@ def _lock_if_fit(job_id: uuid.UUID, content_version: int, using: str) -> Claim |
         seen = Job.objects.using(using).find(job_id)
         if seen is None:
             return Refusal.MISSING
-        return Refusal.FINAL if seen.is_final else Refusal.LOCKED
-    job, workflow_cancelled, now = locked
-    if job.is_final:
+        return Refusal.FINAL if seen.status in FINAL else Refusal.LOCKED
+    job, now = locked.job, locked.now
+    if job.status in FINAL:
         return Refusal.FINAL
     if job.content_version != content_version:
         return Refusal.STALE
     if job.status != Status.WAITING:
         # Neither final nor running: a status that somebody has written by hand counts as held.
         return Refusal.LOCKED
-    if workflow_cancelled:
+    if locked.workflow_cancelled:
         return Refusal.CANCELLED
     if job.due_at is None or job.due_at > now:
         return Refusal.NOT_DUE
+    if locked.paused_by:
+        return Refusal.QUEUE_PAUSED if locked.paused_by == PauseKind.QUEUE else Refusal.TASK_PAUSED
     return Claim(job, using, now)
 
 
@@ -95,7 +98,7 @@ def claim_committed(
         if job.crashes and _another_suspect_runs(job, using, worker):
             return Refusal.ALONE
         token = uuid.uuid4()
-        if not sql.write(using, sql.CLAIM, token, lease, deadline or None, worker, job.pk, job.epoch):
+        if not sql.write(using, sql.CLAIM, token, lease, deadline or None, worker, settings.RELEASE, job.pk, job.epoch):
             return Refusal.LOCKED
         job.status = Status.RUNNING
         job.crashes += 1

@@ -115,6 +115,14 @@ def describe(error: BaseException) -> str:
     return f"{text}\n{advice}" if advice else text
 
 
+def class_of(error: BaseException | type[BaseException]) -> str:
+    """The name of an exception's class with its module, as a job's row and its events have it: "ValueError",
+    "shop.errors.CardDeclined"."""
+    kind = error if isinstance(error, type) else type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return clean(name, 10_000)[-255:]
+
+
 def _advice(error: BaseException) -> str:
     state = sqlstate(error)
     if isinstance(error, OperationalError) and error.args[:1] == (_MYSQL_NO_SAVEPOINT,):

@@ -1,4 +1,5 @@
-"""The only writer of a group's state: open → done | failed | cancelled, and open again by the requeue of a part.
+"""The only writer of a group's state: open → done | failed | cancelled, and open again by the requeue of a part; and
+the statements that look at its parts.
 
 The row's lock is held by whoever decides a group or requeues one of its parts; the state is the fence.
 """
@@ -16,15 +17,41 @@ from reliable_jobs.clock import Now
 from reliable_jobs.compat.django import locks_no_keys, skips_locked
 from reliable_jobs.lifecycle.db_errors import clean
 from reliable_jobs.lifecycle.listeners import tell
-from reliable_jobs.lifecycle.transition import ERROR_LIMIT, record
+from reliable_jobs.lifecycle.transition import ERROR_LIMIT, Subject, record
 from reliable_jobs.message import debts, result_text
 from reliable_jobs.message.row_to_message import ENVELOPE_VERSION
 from reliable_jobs.models import Job, JobGroup
 from reliable_jobs.status import EventKind, GroupState, Reason, Status
+from reliable_jobs.translatable import CANCELLED_BY
 
 EMPTY_ENVELOPE = {"v": ENVELOPE_VERSION, "exchange": "", "routing_key": "", "headers": {}, "properties": {}}
 #: Names the row that stands for a body without an id of its own.
 _NAMELESS = uuid.UUID("0a4f0b0e-8f0c-5c7e-9a59-3c1a7d1f9d52")
+
+# Statements for sql.rows(), in the words of sql.in_words().
+
+_UNFINISHED = "owes = {owed} AND status IN ('waiting', 'running', 'sent')"
+
+#: How many parts of a group a look counts at most.
+COUNTED = 250
+_LEFT = f"SELECT 1 FROM {{job}} WHERE {_UNFINISHED.format(owed='%s')} ORDER BY place DESC LIMIT {COUNTED}"
+#: How many parts of a group are unfinished. Backwards: the last ones end last.
+OWED = f"SELECT count(*) FROM ({_LEFT}) AS unfinished"
+
+#: All that owes a group, in order.
+PARTS = """
+    SELECT status, id, result, error, place FROM {job} WHERE owes = %s
+    UNION ALL SELECT 'waiting', id, NULL, '', place FROM {group} WHERE owes = %s AND state = 'open'
+    ORDER BY place
+"""
+
+#: Open groups of which no part is unfinished.
+UNDECIDED = f"""
+    SELECT id FROM {{group}} AS waits
+    WHERE state = 'open' AND NOT EXISTS (SELECT 1 FROM {{job}} WHERE {_UNFINISHED.format(owed="waits.id")})
+        AND NOT EXISTS (SELECT 1 FROM {{group}} AS inner_one WHERE inner_one.owes = waits.id AND state = 'open')
+    LIMIT %s
+"""
 
 
 def lock_open(group_id: uuid.UUID, using: str, *, wait: bool = True) -> JobGroup | None:
@@ -92,8 +119,8 @@ def _hold_again(groups: Iterable[JobGroup], using: str) -> None:
         rows.filter(pk=nameless_id(group), reason=Reason.EARLIER_STEP).update(owes=None)
 
 
-def cancel_for(ids: Sequence[uuid.UUID], using: str, *, why: str, reason: str) -> list[uuid.UUID]:
-    """Cancel the groups whose bodies have one of these ids and are not written yet; returns those ids. The body's row
+def cancel_for(ids: Sequence[uuid.UUID], using: str, *, why: str, reason: str) -> list[Subject]:
+    """Cancel the groups whose bodies have one of these ids and are not written yet; returns the bodies. The body's row
     says so, and the parts go on. Call it in the cancel's transaction, before jobs are locked."""
     return _cancel_all(JobGroup.objects.using(using).filter(body_id__in=ids), using, why=why, reason=reason)
 
@@ -102,21 +129,24 @@ def cancel_of_workflow(root_id: uuid.UUID, using: str, *, actor: str) -> list[uu
     """Cancel the open groups of a workflow, in a transaction; returns the ids of their bodies."""
     with transaction.atomic(using=using):
         groups = JobGroup.objects.using(using).filter(root_id=root_id)
-        why = clean(f"cancelled by {actor}", ERROR_LIMIT)
+        why = clean(CANCELLED_BY % {"actor": actor}, ERROR_LIMIT)
         bodies = _cancel_all(groups, using, why=why, reason=Reason.NONE)
-        for body_id in bodies:
-            record(body_id, using, EventKind.CANCEL, actor)
-        tell(bodies, using)
-        return bodies
+        for body in bodies:
+            record(body, using, EventKind.CANCEL, actor, final=True)
+        ids = [body.pk for body in bodies]
+        tell(ids, using)
+        return ids
 
 
-def _cancel_all(groups: QuerySet[JobGroup], using: str, *, why: str, reason: str) -> list[uuid.UUID]:
+def _cancel_all(groups: QuerySet[JobGroup], using: str, *, why: str, reason: str) -> list[Subject]:
     done = []
     found = groups.filter(state=GroupState.OPEN).order_by("pk")
     for group in found.select_for_update(no_key=locks_no_keys(connections[using])):
         cancel(group, using, why=why, reason=reason)
-        done.append(group.body_id)
-    return [job_id for job_id in done if job_id is not None]
+        if group.body_id is not None:
+            tasks = {job_id: str(one.get("task") or "") for one, job_id in rows_of_body(group)}
+            done.append(Subject(group.body_id, tasks.get(group.body_id, "")))
+    return done
 
 
 def cancel(group: JobGroup, using: str, *, why: str, reason: str = Reason.NONE) -> None:

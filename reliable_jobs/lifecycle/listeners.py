@@ -9,7 +9,7 @@ import functools
 import uuid
 from collections.abc import Callable, Iterable
 
-from django.db import transaction
+from reliable_jobs.compat.django_transaction import after_commit
 
 _listeners: list[Callable[[list[uuid.UUID], str], None]] = []
 
@@ -25,4 +25,4 @@ def tell(ids: Iterable[uuid.UUID], using: str) -> None:
     changed = list(ids)
     if changed:
         for listener in _listeners:
-            transaction.on_commit(functools.partial(listener, changed, using), using=using, robust=True)
+            after_commit(functools.partial(listener, changed, using), using)

@@ -1,4 +1,4 @@
-"""What people, the sweeper and workers without the code do to jobs from outside a run. Nothing waits for a function."""
+"""What people, and workers without the code, do to jobs from outside a run. Nothing waits for a function."""
 
 from __future__ import annotations
 
@@ -8,29 +8,25 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from django.db import IntegrityError, OperationalError, connections, transaction
+from django.db import IntegrityError, OperationalError, transaction
 from django.db.models import Case, F, Value, When
+from django.utils.translation import gettext_noop
 
-from reliable_jobs.backoff import crash_delay
 from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
-from reliable_jobs.lifecycle import groups, workflows
-from reliable_jobs.lifecycle.db_errors import clean
-from reliable_jobs.lifecycle.deaths import deaths
+from reliable_jobs.errors import JobParked
+from reliable_jobs.lifecycle import announce, groups, workflows
+from reliable_jobs.lifecycle.db_errors import class_of, clean
+from reliable_jobs.lifecycle.held_places import why_never_sent
 from reliable_jobs.lifecycle.later_steps import cancel_behind
 from reliable_jobs.lifecycle.listeners import tell
 from reliable_jobs.lifecycle.locks import impatient, is_lock_timeout
 from reliable_jobs.lifecycle.settle import fail, run_again
-from reliable_jobs.lifecycle.taken_over import why_never_sent
-from reliable_jobs.lifecycle.transition import (
-    ERROR_LIMIT,
-    Claim,
-    record,
-    transition,
-)
+from reliable_jobs.lifecycle.transition import ERROR_LIMIT, Claim, Subject, event
 from reliable_jobs.message.row_to_message import rerouted
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.status import FINAL, EventKind, Reason, Status
+from reliable_jobs.translatable import CANCELLED_BY, WAS, WAS_ELSEWHERE, Translatable
 
 
 @dataclasses.dataclass
@@ -38,6 +34,7 @@ class Report:
     """What an action on several jobs did: the ids that changed, and why the others did not."""
 
     done: list[uuid.UUID] = dataclasses.field(default_factory=list)
+    #: English; the admin shows them in the reader's language.
     skipped: dict[uuid.UUID, str] = dataclasses.field(default_factory=dict)
 
     def add(self, other: Report) -> None:
@@ -47,26 +44,38 @@ class Report:
 
 
 _BATCH = 1000
+_KEY_BUSY = gettext_noop("key '%(key)s' in use by an open transaction; try again")
+_KEY_TAKEN = gettext_noop("key '%(key)s' belongs to a newer unfinished job")
 #: How long the requeue of a batch waits for open transactions that have used its jobs' keys, in milliseconds.
 KEY_WAIT_MS = 200
 
 
-def requeue(ids: Iterable[uuid.UUID], using: str, *, actor: str, queue: str | None = None) -> Report:
+def requeue(
+    ids: Iterable[uuid.UUID],
+    using: str,
+    *,
+    actor: str,
+    queue: str | None = None,
+    act_id: uuid.UUID | None = None,
+) -> Report:
     """A person's "again": settled jobs start anew with fresh counters, waiting ones become due now. Running ones are
     skipped. Nothing waits for a running function.
 
     Args:
         actor: who asks, for the history.
         queue: send them to this queue instead of the one they had.
+        act_id: the bulk act that this is a step of, for the history.
     """
     report = Report()
     wanted = list(ids)
     for start in range(0, len(wanted), _BATCH):
-        _requeue_batch(wanted[start : start + _BATCH], using, actor, queue, report)
+        _requeue_batch(wanted[start : start + _BATCH], using, actor, queue, act_id, report)
     return report
 
 
-def _requeue_batch(ids: Sequence[uuid.UUID], using: str, actor: str, queue: str | None, report: Report) -> None:
+def _requeue_batch(
+    ids: Sequence[uuid.UUID], using: str, actor: str, queue: str | None, act_id: uuid.UUID | None, report: Report
+) -> None:
     with transaction.atomic(using=using):
         groups.reopen_for(ids, using)
         workflows.allow_again(ids, using)
@@ -92,9 +101,13 @@ def _requeue_batch(ids: Sequence[uuid.UUID], using: str, actor: str, queue: str 
             "crashes": 0,
             "interruptions": 0,
             "started_at": None,
+            "run_started_at": None,
+            "release": "",
+            "error_class": "",
             "finished_at": None,
             "deadline_at": None,
             "expires_at": None,
+            "paused_at": None,
             "result": None,
             "exception": None,
             "subtasks": None,
@@ -105,23 +118,21 @@ def _requeue_batch(ids: Sequence[uuid.UUID], using: str, actor: str, queue: str 
         taken, busy = _take_keys_again(rows, [job for job in locked if job.pk in keyed], changes)
         for job in locked:
             if job.pk in busy:
-                report.skipped[job.pk] = f"key {job.key!r} in use by an open transaction; try again"
+                report.skipped[job.pk] = Translatable(_KEY_BUSY, key=job.key)
             elif job.pk in keyed - taken:
-                report.skipped[job.pk] = f"key {job.key!r} belongs to a newer unfinished job"
-        done = [*plain, *taken]
+                report.skipped[job.pk] = Translatable(_KEY_TAKEN, key=job.key)
+        again = [job for job in locked if job.pk not in keyed or job.pk in taken]
         if queue is not None:
-            moved = [job for job in locked if job.pk not in keyed or job.pk in taken]
-            for job in moved:
+            for job in again:
                 job.envelope = rerouted(job.envelope, queue)
-            rows.bulk_update(moved, ["envelope"], batch_size=200)
-        before = {job.pk: job.status for job in locked}
-        _record_many(
-            done,
-            using,
-            EventKind.REQUEUE,
-            actor,
-            lambda pk: f"was {before[pk]}" + (f", to queue {queue}" if queue else ""),
-        )
+            rows.bulk_update(again, ["envelope"], batch_size=200)
+        was = WAS_ELSEWHERE if queue else WAS
+        events = [
+            event(job, EventKind.REQUEUE, actor, was % {"status": job.status, "queue": queue}, act_id=act_id)
+            for job in again
+        ]
+        JobEvent.objects.using(using).bulk_create(events)
+        done = [job.pk for job in again]
         report.done.extend(done)
         tell(done, using)
 
@@ -159,19 +170,34 @@ def _take_keys(rows: Any, ids: Sequence[uuid.UUID], changes: dict[str, Any], wai
     return None
 
 
-def cancel(ids: Iterable[uuid.UUID], using: str, *, actor: str, reason: str = Reason.NONE) -> Report:
+def cancel(
+    ids: Iterable[uuid.UUID],
+    using: str,
+    *,
+    actor: str,
+    reason: str = Reason.NONE,
+    act_id: uuid.UUID | None = None,
+) -> Report:
     """Settle waiting jobs as cancelled, and the later steps of their chains. Running ones are skipped, and nothing
-    waits for their functions."""
+    waits for their functions.
+
+    Args:
+        actor: who asks, for the history.
+        act_id: the bulk act that this is a step of, for the history.
+    """
     report = Report()
     wanted = list(ids)
     for start in range(0, len(wanted), _BATCH):
         batch = wanted[start : start + _BATCH]
         with transaction.atomic(using=using):
             rows = Job.objects.using(using)
-            why = clean(f"cancelled by {actor}", ERROR_LIMIT)
+            why = clean(CANCELLED_BY % {"actor": actor}, ERROR_LIMIT)
             bodies = groups.cancel_for(batch, using, why=why, reason=reason)
-            locked = list(rows.filter(pk__in=batch, status=Status.WAITING).lock().values_list("pk", flat=True))
-            _explain_skips(batch, {*locked, *bodies}, using, report)
+            waiting = rows.filter(pk__in=batch, status=Status.WAITING).only("task", "queue").lock()
+            by_id: dict[uuid.UUID, Job | Subject] = {job.pk: job for job in waiting}
+            locked = list(by_id)
+            by_id = {**{body.pk: body for body in bodies}, **by_id}
+            _explain_skips(batch, set(by_id), using, report)
             rows.filter(pk__in=locked, status=Status.WAITING).update(
                 status=Status.CANCELLED,
                 reason=reason,
@@ -181,10 +207,13 @@ def cancel(ids: Iterable[uuid.UUID], using: str, *, actor: str, reason: str = Re
                 error=why,
             )
             cancel_behind(locked, using)
-            done = list(dict.fromkeys([*bodies, *locked]))
-            _record_many(done, using, EventKind.CANCEL, actor, lambda pk: str(reason))
-            report.done.extend(done)
-            tell(done, using)
+            events = [
+                event(job, EventKind.CANCEL, actor, str(reason), final=True, act_id=act_id) for job in by_id.values()
+            ]
+            JobEvent.objects.using(using).bulk_create(events)
+            announce.of_events(events, using)
+            report.done.extend(by_id)
+            tell(by_id, using)
     return report
 
 
@@ -201,68 +230,13 @@ def _explain_skips(ids: Sequence[uuid.UUID], locked: set[uuid.UUID], using: str,
     for pk in missing:
         status, due_at = rows.get(pk, (None, None))
         if status is None:
-            report.skipped[pk] = "no such job"
+            report.skipped[pk] = Translatable(gettext_noop("no such job"))
         elif status == Status.WAITING and due_at is None:
-            report.skipped[pk] = "held: it goes on when the step before it has succeeded"
+            report.skipped[pk] = Translatable(gettext_noop("held: it goes on when the step before it has succeeded"))
         elif status in (*FINAL, Status.SENT):
-            report.skipped[pk] = f"already {status}"
+            report.skipped[pk] = Translatable(gettext_noop("already %(status)s"), status=Status(status))
         else:
-            report.skipped[pk] = "running"
-
-
-def _record_many(
-    ids: Sequence[uuid.UUID], using: str, kind: str, actor: str, detail: Callable[[uuid.UUID], str]
-) -> None:
-    JobEvent.objects.using(using).bulk_create(
-        JobEvent(job_id=pk, kind=kind, actor=clean(actor, 255)[:255], detail=clean(detail(pk), ERROR_LIMIT))
-        for pk in ids
-    )
-
-
-def rescue(using: str, limit: int, *, actor: str = "sweeper", after_restart: bool = False) -> int:
-    """Take jobs back from dead runs: the lease is over and nobody holds the row. Returns how many.
-
-    Args:
-        after_restart: also where the database has not been up for a lease. Its clients may not have reconnected yet.
-    """
-    if not after_restart and not _has_been_up_for_a_lease(using):
-        return 0
-    with transaction.atomic(using=using):
-        lost = list(Job.objects.using(using).lost_runs().defer("payload", "envelope").lock()[:limit])
-        if not lost:
-            return 0
-        rescued = 0
-        how_ended = deaths(lost, using)
-        for job in lost:
-            death = how_ended.get(job.pk)
-            how = f"was ended: {death.detail}" if death else "ended without a word"
-            why = f"run {job.token} on {job.worker or 'an unknown worker'} {how} (start {job.crashes})"
-            if transition(
-                job,
-                using,
-                Status.WAITING,
-                token=None,
-                lease_at=None,
-                deadline_at=None,
-                sends=0,
-                check_at=None,
-                due_at=Now() + datetime.timedelta(seconds=crash_delay(job.crashes) if job.crashes > 1 else 0),
-                reason=Reason.TIME_LIMIT if death and death.kind == EventKind.TIME_LIMIT else Reason.CRASH,
-            ):
-                record(job.pk, using, EventKind.RESCUE, actor, why)
-                tell([job.pk], using)
-                rescued += 1
-    return rescued
-
-
-def _has_been_up_for_a_lease(using: str) -> bool:
-    if connections[using].vendor != "postgresql":
-        return True
-    with connections[using].cursor() as cursor:
-        cursor.execute(
-            "SELECT clock_timestamp() - pg_postmaster_start_time() > make_interval(secs => %s)", [settings.LEASE]
-        )
-        return bool(cursor.fetchone()[0])
+            report.skipped[pk] = Translatable(gettext_noop("running"))
 
 
 def hand_back(
@@ -295,7 +269,9 @@ def hand_back(
         claim = Claim(job, using, job.now)  # type: ignore[attr-defined]
         tell([job_id], using)
         if job.deadline_at is not None and job.deadline_at <= claim.now:
-            if fail(claim, worker, Reason.PARKED, why, traceback, kind=EventKind.PARKED) and failed is not None:
+            parked = class_of(JobParked)
+            won = fail(claim, worker, Reason.PARKED, why, traceback, kind=EventKind.PARKED, error_class=parked)
+            if won and failed is not None:
                 failed(job)
             return Status.FAILED
         run_again(

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from django.db import transaction
 
 from reliable_jobs.clock import Now
-from reliable_jobs.lifecycle.db_errors import clean
+from reliable_jobs.conf import settings
+from reliable_jobs.errors import JobParked
+from reliable_jobs.lifecycle.db_errors import class_of, clean
 from reliable_jobs.lifecycle.listeners import tell
 from reliable_jobs.lifecycle.transition import ERROR_LIMIT, TRACEBACK_LIMIT, record
 from reliable_jobs.message.row_to_message import ENVELOPE_VERSION
@@ -32,14 +34,14 @@ def park(
     """
     job.status = Status.FAILED
     job.reason = Reason.PARKED
-    job.error = clean(why, ERROR_LIMIT)
+    job.error, job.error_class = clean(why, ERROR_LIMIT), class_of(JobParked)
     job.traceback = clean(traceback, TRACEBACK_LIMIT)
-    job.worker = worker
+    job.worker, job.release = worker, settings.RELEASE
     with transaction.atomic(using=using):
         Job.objects.using(using).bulk_create([job], ignore_conflicts=True)
         changed = Job.objects.using(using).filter(pk=job.pk, finished_at=None).update(finished_at=Now())
         if changed:
-            record(job.pk, using, EventKind.PARKED, worker, why, traceback)
+            record(job, using, EventKind.PARKED, worker, why, traceback, final=True, error_class=job.error_class)
             if failed is not None:
                 failed(job)
             tell([job.pk], using)

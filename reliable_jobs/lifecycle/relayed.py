@@ -50,7 +50,7 @@ def fail_unsendable(why: Mapping[uuid.UUID, str], using: str, *, actor: str) -> 
         for job in rows.defer("payload", "envelope").lock():
             error = clean(why[job.pk], ERROR_LIMIT)
             if transition(job, using, Status.FAILED, reason=Reason.UNROUTABLE, error=error):
-                record(job.pk, using, EventKind.UNROUTABLE, actor, error)
+                record(job, using, EventKind.UNROUTABLE, actor, error, final=True)
                 failed += 1
     return failed
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from django.db import connections
 
+from reliable_jobs import signals
 from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
-from reliable_jobs.lifecycle import sql
+from reliable_jobs.lifecycle import announce, sql
 from reliable_jobs.lifecycle.db_errors import clean
 from reliable_jobs.lifecycle.transition import (
     ERROR_LIMIT,
@@ -37,11 +38,16 @@ def succeed(
         subtasks: JSON text of what the run has started; None for nothing.
     """
     job = claim.job
-    check_allowed(job, Status.SUCCEEDED)
-    values = (str(reason), result, subtasks, worker, claim.now, claim.hands_on, job.pk)
+    values = (str(reason), result, subtasks, worker, settings.RELEASE, claim.now, claim.now, claim.hands_on, job.pk)
     if claim.token is None:
-        return sql.write(claim.using, sql.SUCCEED_FIRST_RUN, *values, job.epoch) == 1
-    return sql.write(claim.using, sql.SUCCEED_BY_TOKEN, *values, claim.token) == 1
+        won = sql.write(claim.using, sql.SUCCEED_FIRST_RUN, *values, job.epoch) == 1
+    else:
+        won = sql.write(claim.using, sql.SUCCEED_BY_TOKEN, *values, claim.token) == 1
+    if not won:
+        check_allowed(job, Status.SUCCEEDED)  # the statements name the status that they start from
+    elif signals.heard(signals.job_settled):
+        announce.of_successes([claim])
+    return won
 
 
 def succeed_many(
@@ -57,8 +63,11 @@ def succeed_many(
         each = zip(claims, results, subtasks, strict=True)
         return all(succeed(claim, worker, text, subtasks=started) for claim, text, started in each)
     job_ids, epochs = [claim.job.pk for claim in claims], [claim.job.epoch for claim in claims]
-    values = (worker, claims[0].now, job_ids, epochs, list(results), list(subtasks))
-    return sql.write(claims[0].using, sql.SUCCEED_MANY, *values) == len(claims)
+    values = (worker, settings.RELEASE, claims[0].now, claims[0].now, job_ids, epochs, list(results), list(subtasks))
+    won = sql.write(claims[0].using, sql.SUCCEED_MANY, *values) == len(claims)
+    if won and signals.heard(signals.job_settled):
+        announce.of_successes(claims)
+    return won
 
 
 def fail(
@@ -70,32 +79,33 @@ def fail(
     *,
     kind: str = EventKind.FAILURE,
     exception: str | None = None,
+    error_class: str = "",
     subtasks: str | None = None,
 ) -> bool:
     """Given up. Counts the failure when it was the function's own.
 
     Args:
         exception: as message/exception_text.py writes it.
+        error_class: see :func:`db_errors.class_of`.
         subtasks: as in :func:`succeed`.
     """
     error, traceback = clean(error, ERROR_LIMIT), clean(traceback, TRACEBACK_LIMIT)
     changes: dict[str, Any] = {"failures": claim.job.failures + (1 if kind == EventKind.FAILURE else 0)}
-    changes.update(exception=exception, subtasks=subtasks)
+    changes.update(exception=exception, error_class=error_class, subtasks=subtasks)
     if kind == EventKind.PARKED:
-        changes["started_at"] = _started_before(claim)
+        changes.update(_never_began(claim))
     won = _leave(claim, Status.FAILED, worker, reason=reason, error=error, traceback=traceback, **changes)
     if won:
-        record(claim.job.pk, claim.using, kind, worker, f"gave up: {error}", traceback)
+        why = f"gave up: {error}"
+        record(claim.job, claim.using, kind, worker, why, traceback, run=claim, final=True, error_class=error_class)
     return won
 
 
 def expire(claim: Claim, worker: str) -> bool:
     error = f"expired at {claim.job.expires_at}"
-    won = _leave(claim, Status.EXPIRED, worker, error=error, started_at=_started_before(claim))
+    won = _leave(claim, Status.EXPIRED, worker, error=error, **_never_began(claim))
     if won:
-        record(
-            claim.job.pk, claim.using, EventKind.EXPIRY, worker, f"expired at {claim.job.expires_at}, before it started"
-        )
+        record(claim.job, claim.using, EventKind.EXPIRY, worker, f"{error}, before it started", final=True)
     return won
 
 
@@ -103,7 +113,7 @@ def cancel_run(claim: Claim, worker: str, why: str) -> bool:
     """The run would have gone on later, or by other tasks; but its workflow was cancelled."""
     won = _leave(claim, Status.CANCELLED, worker, error=clean(why, ERROR_LIMIT))
     if won:
-        record(claim.job.pk, claim.using, EventKind.CANCEL, worker, why)
+        record(claim.job, claim.using, EventKind.CANCEL, worker, why, final=True)
     return won
 
 
@@ -117,6 +127,7 @@ def run_again(
     error: str = "",
     traceback: str = "",
     exception: str | None = None,
+    error_class: str = "",
     kind: str | None = None,
     failure: int = 0,
     interruption: int = 0,
@@ -131,6 +142,7 @@ def run_again(
         delay: seconds from now; ``at`` is an absolute time instead.
         failure, interruption: 1 where this run counts as one.
         exception: of what failed, as message/exception_text.py writes it.
+        error_class: of the same, see :func:`db_errors.class_of`.
         kind: the event to record, if any.
         content: new content of the job (``retry(args=…)``, ``replace()``): the content version rises.
         park_at: set, or keep, the moment after which a job without code is parked.
@@ -146,24 +158,27 @@ def run_again(
         "error": error,
         "traceback": traceback,
         "exception": exception,
+        "error_class": error_class,
         "failures": job.failures + failure,
         "interruptions": job.interruptions + interruption,
         "deadline_at": None if park_at is None else job.deadline_at or Now() + park_at,
     }
     if not began:
-        changes["started_at"] = _started_before(claim)
+        changes.update(_never_began(claim))
     if expires is not None:
         changes["expires_at"] = expires
     if content is not None:
         changes.update(_content(content), content_version=job.content_version + 1)
     won = _leave(claim, Status.WAITING, worker, **changes)
     if won and kind is not None:
-        record(job.pk, claim.using, kind, worker, error, traceback)
+        # Parked is not given up yet, and no run has ended.
+        ended = None if kind == EventKind.PARKED else False
+        record(job, claim.using, kind, worker, error, traceback, final=ended, error_class=error_class)
     return won
 
 
 def hold(claim: Claim, worker: str, *, sent: bool = False) -> bool:
-    """Keep the job's place: a later step of a workflow has its id, and will be written into the row (taken_over.py).
+    """Keep the job's place: a later step of a workflow has its id, and will be written into the row (held_places.py).
     No claim and no sweep takes it meanwhile, and messages of what it was are stale.
 
     Args:
@@ -190,9 +205,9 @@ def _content(rendered: Rendered) -> dict[str, Any]:
     return {name: getattr(rendered, name) for name in names}
 
 
-def _started_before(claim: Claim) -> datetime.datetime | None:
-    """When the job had first started before this claim, whose task function never began."""
-    return None if claim.first_start else claim.job.started_at
+def _never_began(claim: Claim) -> dict[str, Any]:
+    """The starts of a job, without this claim's: its task function never began."""
+    return {"started_at": None if claim.first_start else claim.job.started_at, "run_started_at": None}
 
 
 def _leave(claim: Claim, status: str, worker: str, **changes: Any) -> bool:
@@ -200,6 +215,10 @@ def _leave(claim: Claim, status: str, worker: str, **changes: Any) -> bool:
     job = claim.job
     if claim.token is not None:
         changes.update(crashes=job.crashes - 1, token=None, lease_at=None)
+    else:
+        changes.setdefault("run_started_at", claim.now)
     changes.setdefault("deadline_at", None)
     changes.setdefault("started_at", job.started_at or claim.now)
-    return transition(job, claim.using, status, token_now=claim.token, worker=worker, **changes)
+    return transition(
+        job, claim.using, status, token_now=claim.token, worker=worker, release=settings.RELEASE, **changes
+    )

@@ -1,5 +1,5 @@
-"""The statements of the usual way as SQL: claims, successes, new rows. All others are Django's (failures and retries by
-``transition`` in transition.py), which takes longer to compile one than PostgreSQL takes to carry it out.
+"""The statements that nearly every job needs, as SQL: claims, successes, new rows. Django takes longer to compile one
+than PostgreSQL to carry it out. All others are Django's: failures and retries, by ``transition`` in transition.py.
 
 A word in braces differs from database to database: :func:`in_words` says what it stands for. A ``%s`` is a parameter.
 """
@@ -10,7 +10,7 @@ import datetime
 import functools
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import connections
 from django.db.models import BinaryField, DateTimeField, UUIDField
@@ -19,19 +19,30 @@ from django.utils.timezone import is_naive, make_aware
 from reliable_jobs.clock import from_now_sql, now_sql
 from reliable_jobs.compat.django import skips_locked, zone_of
 from reliable_jobs.message.row_to_message import SENT
-from reliable_jobs.models import CancelledWorkflow, Job, JobGroup
+from reliable_jobs.models import CancelledWorkflow, Job, JobGroup, Pause
 
 # --- The statements ---------------------------------------------------------------------------------------------------
 
 #: A job that arrived: lock its row, if nobody holds it. The conditions are looked at afterwards: each has its answer.
-LOCK_ROW = "SELECT {claimed}, {workflow_cancelled}, {now} FROM {job} WHERE id = %s {for_update}"
+#: Whether anything at all is paused is the cheaper question: with BEGIN and COMMIT 0.29 ms of PostgreSQL's CPU time
+#: instead of 0.38 ms for what pauses this job, most of it planning.
+LOCK_ROW = """
+    SELECT {claimed}, {workflow_cancelled}, EXISTS (SELECT 1 FROM {pause}), {now}
+    FROM {job}
+    WHERE id = %s
+    {for_update}
+"""
+
+#: Asked of a locked row while anything is paused.
+PAUSED_BY = "SELECT {paused_by} FROM {job} WHERE id = %s"
 
 #: The jobs of a bundle: lock those that are plainly fit for a first run, with all that their messages are made of.
 LOCK_BUNDLE = """
     SELECT {claimed_and_sent}, {now}
     FROM {job}
     WHERE task = %s AND status = 'waiting' AND due_at <= {now}
-        AND failures = 0 AND crashes = 0 AND interruptions = 0 AND id IN ({ids}) AND NOT {workflow_cancelled}
+        AND failures = 0 AND crashes = 0 AND interruptions = 0 AND id IN ({ids})
+        AND NOT {workflow_cancelled} AND {paused_by} IS NULL
     {for_update}
 """
 
@@ -39,25 +50,26 @@ LOCK_BUNDLE = """
 CLAIM = """
     UPDATE {job}
     SET status = 'running', token = %s, lease_at = {from_now}, deadline_at = {from_now}, crashes = crashes + 1,
-        started_at = COALESCE(started_at, {now}), worker = %s, epoch = epoch + 1
+        started_at = COALESCE(started_at, {now}), run_started_at = {now}, worker = %s, "release" = %s, epoch = epoch + 1
     WHERE id = %s AND epoch = %s AND status = 'waiting'
 """
 
 #: The end of a first run, which holds the row's lock. Whether what follows it owes now what it owed is a parameter.
 SUCCEED_FIRST_RUN = """
     UPDATE {job}
-    SET status = 'succeeded', reason = %s, result = %s, error = '', traceback = '', exception = NULL, subtasks = %s,
-        worker = %s, started_at = COALESCE(started_at, %s), finished_at = {now}, deadline_at = NULL,
-        live_key = CASE WHEN key_forever THEN live_key END, owes = CASE WHEN %s THEN NULL ELSE owes END,
-        epoch = epoch + 1
+    SET status = 'succeeded', reason = %s, result = %s, error = '', error_class = '', traceback = '', exception = NULL,
+        subtasks = %s, worker = %s, "release" = %s, started_at = COALESCE(started_at, %s), run_started_at = %s,
+        finished_at = {now}, deadline_at = NULL, live_key = CASE WHEN key_forever THEN live_key END,
+        owes = CASE WHEN %s THEN NULL ELSE owes END, epoch = epoch + 1
     WHERE id = %s AND epoch = %s AND status = 'waiting'
 """
 
 #: The end of a run with a committed claim, which gives its crash back.
 SUCCEED_BY_TOKEN = """
     UPDATE {job}
-    SET status = 'succeeded', reason = %s, result = %s, error = '', traceback = '', exception = NULL, subtasks = %s,
-        worker = %s, started_at = COALESCE(started_at, %s), finished_at = {now}, deadline_at = NULL,
+    SET status = 'succeeded', reason = %s, result = %s, error = '', error_class = '', traceback = '', exception = NULL,
+        subtasks = %s, worker = %s, "release" = %s, started_at = COALESCE(started_at, %s),
+        run_started_at = COALESCE(run_started_at, %s), finished_at = {now}, deadline_at = NULL,
         crashes = crashes - 1, token = NULL, lease_at = NULL,
         live_key = CASE WHEN key_forever THEN live_key END, owes = CASE WHEN %s THEN NULL ELSE owes END,
         epoch = epoch + 1
@@ -67,8 +79,9 @@ SUCCEED_BY_TOKEN = """
 #: The end of a bundle's first runs (PostgreSQL).
 SUCCEED_MANY = """
     UPDATE {job} AS job
-    SET status = 'succeeded', reason = '', result = done.result, error = '', traceback = '', exception = NULL,
-        subtasks = done.subtasks, worker = %s, started_at = COALESCE(job.started_at, %s), finished_at = {now},
+    SET status = 'succeeded', reason = '', result = done.result, error = '', error_class = '', traceback = '',
+        exception = NULL, subtasks = done.subtasks, worker = %s, "release" = %s,
+        started_at = COALESCE(job.started_at, %s), run_started_at = %s, finished_at = {now},
         deadline_at = NULL, live_key = CASE WHEN job.key_forever THEN job.live_key END, epoch = job.epoch + 1
     FROM unnest(%s::uuid[], %s::integer[], %s::text[], %s::text[]) AS done (id, epoch, result, subtasks)
     WHERE job.id = done.id AND job.epoch = done.epoch AND job.status = 'waiting'
@@ -112,35 +125,22 @@ COPY = """
 #: The last columns of a COPY.
 COPIED_TO_ALL = ("waiting", "", "", "", "", 0, 0, 0, 0, 0, 0)
 
-# --- Groups -----------------------------------------------------------------------------------------------------------
-
-_UNFINISHED = "owes = {owed} AND status IN ('waiting', 'running', 'sent')"
-
-#: How many parts of a group a look counts at most.
-COUNTED = 250
-_LEFT = f"SELECT 1 FROM {{job}} WHERE {_UNFINISHED.format(owed='%s')} ORDER BY place DESC LIMIT {COUNTED}"
-#: How many parts of a group are unfinished. Backwards: the last ones end last.
-OWED = f"SELECT count(*) FROM ({_LEFT}) AS unfinished"
-
-#: All that owes a group, in order.
-PARTS = """
-    SELECT status, id, result, error, place FROM {job} WHERE owes = %s
-    UNION ALL SELECT 'waiting', id, NULL, '', place FROM {group} WHERE owes = %s AND state = 'open'
-    ORDER BY place
-"""
-
-#: Open groups of which no part is unfinished.
-UNDECIDED = f"""
-    SELECT id FROM {{group}} AS waits
-    WHERE state = 'open' AND NOT EXISTS (SELECT 1 FROM {{job}} WHERE {_UNFINISHED.format(owed="waits.id")})
-        AND NOT EXISTS (SELECT 1 FROM {{group}} AS inner_one WHERE inner_one.owes = waits.id AND state = 'open')
-    LIMIT %s
-"""
-
 # --- Their words ------------------------------------------------------------------------------------------------------
 
 _WANTED = {
-    *("id", "task", "status", "due_at", "expires_at", "epoch", "content_version", "deadline_at", "failures", "crashes"),
+    *(
+        "id",
+        "task",
+        "queue",
+        "status",
+        "due_at",
+        "expires_at",
+        "epoch",
+        "content_version",
+        "deadline_at",
+        "failures",
+        "crashes",
+    ),
     *("interruptions", "live_key", "key_forever", "created_at", "started_at", "errback_of", "owes", "place"),
 }
 _COLUMNS = tuple(field.attname for field in Job._meta.concrete_fields)
@@ -150,6 +150,10 @@ CLAIMED_AND_SENT = tuple(name for name in _COLUMNS if name in _WANTED or name in
 
 #: Whether the job's workflow was cancelled; see workflows.py.
 _WORKFLOW_CANCELLED = "EXISTS (SELECT 1 FROM {cancelled} AS workflow WHERE workflow.root_id = {job}.root_id)"
+
+#: What pauses the job: "queue", "task" or NULL; see pauses.py.
+_PAUSED_BY = """(SELECT MIN(pause.kind) FROM {pause} AS pause WHERE pause.kind = 'queue' AND pause.name = {job}.queue
+    OR pause.kind = 'task' AND pause.name = {job}.task)"""
 
 _BY_VENDOR = {
     # NO KEY UPDATE: see JobQuerySet.lock().
@@ -178,11 +182,13 @@ def _in_words(text: str, vendor: str, utc: bool, skips: bool, count: int) -> str
     words.update(now=now_sql(vendor, utc), from_now=from_now_sql(vendor, utc))
     words["for_update"] += " SKIP LOCKED" if skips else ""
     words["new_times"] = _NEW_TIMES.format(**words)
-    tables = {"job": f'"{Job._meta.db_table}"', "cancelled": f'"{CancelledWorkflow._meta.db_table}"'}
+    models = {"job": Job, "cancelled": CancelledWorkflow, "pause": Pause}
+    tables = {name: f'"{model._meta.db_table}"' for name, model in models.items()}
     made = text.format(
         **words,
         **tables,
         workflow_cancelled=_WORKFLOW_CANCELLED.format(**tables),
+        paused_by=_PAUSED_BY.format(**tables),
         group=f'"{JobGroup._meta.db_table}"',
         claimed=", ".join(CLAIMED),
         claimed_and_sent=", ".join(CLAIMED_AND_SENT),
@@ -220,7 +226,7 @@ def write(alias: str, text: str, *values: Any) -> int:
 
 
 def rows(alias: str, text: str, *values: Any) -> list[tuple[Any, ...]]:
-    """What one of the statements about groups finds."""
+    """What one of the statements that read finds."""
     connection = connections[alias]
     with connection.cursor() as cursor:
         cursor.execute(in_words(connection, text), prepared(connection, values))
@@ -228,22 +234,28 @@ def rows(alias: str, text: str, *values: Any) -> list[tuple[Any, ...]]:
     return found
 
 
-def look_behind_commit(alias: str, group_id: uuid.UUID) -> str:
-    """:data:`OWED` as a statement that travels behind a part's COMMIT."""
-    return in_words(connections[alias], OWED).replace("%s", f"'{group_id}'")
+class Locked(NamedTuple):
+    """A job's row, as the statement that locked it has seen it."""
+
+    job: Job
+    #: By the database's clock.
+    now: datetime.datetime
+    workflow_cancelled: bool
+    #: "queue" or "task"; None where neither is paused.
+    paused_by: str | None
 
 
-def lock_row(alias: str, job_id: uuid.UUID) -> tuple[Job, bool, datetime.datetime] | None:
-    """Lock a job's row where that can be done at once; the row, whether its workflow was cancelled, and the database's
-    time.
+def lock_row(alias: str, job_id: uuid.UUID) -> Locked | None:
+    """Lock a job's row where that can be done at once.
 
     Must be called in a transaction.
     """
     found = _select(alias, LOCK_ROW, CLAIMED, [Job._meta.pk.to_python(job_id)])  # a task's request has it as text
     if not found:
         return None
-    job, now, more = found[0]
-    return job, bool(more[0]), now
+    job, now, (workflow_cancelled, anything_paused) = found[0]
+    paused_by = rows(alias, PAUSED_BY, job.pk)[0][0] if anything_paused else None
+    return Locked(job, now, bool(workflow_cancelled), paused_by)
 
 
 def lock_bundle(alias: str, task: str, job_ids: Sequence[uuid.UUID]) -> list[tuple[Job, datetime.datetime]]:

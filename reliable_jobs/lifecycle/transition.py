@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import enum
+import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from django.db import transaction
 from django.db.models import F, Q
 
 from reliable_jobs.clock import Now
+from reliable_jobs.conf import settings
+from reliable_jobs.lifecycle import announce
 from reliable_jobs.lifecycle.db_errors import clean
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.status import FINAL, TRANSITIONS, Status
@@ -34,6 +37,8 @@ class Refusal(enum.Enum):
     STALE = "message of another content version"
     SUSPECT = "crashed before: needs a committed claim"
     CANCELLED = "its workflow was cancelled"
+    QUEUE_PAUSED = "its queue is paused"
+    TASK_PAUSED = "its task is paused"
     ALONE = "suspects run one at a time"
 
 
@@ -51,11 +56,27 @@ class Claim:
     first_start: bool = False
     #: What has been written to follow the job owes its group from now on, in its place.
     hands_on: bool = False
+    #: By this process's clock (monotonic).
+    began: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
     def age(self) -> float:
         """Seconds since the first recorded start of the job."""
         return (self.now - (self.job.started_at or self.now)).total_seconds()
+
+    @property
+    def waited(self) -> float:
+        """Seconds from the job's due time to the claim."""
+        return (self.now - (self.job.due_at or self.now)).total_seconds()
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A job of which only these are known, as far as they are: enough for an event."""
+
+    pk: uuid.UUID
+    task: str = ""
+    queue: str = ""
 
 
 def succeeded_by(worker: str, claims: Sequence[Claim]) -> bool:
@@ -92,12 +113,50 @@ def transition(job: Job, using: str, status: str, *, token_now: uuid.UUID | None
     return rows.update(status=status, epoch=F("epoch") + 1, **changes) == 1
 
 
-def record(job_id: uuid.UUID, using: str, kind: str, actor: str, detail: str = "", traceback: str = "") -> None:
-    """Write an event. It takes no lock on the job's row."""
-    JobEvent.objects.using(using).create(
-        job_id=job_id,
+def record(
+    job: Job | Subject, using: str, kind: str, actor: str, *texts: str, run: Claim | None = None, **more: Any
+) -> None:
+    """Write an event. It takes no lock on the job's row.
+
+    Args:
+        run: that ended with it.
+        texts, more: see :func:`event`.
+    """
+    written = event(job, kind, actor, *texts, **more)
+    written.save(using=using, force_insert=True)
+    announce.of_events([written], using, run)
+
+
+def event(
+    job: Job | Subject,
+    kind: str,
+    actor: str,
+    detail: str = "",
+    traceback: str = "",
+    *,
+    final: bool | None = None,
+    error_class: str = "",
+    release: str | None = None,
+    act_id: uuid.UUID | None = None,
+) -> JobEvent:
+    """An event that is to be written.
+
+    Args:
+        final: whether the job has ended with it, or only a run of it. None: neither.
+        error_class: see :func:`db_errors.class_of`.
+        release: of the run; this process's where none is given.
+        act_id: the bulk act that it was a step of.
+    """
+    return JobEvent(
+        job_id=job.pk,
         kind=kind,
         actor=clean(actor, 255)[:255],
         detail=clean(detail, ERROR_LIMIT),
         traceback=clean(traceback, TRACEBACK_LIMIT),
+        task=clean(job.task, 255)[:255],
+        queue=clean(job.queue, 255)[:255],
+        error_class=error_class,
+        release=settings.RELEASE if release is None else release,
+        final=final,
+        act_id=act_id,
     )

@@ -8,7 +8,7 @@ ends cancelled. A requeue of one of the workflow's jobs takes the cancel back.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from django.db.models import F, Q
@@ -59,11 +59,6 @@ def allow_again(job_ids: Iterable[uuid.UUID], using: str) -> None:
     """Jobs are being requeued: their workflows go on."""
     roots = Job.objects.using(using).filter(pk__in=list(job_ids)).values("root_id")
     CancelledWorkflow.objects.using(using).filter(root_id__in=roots).delete()
-
-
-def not_over(using: str, limit: int) -> Sequence[CancelledWorkflow]:
-    """Cancelled workflows of which something may be unfinished."""
-    return list(CancelledWorkflow.objects.using(using).filter(over=False)[:limit])
 
 
 def note_if_over(root_id: uuid.UUID, using: str) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import collections
 import getpass
+import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from celery import Celery
@@ -20,19 +20,12 @@ from reliable_jobs.checks.loading import load_tasks
 from reliable_jobs.clock import Now
 from reliable_jobs.compat.celery import configured_app
 from reliable_jobs.lifecycle import Report
+from reliable_jobs.management.options import above_zero, moment, seconds
 from reliable_jobs.models import Job, JobQuerySet
-from reliable_jobs.status import Reason
+from reliable_jobs.status import FINAL, Reason
 
 #: Rows read, or changed in one transaction, at a time.
 CHUNK = 1000
-
-
-def seconds(text: str) -> float:
-    """The type of an option that is a length of time."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError("must be a number of seconds above 0")
-    return value
 
 
 def in_chunks(rows: JobQuerySet, size: int = CHUNK) -> Iterator[list[Job]]:
@@ -49,6 +42,25 @@ def in_chunks(rows: JobQuerySet, size: int = CHUNK) -> Iterator[list[Job]]:
         at = Coalesce(Subquery(stored), Value(last.created_at, output_field=DateTimeField()))
         # The first condition repeats a part of the second for the index's sake.
         chunk = list(ordered.filter(created_at__gte=at).filter(Q(created_at__gt=at) | Q(pk__gt=last.pk))[:size])
+
+
+def add_choice(parser: CommandParser, statuses: Sequence[str]) -> None:
+    """The options by which a command that changes jobs is told which ones, and whether it is to ask first.
+
+    Args:
+        statuses: that ``--status`` may name; the first is the one it has when it is left out.
+    """
+    parser.add_argument("--task", action="append", help="Jobs of this task; may be given several times.")
+    parser.add_argument("--queue", action="append", help="Jobs of this queue; may be given several times.")
+    parser.add_argument(
+        "--status",
+        action="append",
+        choices=statuses,
+        help=f"Jobs with this status; {statuses[0]} when omitted. May be given several times.",
+    )
+    parser.add_argument("--all", action="store_true", help="Every job with that status, of all tasks and queues.")
+    parser.add_argument("--dry-run", action="store_true", help="Only say how many jobs it would be.")
+    parser.add_argument("--yes", "--no-input", "--noinput", action="store_true", help="Do not ask.")
 
 
 class JobCommand(BaseCommand):
@@ -115,6 +127,10 @@ class JobCommand(BaseCommand):
         return app
 
 
+#: Options that select jobs by what they have in common.
+SELECTING = ("task", "queue", "reason", "status", "since", "until", "error", "release", "all")
+
+
 class ActionCommand(JobCommand):
     """Does something to jobs: to those with the ids given, or, after a question, to all that options select."""
 
@@ -126,25 +142,24 @@ class ActionCommand(JobCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
         parser.add_argument("ids", nargs="*", type=uuid.UUID, metavar="id", help=f"Jobs to {self.verb}.")
-        parser.add_argument("--task", action="append", help="Jobs of this task; may be given several times.")
-        parser.add_argument("--queue", action="append", help="Jobs of this queue; may be given several times.")
+        add_choice(parser, self.statuses)
         parser.add_argument("--reason", choices=[str(reason) for reason in Reason if reason], help="e.g. parked.")
-        parser.add_argument(
-            "--status",
-            action="append",
-            choices=self.statuses,
-            help=f"Jobs with this status; {self.statuses[0]} when omitted. May be given several times.",
-        )
-        parser.add_argument("--all", action="store_true", help="Every job with that status, of all tasks and queues.")
-        parser.add_argument("--dry-run", action="store_true", help="Only say how many jobs it would be.")
-        parser.add_argument("--yes", "--no-input", "--noinput", action="store_true", help="Do not ask.")
+        of_final = "Of ended jobs the time when they ended counts, of others when they were enqueued."
+        parser.add_argument("--since", type=moment, help=f"'2026-01-31 02:00', 02:00, or an age such as 2h. {of_final}")
+        parser.add_argument("--until", type=moment, help="As --since; jobs of that very moment are left out.")
+        parser.add_argument("--error", help="Jobs whose last attempt failed with this class of exception.")
+        parser.add_argument("--release", help="Jobs that a worker of this release has run last.")
+        parser.add_argument("--limit", type=above_zero, help="So many jobs at most, the oldest first.")
+        parser.add_argument("--rate", type=seconds, help="So many jobs in a second at most.")
 
     def act(self, ids: list[uuid.UUID], alias: str, options: dict[str, Any]) -> Report:
         raise NotImplementedError
 
     def handle(self, *args: Any, **options: Any) -> None:
         if bool(options["ids"]) == self.selects(options):
-            raise CommandError(f"Say which jobs to {self.verb}: ids, or --task, --queue, --reason, --status or --all.")
+            raise CommandError(
+                f"Say which jobs to {self.verb}: ids, or {', '.join(f'--{name}' for name in SELECTING)}."
+            )
         if options["ids"]:
             self._by_id(options)
         else:
@@ -153,7 +168,7 @@ class ActionCommand(JobCommand):
     @staticmethod
     def selects(options: dict[str, Any]) -> bool:
         """Whether jobs are selected by what they have in common."""
-        return any(options[name] for name in ("task", "queue", "reason", "status", "all"))
+        return any(options[name] for name in SELECTING)
 
     def _by_id(self, options: dict[str, Any]) -> None:
         wanted: list[uuid.UUID] = options["ids"]
@@ -189,6 +204,8 @@ class ActionCommand(JobCommand):
             chosen[alias] = rows
 
         self.on_each(self.databases(options), choose)
+        limit = options["limit"]
+        count = min(count, limit) if limit else count
         if options["dry_run"] or not count:
             self.stdout.write(f"Would {self.verb} {count} job(s)." if count else "No such jobs.")
             self.complain()
@@ -196,10 +213,19 @@ class ActionCommand(JobCommand):
         if not options["yes"]:
             self.ask(f"{self.verb.capitalize()} {count} {' or '.join(statuses)} job(s)? [y/N] ")
         total = Report()
+        left, rate, began = count, options["rate"], time.monotonic()
+        size = CHUNK if rate is None else max(1, min(CHUNK, int(rate)))
 
         def act(alias: str) -> None:
-            for chunk in in_chunks(chosen[alias].only("created_at")):
-                total.add(self.act([job.pk for job in chunk], alias, options))
+            nonlocal left
+            for chunk in in_chunks(chosen[alias].only("created_at"), size):
+                ids = [job.pk for job in chunk[:left]]
+                if not ids:
+                    return
+                total.add(self.act(ids, alias, options))
+                left -= len(ids)
+                if rate is not None and left:
+                    time.sleep(max(0.0, began + (count - left) / rate - time.monotonic()))
 
         self.on_each(chosen, act)
         self.say(total)
@@ -213,8 +239,13 @@ class ActionCommand(JobCommand):
         for name in ("task", "queue"):
             if options[name]:
                 rows = rows.filter(**{f"{name}__in": options[name]})
-        if options["reason"]:
-            rows = rows.filter(reason=options["reason"])
+        exact = {"reason": options["reason"], "error_class": options["error"], "release": options["release"]}
+        rows = rows.filter(**{column: value for column, value in exact.items() if value})
+        ended, others = [s for s in statuses if s in FINAL], [s for s in statuses if s not in FINAL]
+        for at, lookup in ((options["since"], "gte"), (options["until"], "lt")):
+            if at is not None:
+                by_end = Q(status__in=ended, **{f"finished_at__{lookup}": at})
+                rows = rows.filter(by_end | Q(status__in=others, **{f"created_at__{lookup}": at}))
         return rows
 
     def say(self, report: Report) -> None:

@@ -44,17 +44,18 @@ def of_signature(signature: Mapping[str, Any]) -> Debt | None:
     chain = options.get("chain")
     if chain:
         return of_signature(chain[0])
+    inside = signature.get("kwargs") or {}
+    kind = signature.get("subtask_type")
+    if kind == "group" and inside.get("tasks"):
+        # Its own options won't do: as a chord's body, it bears the id of that chord's header.
+        return of_signature(inside["tasks"][0])
     found = _debt(options.get("chord"), options.get("group_id"))
     if found is not None:
         return found
-    inside = signature.get("kwargs") or {}
-    kind = signature.get("subtask_type")
     if kind == "chord" and inside.get("body"):
         return of_signature(inside["body"])
     if kind == "chain" and inside.get("tasks"):
         return of_signature(inside["tasks"][-1])
-    if kind == "group" and inside.get("tasks"):
-        return of_signature(inside["tasks"][0])
     return None
 
 

@@ -14,6 +14,7 @@ from kombu.compression import decompress, get_decoder
 from kombu.serialization import loads
 
 from reliable_jobs.conf import settings
+from reliable_jobs.message import debts
 from reliable_jobs.message.row_to_message import PICKLE, Rendered
 from reliable_jobs.models import Job
 
@@ -34,12 +35,18 @@ _STOPPABLE: dict[Any, Callable[[], Any]] = {
 }
 
 
+def envelope_of(job: Job) -> dict[str, Any] | None:
+    """The rest of a row's message; None where it can't be read: somebody may have written it by hand."""
+    try:
+        envelope = json.loads(job.envelope)
+    except (RecursionError, ValueError):
+        return None
+    return envelope if isinstance(envelope, dict) else None
+
+
 def headers_of(job: Job) -> dict[str, Any]:
     """The Celery headers of a row; {} when they can't be read."""
-    try:
-        headers = json.loads(job.envelope)["headers"]
-    except (ValueError, KeyError, TypeError):
-        return {}
+    headers = (envelope_of(job) or {}).get("headers")
     return headers if isinstance(headers, dict) else {}
 
 
@@ -85,7 +92,7 @@ def content(
         if limit is not None and kind == YAML and _merges(payload):
             raise NotDecoded("YAML's merge keys are read by workers only")
         args, kwargs, *embed = loads(payload, job.content_type, job.content_encoding, accept=[job.content_type])
-        if limit is not None and job.content_type != "application/json" and _is_larger((args, kwargs), limit):
+        if limit is not None and job.content_type != "application/json" and _is_larger((args, kwargs, embed), limit):
             raise TooLarge(f"more than {limit} bytes")
         return list(args), dict(kwargs), dict(embed[0] or {}) if embed else {}
     except (NotDecoded, SoftTimeLimitExceeded):
@@ -139,6 +146,22 @@ def arguments(
     """
     args, kwargs, _ = content(job, trusted=trusted, limit=limit)
     return args, kwargs
+
+
+def to_follow(job: Job, limit: int) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """The single tasks that a row's message says shall follow: its callbacks, and the rest of its chain, first to last.
+    None where it can't be read: the message of another program may hold anything.
+
+    Args:
+        limit: as of :func:`content`.
+    """
+    try:
+        follow = content(job, limit=limit)[2]
+        links = [step for signature in follow.get("callbacks") or () for step in debts.jobs_of(signature)]
+        chain = [step for signature in reversed(follow.get("chain") or ()) for step in debts.jobs_of(signature)]
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        return [], []
+    return links, chain
 
 
 def same_call(job: Job, rendered: Rendered) -> bool:

@@ -23,7 +23,7 @@ from reliable_jobs.conf import settings
 from reliable_jobs.errors import ResultTooLarge
 
 if TYPE_CHECKING:
-    from reliable_jobs.protocols import RunnableTask
+    from reliable_jobs.task_types import RunnableTask
 
 _KEY = "reliable_jobs.result"
 _START = f'{{"{_KEY}": '

@@ -165,6 +165,11 @@ def _outgoing(
     )
 
 
+def headers_of(envelope_text: str) -> dict[str, Any]:
+    """The headers that a row keeps; without the usual ones."""
+    return dict(json.loads(envelope_text).get("headers") or {})
+
+
 def rerouted(envelope_text: str, queue: str) -> str:
     """The envelope sent to another queue through the default exchange."""
     envelope = json.loads(envelope_text)

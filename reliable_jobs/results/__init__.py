@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from reliable_jobs.compat import celery_app
 from reliable_jobs.results.answer import result_of
-from reliable_jobs.results.backend import LedgerBackend, around
+from reliable_jobs.results.backend import LedgerBackend
 from reliable_jobs.results.copies import bring_in_line
 from reliable_jobs.results.job_result import JobResult
 
-celery_app.ledger = around
+celery_app.ledger = LedgerBackend.around
 
-__all__ = ["JobResult", "LedgerBackend", "around", "bring_in_line", "result_of"]
+__all__ = ["JobResult", "LedgerBackend", "bring_in_line", "result_of"]

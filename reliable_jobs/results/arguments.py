@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from reliable_jobs.message import decode
@@ -16,12 +15,15 @@ def of_row(row: Job, app: Any) -> dict[str, Any]:
     if row.payload is None:
         return {}
     try:
-        if json.loads(row.envelope).get("sensitive"):
+        envelope = decode.envelope_of(row)
+        if envelope is None:
+            return {"args": None, "kwargs": None}
+        if envelope.get("sensitive"):
             headers = decode.headers_of(row)
             return {"args": headers.get("argsrepr"), "kwargs": headers.get("kwargsrepr")}
         if getattr(app.tasks.get(row.task), "sensitive", False):
             return {"args": None, "kwargs": None}  # a message from elsewhere, whose sender did not know
         args, kwargs = decode.arguments(row)
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, RecursionError):
         return {"args": None, "kwargs": None}
     return {"args": args, "kwargs": kwargs}

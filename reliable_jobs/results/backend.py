@@ -9,7 +9,7 @@ of django-celery-results, a dashboard) keeps its results: each transition of a j
 
 from __future__ import annotations
 
-import logging
+import functools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,11 @@ from celery.app.task import Context
 from celery.exceptions import BackendGetMetaError, SoftTimeLimitExceeded
 from celery.states import EXCEPTION_STATES, PENDING, READY_STATES, STARTED, SUCCESS
 
-from reliable_jobs.compat.celery_backend import AnsweringBackend, is_disabled
-from reliable_jobs.compat.celery_results import reads_results_from_a_queue, stored_result
+from reliable_jobs.compat.celery_backend import AnsweringBackend, can_be_read
+from reliable_jobs.compat.celery_results import stored_result
 from reliable_jobs.dispatch.on_commit import is_uncommitted
 from reliable_jobs.errors import NotCommitted
+from reliable_jobs.logs import job_logger
 from reliable_jobs.message import exception_text, result_text
 from reliable_jobs.message.decode import headers_of
 from reliable_jobs.message.row_to_message import HEADER, foreign_id
@@ -34,7 +35,7 @@ from reliable_jobs.workflow.chord_backend import ChordBackend
 if TYPE_CHECKING:
     from celery import Celery
 
-logger = logging.getLogger(__name__)
+logger = job_logger(__name__)
 
 
 class LedgerBackend(ChordBackend, AnsweringBackend):
@@ -112,6 +113,7 @@ class LedgerBackend(ChordBackend, AnsweringBackend):
         states.say(foreign_id(task_id), state, text, weak=state == STARTED)
         if state not in READY_STATES and self.is_copied:
             self.copy(task_id, {"status": state, "result": meta, "traceback": None}, request)
+            self._align_if_ended(task_id, request)
 
     def has_ended(self, task_id: str, state: str, value: Any, request: Any) -> None:
         """The row knows already. A backend that others read is told what the row says, not what the tracer does."""
@@ -128,18 +130,27 @@ class LedgerBackend(ChordBackend, AnsweringBackend):
             row, side = rows.find(task_id)
             if row is not None and has_answer(row):
                 self.copy(task_id, answer(row, side, None), request or request_of(row))
+                if not row.is_final:  # of one that is, the answer may yet be PENDING (forgotten), or the task's own
+                    self._align_if_ended(task_id, request)
 
-    @property
+    def _align_if_ended(self, task_id: str, request: Any) -> None:
+        """After a state that is not the last was copied. Another process may have settled the job meanwhile, and told
+        the other backend so before this one's write: the last to write looks again."""
+        row, _ = rows.find(task_id)
+        if row is not None and row.is_final:
+            self.align(task_id, request)
+
+    @functools.cached_property
     def is_copied(self) -> bool:
         """Whether another backend has the results of reliable tasks, too, for those that read that one."""
-        return self.implicit and not is_disabled(self.wrapped) and not reads_results_from_a_queue(self.wrapped)
+        return self.implicit and can_be_read(self.wrapped)
 
     def copy(self, task_id: str, meta: dict[str, Any], request: Any) -> bool:
         """Write an answer to the other backend; returns whether that went well."""
         try:
             if meta["status"] not in READY_STATES and stored_result(self.wrapped, task_id).get("status") == SUCCESS:
                 self.wrapped.forget(task_id)  # some never replace a success
-            self.store_copy(task_id, meta["result"], meta["status"], meta["traceback"], request)
+            self.store_copy(task_id, meta["result"], meta["status"], meta.get("traceback"), request)
         except SoftTimeLimitExceeded:
             raise
         except Exception as error:  # a backend may raise anything
@@ -164,13 +175,3 @@ class LedgerBackend(ChordBackend, AnsweringBackend):
 def request_of(row: Job) -> Any:
     """What a backend shows of a task beside its result: its name, worker and arguments."""
     return Context({"id": str(row.pk), "task": row.task, **headers_of(row), "hostname": row.worker or None})
-
-
-def around(backend: Any, app: Any) -> LedgerBackend:
-    """The ledger around a result backend: itself, if it is one; else the one that was made around it before."""
-    if isinstance(backend, LedgerBackend):
-        return backend
-    known = vars(backend).get("reliable_ledger")
-    if known is None:
-        known = vars(backend)["reliable_ledger"] = LedgerBackend(app, wrapped=backend)
-    return known

@@ -18,9 +18,11 @@ from typing import Any
 from celery import Celery
 from celery.app import app_or_default
 
+from reliable_jobs.compat.django import close_connections
 from reliable_jobs.models import Job
 from reliable_jobs.results.answer import answer
-from reliable_jobs.results.backend import LedgerBackend, around, request_of
+from reliable_jobs.results.backend import LedgerBackend, request_of
+from reliable_jobs.sqlite_forks import without_forks
 
 logger = logging.getLogger(__name__)
 
@@ -37,22 +39,33 @@ def bring_in_line(ids: list[uuid.UUID], using: str) -> None:
     A listener of lifecycle/.
     """
     app = app_or_default()
-    usual = around(app.backend, app)
+    usual = LedgerBackend.around(app.backend, app)
     if not usual.is_copied:
         return
-    rows = list(Job.objects.using(using).filter(pk__in=ids).defer("payload"))
     if _is_in_database(usual):
-        _copy(app, usual, rows)
+        _copy(app, usual, ids, using)
     else:
-        _writer.write(functools.partial(_copy, app, usual, rows))
+        _writer.write(functools.partial(_copy, app, usual, ids, using))
 
 
-def _copy(app: Celery, usual: LedgerBackend, rows: list[Job]) -> None:
-    for row in rows:
-        task: Any = app.tasks.get(row.task)
-        backend = task.backend if getattr(task, "writes_outbox", False) else usual
-        if backend.is_copied and not backend.copy(str(row.pk), answer(row, None, None), request_of(row)):
-            return
+def _copy(app: Celery, usual: LedgerBackend, ids: list[uuid.UUID], using: str) -> None:
+    """A worker may settle one of the jobs between the reading of its row and the writing of its copy, and write its own
+    copy before this one. So the rows are read again, and those that have changed are written once more."""
+    told: dict[uuid.UUID, int] = {}
+    while rows := _changed_since(told, ids, using):
+        for row in rows:
+            task: Any = app.tasks.get(row.task)
+            backend = task.backend if getattr(task, "writes_outbox", False) else usual
+            if backend.is_copied and not backend.copy(str(row.pk), answer(row, None, None), request_of(row)):
+                return
+            told[row.pk] = row.epoch
+
+
+def _changed_since(told: dict[uuid.UUID, int], ids: list[uuid.UUID], using: str) -> list[Job]:
+    """The rows whose epoch is another than the one that the backend was told of."""
+    epochs = dict(Job.objects.using(using).filter(pk__in=ids).values_list("pk", "epoch"))
+    changed = [pk for pk, epoch in epochs.items() if told.get(pk) != epoch]
+    return list(Job.objects.using(using).filter(pk__in=changed).defer("payload")) if changed else []
 
 
 def _is_in_database(backend: LedgerBackend) -> bool:
@@ -87,7 +100,11 @@ class _Writer:
         while True:
             copies, written = self._waiting.get()
             try:
-                copies()
+                try:
+                    with without_forks():
+                        copies()
+                finally:
+                    close_connections()  # nothing else here would open one anew after the database has closed it
             except Exception:
                 logger.exception("The result backend could not be brought in line.")
             finally:

@@ -11,9 +11,9 @@ from django.db import DatabaseError
 from reliable_jobs import databases, lifecycle
 from reliable_jobs.compat.celery_results import AnsweredResult
 from reliable_jobs.message.row_to_message import foreign_id
-from reliable_jobs.protocols import R_co
-from reliable_jobs.results.backend import LedgerBackend, around
+from reliable_jobs.results.backend import LedgerBackend
 from reliable_jobs.status import Reason
+from reliable_jobs.task_types import R_co
 
 
 class JobResult(AnsweredResult, Generic[R_co]):
@@ -84,12 +84,12 @@ class JobResult(AnsweredResult, Generic[R_co]):
     wait = get
 
     def ledger(self, backend: Any) -> LedgerBackend:
-        return around(backend, self.app)
+        return LedgerBackend.around(backend, self.app)
 
     def _refuse_uncommitted(self) -> None:
         for node in (self, *self.ancestors()):
             results = getattr(node, "results", None) or (node,)
-            around(self.backend, self.app).check_waits(result.id for result in results)
+            LedgerBackend.around(self.backend, self.app).check_waits(result.id for result in results)
 
     def revoke(self, *args: Any, **kwargs: Any) -> None:
         """Cancel the job if it waits, and tell the workers (``terminate=True`` also ends a running task function).

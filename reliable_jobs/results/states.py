@@ -7,7 +7,6 @@ seen when the run has ended.
 
 from __future__ import annotations
 
-import logging
 import threading
 import uuid
 from typing import Any
@@ -20,10 +19,11 @@ from reliable_jobs import databases
 from reliable_jobs.compat.django import copied_connection
 from reliable_jobs.compat.django_transaction import is_of_a_test, open_blocks
 from reliable_jobs.lifecycle import sql
+from reliable_jobs.logs import job_logger
 from reliable_jobs.models import JobState
 from reliable_jobs.run import kept_connections
 
-logger = logging.getLogger(__name__)
+logger = job_logger(__name__)
 
 #: The epoch is the committed row's: a run that is not committed has not raised it yet, and readers compare with it.
 _WRITE = f"""

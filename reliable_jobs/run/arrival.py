@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import logging
 import os
 import random
 import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 from django.db import Error as DatabaseError
@@ -26,18 +25,21 @@ from reliable_jobs.compat.django import driver_of, skip_health_check
 from reliable_jobs.conf import settings
 from reliable_jobs.databases import write_alias
 from reliable_jobs.lifecycle import db_errors
+from reliable_jobs.logs import job_logger
 from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, HEADER, as_uuid, foreign_id
 from reliable_jobs.models import Job
 from reliable_jobs.run import kept_connections
 from reliable_jobs.run.state import NotStarted
+from reliable_jobs.run.trail import TRAIL
 
 if TYPE_CHECKING:
-    from reliable_jobs.protocols import RunnableTask
+    from reliable_jobs.task_types import RunnableTask
+    from reliable_jobs.workflow.following import Following
 
-logger = logging.getLogger(__name__)
+logger = job_logger(__name__)
 _T = TypeVar("_T")
 
-#: Where the request's delivery_info carries the message's content type, encoding and bytes.
+#: Where the request's delivery_info carries the message's :class:`Content`.
 CONTENT = "reliable_content"
 _HEADERS = (
     *("lang", "task", "id", "shadow", "group", "group_index", "retries", "timelimit", "root_id", "parent_id"),
@@ -47,6 +49,17 @@ _HEADERS = (
 #: for longer (a forgotten session, SQLite's one writer) is waited for like a database that is away, and logged.
 CONFLICTS_PASS = 1.0
 _here = threading.local()
+
+
+class Content(NamedTuple):
+    """A message's body, as it came. It shows nothing of itself: tracers write a delivery_info out as text."""
+
+    content_type: str
+    content_encoding: str
+    body: Any
+
+    def __repr__(self) -> str:
+        return f"<{len(self.body)} of {self.content_type}>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +75,15 @@ class Delivery:
     ours: bool
     #: See :func:`worker_name`.
     worker: str
+    #: What it says shall follow the job. None: nothing.
+    following: Following | None
 
 
 def read_delivery(task: RunnableTask) -> Delivery:
     """Read the request that is at the top of the task's stack."""
     request = task.request
-    redelivered = bool((request.delivery_info or {}).get("redelivered"))
+    info = request.delivery_info or {}
+    redelivered, trail = bool(info.get("redelivered")), info.get(TRAIL)
     pointer = request.get(HEADER)
     if not isinstance(pointer, dict):
         content_version, commits_claim = 0, True
@@ -86,6 +102,7 @@ def read_delivery(task: RunnableTask) -> Delivery:
         redelivered=redelivered,
         ours=isinstance(pointer, dict),
         worker=worker_name(task),
+        following=None if trail is None else trail.following,
     )
 
 
@@ -175,16 +192,19 @@ def write_row(task: RunnableTask, job_id: uuid.UUID, using: str, request: Any = 
 # --- while the database is away ---------------------------------------------------------------------------------------
 
 
-def waiting_out_outages(using: str, what: str, try_once: Callable[[], _T]) -> _T:
+def waiting_out_outages(using: str, what: str, try_once: Callable[[], _T], since: float | None = None) -> _T:
     """Do what begins with a claim. While the database can't be reached before a task function began, the message is
     neither run nor failed nor spun on: it is held with capped back-off, and given back to the broker after HOLD
     seconds.
+
+    Args:
+        since: from when HOLD counts (monotonic), where this is not the first that is done with the message.
 
     Raises:
         celery.exceptions.Reject: held for too long.
     """
     began = time.monotonic()
-    pause, until = 0.25, began + settings.HOLD
+    pause, until = 0.25, (began if since is None else since) + settings.HOLD
     connection: Any = connections[using]
     kept = driver_of(connection) is not None
     skip_health_check(connection)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -21,13 +20,14 @@ from django.db import Error as DatabaseError
 from django.db import connections, transaction
 from django.db.transaction import TransactionManagementError
 
-from reliable_jobs import lifecycle
+from reliable_jobs import lifecycle, signals
 from reliable_jobs.compat.celery_run import trace
 from reliable_jobs.compat.django import driver_of
 from reliable_jobs.compat.django_transaction import guard_hooks, open_blocks, will_roll_back
 from reliable_jobs.compat.kombu import content_types
 from reliable_jobs.errors import BrokenTransaction, RunTakenAway
 from reliable_jobs.lifecycle import Claim, db_errors
+from reliable_jobs.logs import job_logger
 from reliable_jobs.message.decode import content
 from reliable_jobs.message.result_text import returned, started_by
 from reliable_jobs.message.row_to_message import outgoing
@@ -37,12 +37,13 @@ from reliable_jobs.run.execution import LEFT_OPEN
 from reliable_jobs.run.round_trips import (
     ConstraintViolated,
     FunctionSavepoint,
+    check_deferred_constraints,
+    is_cut_off,
 )
 from reliable_jobs.run.sql_words import ends_transaction
 from reliable_jobs.run.state import NotStarted, Run
-from reliable_jobs.run.transaction_state import check_deferred_constraints, is_cut_off
 
-logger = logging.getLogger(__name__)
+logger = job_logger(__name__)
 
 #: Jobs between two looks at the depth of the stack.
 LOOK_EVERY = 8
@@ -87,13 +88,8 @@ class Try:
     def __init__(
         self, carrier: Any, task: Any, using: str, content_versions: Mapping[uuid.UUID, int], *, singly: bool = False
     ) -> None:
-        self.carrier, self.task, self.using, self.content_versions, self.singly = (
-            carrier,
-            task,
-            using,
-            content_versions,
-            singly,
-        )
+        self.carrier, self.task, self.using = carrier, task, using
+        self.content_versions, self.singly = content_versions, singly
         self.connection: Any = connections[using]
         self.worker = worker_name(carrier)
         self._accepted = content_types(carrier.app.conf.accept_content)
@@ -227,6 +223,8 @@ class Try:
         value, succeeded = None, False
         try:
             with transaction.atomic(using=self.using) if self.singly else nullcontext():
+                if signals.heard(signals.job_started):
+                    signals.send_started(claim.job, self.using, claim.waited)
                 value = task.value_of(args, kwargs)
                 text = returned(task, value)
                 if is_cut_off(run):
@@ -288,6 +286,8 @@ class Try:
                 stands = recovery.until_written(
                     self._succeeded[0], lambda: lifecycle.succeeded_by(self.worker, self._succeeded)
                 )
+                if stands:
+                    lifecycle.of_lost_answer(self._succeeded)
             except DatabaseError as trouble:
                 error = trouble
         words = "stands" if stands else "is undone"

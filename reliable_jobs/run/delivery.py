@@ -8,7 +8,6 @@ those that come too early or too late, are dropped in ``_refused``.
 from __future__ import annotations
 
 import functools
-import logging
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,22 +16,22 @@ from django.db import Error as DatabaseError
 from django.db import connections
 
 from reliable_jobs import lifecycle
-from reliable_jobs.backoff import crash_delay
 from reliable_jobs.compat.celery_run import NOTHING_FOLLOWS
 from reliable_jobs.lifecycle import Refusal, db_errors
-from reliable_jobs.models import Job
+from reliable_jobs.lifecycle.delays import crash_delay
+from reliable_jobs.logs import job_logger
+from reliable_jobs.models import Job, PauseKind
 from reliable_jobs.run import arrival, execution, recovery, unreported_errors
 from reliable_jobs.run.arrival import Delivery, ensure_row, read_delivery, waiting_out_outages
-from reliable_jobs.run.settling import show
 from reliable_jobs.run.state import NotStarted, Outcome
 from reliable_jobs.run.trail import TRAIL, Trail
 from reliable_jobs.status import CLOSES, Status
-from reliable_jobs.workflow import groups
+from reliable_jobs.workflow import chords
 
 if TYPE_CHECKING:
-    from reliable_jobs.protocols import RunnableTask
+    from reliable_jobs.task_types import RunnableTask
 
-logger = logging.getLogger(__name__)
+logger = job_logger(__name__)
 
 #: How long a redelivered message waits for its row, in seconds: the session of a killed worker may hold it a moment
 #: longer than the worker lived.
@@ -55,12 +54,13 @@ def deliver(task: RunnableTask, args: Any, kwargs: Any) -> Any:
     trail.reached = True
     try:
         delivery = read_delivery(task)
-        show(task)
+        if trail.following is not None:
+            trail.show_following(task.request)
         ended = waiting_out_outages(
             delivery.using, f"Job {delivery.job_id}", functools.partial(_run, task, delivery, trail, args, kwargs)
         )
         if ended.owes is not None:
-            groups.part_ended(task.app, ended.owes, delivery.using, left=ended.left)
+            chords.part_ended(task.app, ended.owes, delivery.using, left=ended.left)
         if isinstance(ended.error, Ignore):
             setattr(ended.error, CLOSES, "task-retried" if ended.status == Status.WAITING else "task-succeeded")
         trail.answer = (ended.value, ended.error)
@@ -175,11 +175,15 @@ _ENDED = {
 _CLOSED = {Refusal.LOCKED: "task-rejected", Refusal.MISSING: "task-revoked"}
 
 
+_PAUSED = {Refusal.QUEUE_PAUSED: PauseKind.QUEUE, Refusal.TASK_PAUSED: PauseKind.TASK}
+
+
 def _refused(task: RunnableTask, delivery: Delivery, why: Refusal) -> NoReturn:
     """Drop a delivery that gets no claim: a copy (duplicate), or one that comes too early or too late.
 
     No function runs, and Celery fires no success or failure. Where the job has ended, the result backend is brought in
-    line; where another suspect runs here, the job is due again after a pause.
+    line; where another suspect runs here, the job is due again after a moment; where its queue or task is paused, it
+    waits without a message.
     """
     ignored = Ignore(f"job {delivery.job_id}: {why.value}")
     closes = _CLOSED.get(why, "task-retried")
@@ -188,7 +192,7 @@ def _refused(task: RunnableTask, delivery: Delivery, why: Refusal) -> NoReturn:
         if job is not None:
             closes = _ENDED.get(Status(job.status), closes)
             if job.owes is not None:  # its worker may have died before it looked
-                groups.part_ended(task.app, job.owes, delivery.using)
+                chords.part_ended(task.app, job.owes, delivery.using)
             if not (task.request.ignore_result or task.ignore_result):
                 # Its worker may have died between its commit and the store.
                 task.backend.align(str(task.request.id), task.request)
@@ -197,6 +201,8 @@ def _refused(task: RunnableTask, delivery: Delivery, why: Refusal) -> NoReturn:
     elif why is Refusal.CANCELLED:
         lifecycle.cancel([delivery.job_id], delivery.using, actor="cancelled workflow")
         closes = _ENDED[Status.CANCELLED]
+    elif why in _PAUSED:
+        lifecycle.put_back(delivery.job_id, _PAUSED[why], delivery.using)
     elif why is Refusal.ALONE:
         lifecycle.step_back(delivery.job_id, delivery.using, crash_delay(2))  # about 2 s
     setattr(ignored, CLOSES, closes)

@@ -1,10 +1,8 @@
 """claim → run → settle, for one delivery.
 
-First run of an atomic task, one transaction:
+First run of an atomic task, one transaction (run/round_trips.py says which statements travel together):
 
     BEGIN → lock the row → SAVEPOINT → function → deferred constraints → RELEASE → follow-ups, result, status → COMMIT
-
-(run/round_trips.py says which of them travel together).
 
 With a committed claim (the message was redelivered or sent again, the job crashed before, or the task is not atomic)
 token and lease are committed first, which counts the start; the function's transaction then locks the row by them.
@@ -13,7 +11,6 @@ token and lease are committed first, which counts the start; the function's tran
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -22,25 +19,26 @@ from celery.exceptions import Ignore, SoftTimeLimitExceeded
 from django.db import Error as DatabaseError
 from django.db import connections, transaction
 
-from reliable_jobs import lifecycle
+from reliable_jobs import lifecycle, signals
 from reliable_jobs.compat.django import driver_of
 from reliable_jobs.compat.django_transaction import open_blocks
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import BrokenTransaction, RunTakenAway
 from reliable_jobs.lifecycle import Claim, Refusal, db_errors
+from reliable_jobs.logs import job_logger
 from reliable_jobs.message import result_text
 from reliable_jobs.run import kept_connections, native, outcomes, recovery, settling
 from reliable_jobs.run.arrival import Delivery
-from reliable_jobs.run.round_trips import FunctionSavepoint, FunctionUndone
+from reliable_jobs.run.round_trips import FunctionSavepoint, FunctionUndone, is_cut_off
 from reliable_jobs.run.state import NotStarted, Outcome, Run
-from reliable_jobs.run.transaction_state import is_cut_off
 from reliable_jobs.status import Reason, Status
 from reliable_jobs.workflow import errbacks, looks
 
 if TYPE_CHECKING:
-    from reliable_jobs.protocols import RunnableTask
+    from reliable_jobs.task_types import RunnableTask
+    from reliable_jobs.workflow.following import Following
 
-logger = logging.getLogger(__name__)
+logger = job_logger(__name__)
 
 LEFT_OPEN = (
     "The task function returned with a transaction still open (an atomic block entered and not left, a raw BEGIN?); "
@@ -55,7 +53,9 @@ def run_first(task: RunnableTask, delivery: Delivery, args: Any, kwargs: Any) ->
         NotStarted: the database failed before the function began. Nothing was claimed.
     """
     take = functools.partial(lifecycle.claim_atomic, delivery.job_id, delivery.content_version, delivery.using)
-    return _run_in_transaction(task, delivery.using, take, args, kwargs, worker=delivery.worker)
+    return _run_in_transaction(
+        task, delivery.using, take, args, kwargs, worker=delivery.worker, following=delivery.following
+    )
 
 
 def run_with_committed_claim(task: RunnableTask, delivery: Delivery, args: Any, kwargs: Any) -> Outcome | Refusal:
@@ -87,7 +87,7 @@ def claim_committed(task: RunnableTask, delivery: Delivery) -> Run | Refusal:
         if db_errors.prevents_start(error):
             raise NotStarted(str(error)) from error
         raise
-    return claim if isinstance(claim, Refusal) else Run(claim, delivery.worker)
+    return claim if isinstance(claim, Refusal) else Run(claim, delivery.worker, delivery.following)
 
 
 def crashed_too_often(task: RunnableTask, claim: Claim) -> bool:
@@ -116,6 +116,7 @@ def _run_in_transaction(
     kwargs: Any,
     *,
     worker: str,
+    following: Following | None = None,
     committed: Run | None = None,
 ) -> Outcome | Refusal:
     """Lock the row, run the function and settle, in one transaction.
@@ -133,7 +134,7 @@ def _run_in_transaction(
                 return taken
             if not taken:
                 return Refusal.LOCKED
-            run = Run(taken, worker) if isinstance(taken, Claim) else committed
+            run = Run(taken, worker, following) if isinstance(taken, Claim) else committed
             assert run is not None
             run.session = driver_of(connections[using])
             ended = _call_function(task, run, args, kwargs, savepoint)
@@ -142,16 +143,16 @@ def _run_in_transaction(
             owes = run.claim.job.owes
             try:
                 won = savepoint.settle(
-                    functools.partial(settling.end, task, ended, run.claim),
+                    functools.partial(settling.end, task, run, ended),
                     alone=ended.alone,
-                    before=functools.partial(settling.follow_success, task, ended, run.claim),
+                    before=functools.partial(settling.follow_success, task, run, ended) if run.following else None,
                     behind=looks.behind_commit(owes, using) if owes is not None and looks.is_due(owes) else None,
                 )
                 if savepoint.found is not None:
                     ended.left = int(savepoint.found[0])
             except FunctionUndone as undone:
                 ended = outcomes.from_exception(task, run, undone.__cause__ or undone)
-                won = settling.settle(task, ended, run.claim)
+                won = settling.settle(task, run, ended)
             if not won:
                 raise RunTakenAway(f"Job {run.claim.job.pk} was taken away while it ran; what this run did is undone.")
         if kept_connections.reset_if_open(using, depth):
@@ -162,7 +163,7 @@ def _run_in_transaction(
     except BaseException as error:
         kept_connections.reset_if_open(using, depth)
         if run is not None and recovery.is_out_of_time(task, error):
-            raise  # no report: it counts as a crash, as the SIGKILL that follows would
+            raise  # no report, as after the SIGKILL that follows
         if run is not None:
             return recovery.after_broken_transaction(task, run, ended, error)
         if not db_errors.prevents_start(error):
@@ -190,7 +191,7 @@ def _run_leased(task: RunnableTask, run: Run, args: Any, kwargs: Any) -> Outcome
 
         def write() -> bool:
             with transaction.atomic(using=claim.using):
-                won = settling.settle(task, ended, claim)
+                won = settling.settle(task, run, ended)
                 if not won:
                     transaction.set_rollback(True, using=claim.using)
                 return won
@@ -201,7 +202,7 @@ def _run_leased(task: RunnableTask, run: Run, args: Any, kwargs: Any) -> Outcome
             raise
         except Exception as error:
             transient = isinstance(error, DatabaseError) and db_errors.is_transient(error, claim.using)
-            if transient or ended.status != Status.SUCCEEDED or not settling.following(task):
+            if transient or ended.status != Status.SUCCEEDED or run.following is None:
                 raise
             # What follows can't be written, now or ever: the job has not succeeded, and what it did stays done.
             ended = outcomes.failure(task, run, error)
@@ -273,6 +274,8 @@ def _call_function(
     signal: BaseException | None = None
     try:
         try:
+            if signals.heard(signals.job_started):
+                signals.send_started(job, run.claim.using, run.claim.waited)
             value = task.value_of(args, kwargs)
         except Ignore as ignored:
             # Ignore, snooze and replace end a function that went as it wished: what it wrote stays.
@@ -291,9 +294,6 @@ def _call_function(
     if run.again is not None:
         return outcomes.again(task, run, run.again, signal or outcomes.asked(run.again))
 
-    def settle(claim: Claim) -> bool:
-        started = result_text.started_by(request)
-        return lifecycle.succeed(claim, run.worker, text, reason, subtasks=started)
-
-    alone = signal is not None or not settling.following(task)
+    settle = functools.partial(settling.succeeded, task, run.worker, text, reason)
+    alone = signal is not None or run.following is None
     return Outcome(settle, value=value, error=signal, alone=alone, status=Status.SUCCEEDED)

@@ -1,37 +1,31 @@
 """Statements that travel together with another one, in one text: PostgreSQL answers with a result for each.
 
-run/round_trips.py says which of them, and why.
+run/round_trips.py says which of them, and why. Where a server, a proxy or a patched cursor refuses to take them
+together, they are sent one by one from then on.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from django.db import DatabaseError
+from django.db import DatabaseError, OperationalError
 
 from reliable_jobs.compat.django import driver_of
 from reliable_jobs.compat.psycopg import begins_plainly, without_begin
+from reliable_jobs.lifecycle.db_errors import sqlstate
 from reliable_jobs.models import Job
-from reliable_jobs.run import joining_failed
+
+logger = logging.getLogger(__name__)
 
 _TABLE = f'"{Job._meta.db_table}"'
 
 
-def can_join(connection: Any) -> bool:
-    """Whether statements can travel together: PostgreSQL, psycopg 3, parameters bound by the client."""
-    if connection.vendor != "postgresql" or connection.alias in joining_failed.switched_off:
-        return False
-    try:
-        from psycopg import ClientCursor
-    except ImportError:  # psycopg2
-        return False
-    factory = getattr(driver_of(connection), "cursor_factory", None)
-    return isinstance(factory, type) and issubclass(factory, ClientCursor)  # psycopg takes any callable
-
-
+@dataclasses.dataclass
 class Join:
     """An ``execute_wrapper`` that sends other statements along with the first statement on the jobs table. The cursor
     then holds that statement's result.
@@ -49,19 +43,14 @@ class Join:
             in a transaction of its own. ``found`` is its row; None where it was not sent.
     """
 
-    def __init__(
-        self,
-        verb: str,
-        *,
-        begin: bool = False,
-        before: Sequence[str] = (),
-        after: Sequence[str] = (),
-        commit: bool = False,
-        behind: str | None = None,
-    ) -> None:
-        self.verb, self.begin, self.before, self.after, self.commit = verb, begin, before, after, commit
-        self.behind = behind if commit else None
-        self.found: tuple[Any, ...] | None = None
+    verb: str
+    _: dataclasses.KW_ONLY
+    begin: bool = False
+    before: Sequence[str] = ()
+    after: Sequence[str] = ()
+    commit: bool = False
+    behind: str | None = None
+    found: tuple[Any, ...] | None = dataclasses.field(default=None, init=False)
 
     def __call__(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
         if not (self.begin or self.before or self.after) or not self._fits(sql):
@@ -76,7 +65,7 @@ class Join:
             self.begin = False
             return send()
         except (AttributeError, TypeError, NotImplementedError, DatabaseError) as error:
-            failed = joining_failed.switch_off(connection.alias, error)
+            failed = _switch_off(connection.alias, error)
             if failed is None:
                 raise
             # Without a cause: its SQLSTATE would be taken for the job's.
@@ -87,7 +76,7 @@ class Join:
         after, self.after = self.after, ()
         if self.commit:
             sql, after = f"WITH won AS ({sql}\nRETURNING 1) SELECT 1 / count(*) FROM won", ["COMMIT"]
-        behind = [self.behind] if self.behind else []
+        behind = [self.behind] if self.behind and self.commit else []
         result = execute("\n; ".join([*before, sql, *after, *behind]), params, many, context)
         self._skip(context["cursor"], before)
         if behind:
@@ -106,3 +95,43 @@ class Join:
         if not isinstance(sql, str) or ";" in sql or "--" in sql:
             return False  # a wrapper of the project added something; another statement can't follow it
         return _TABLE in sql and bool(re.match(rf"(?:\s|/\*(?:.|\n)*?\*/)*{self.verb}\b", sql))
+
+
+# --- where they are refused ------------------------------------------------------------------------------------------
+
+#: What servers and proxies answer if they refuse the text, and not what is in it: syntax error, feature not supported,
+#: no such prepared statement.
+_REFUSALS = ("42601", "0A000", "26000")
+#: Aliases on which joining has failed in this process.
+switched_off: set[str] = set()
+
+
+class JoiningFailed(OperationalError):
+    """The statements could not be sent together. From now on they are sent one by one.
+
+    It has no SQLSTATE, like a lost connection, and is handled like one: a claim is tried again at once, a run whose
+    settlement failed is interrupted and runs again. No job fails.
+    """
+
+
+def _switch_off(alias: str, error: Exception) -> JoiningFailed | None:
+    """Send statements one by one from now on, if an error comes from joining them, and not from one of them."""
+    if not _is_refusal(error):
+        return None
+    switched_off.add(alias)
+    logger.warning(
+        "Statements can't be sent together on database %r (%s: %s). From now on they are sent one by one.",
+        alias,
+        type(error).__name__,
+        error,
+    )
+    return JoiningFailed(f"statements can't be sent together: {type(error).__name__}: {error}")
+
+
+def _is_refusal(error: Exception) -> bool:
+    if not isinstance(error, DatabaseError):
+        return True  # of the cursor, or of a library that patches it
+    state = sqlstate(error)
+    if state is None:
+        return not isinstance(error, OperationalError)  # the driver's own; an operational one is a lost connection
+    return state in _REFUSALS

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import datetime
-import logging
 from typing import TYPE_CHECKING
 
 from celery.exceptions import Ignore, Reject, Retry
@@ -17,7 +16,6 @@ from django.db import Error as DatabaseError
 from django.db import transaction
 
 from reliable_jobs import lifecycle
-from reliable_jobs.backoff import handback_delay
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import (
     BrokenTransaction,
@@ -28,16 +26,18 @@ from reliable_jobs.errors import (
     ShownFailure,
 )
 from reliable_jobs.lifecycle import Claim, db_errors
+from reliable_jobs.lifecycle.delays import handback_delay
+from reliable_jobs.logs import job_logger
 from reliable_jobs.message import exception_text, result_text
 from reliable_jobs.run import settling
+from reliable_jobs.run.round_trips import is_cut_off
 from reliable_jobs.run.state import Again, Interrupted, Outcome, Run
-from reliable_jobs.run.transaction_state import is_cut_off
 from reliable_jobs.status import EventKind, Reason, Status
 
 if TYPE_CHECKING:
-    from reliable_jobs.protocols import RunnableTask
+    from reliable_jobs.task_types import RunnableTask
 
-logger = logging.getLogger(__name__)
+logger = job_logger(__name__)
 
 #: Exit codes with which billiard ends a child on a signal: -(256 - signum).
 _SIGNAL_EXITS = range(-256, -190)
@@ -163,11 +163,13 @@ def _delay_of(error: Retry, task: RunnableTask) -> float:
 def failure(task: RunnableTask, run: Run, error: Exception, reason: str = Reason.ERROR) -> Outcome:
     """Given up after the function's own error."""
     text, trace, told = as_shown(task, error)
-    exception = exception_text.encode(told)
+    exception, error_class = exception_text.encode(told), db_errors.class_of(error)
 
     def settle(claim: Claim) -> bool:
         started = None if task.atomic else result_text.started_by(task.request)
-        return lifecycle.fail(claim, run.worker, reason, text, trace, exception=exception, subtasks=started)
+        return lifecycle.fail(
+            *(claim, run.worker, reason, text, trace), exception=exception, error_class=error_class, subtasks=started
+        )
 
     return Outcome(settle, error=told, status=Status.FAILED)
 
@@ -177,10 +179,10 @@ def again(task: RunnableTask, run: Run, wish: Again, signal: BaseException) -> O
     if wish.replaced_by is not None:
         return settling.replaced(task, run, wish.replaced_by, signal)
     failed = wish.cause is not None and wish.counts
-    text, trace, exception = "", "", None
+    text, trace, exception, error_class = "", "", None, ""
     if wish.cause is not None:
         text, trace, told = as_shown(task, wish.cause)
-        exception = exception_text.encode(told)
+        exception, error_class = exception_text.encode(told), db_errors.class_of(wish.cause)
         if told is not wish.cause and isinstance(signal, Retry):
             signal = Retry(exc=told, when=signal.when)
 
@@ -194,6 +196,7 @@ def again(task: RunnableTask, run: Run, wish: Again, signal: BaseException) -> O
             error=text,
             traceback=trace,
             exception=exception,
+            error_class=error_class,
             kind=EventKind.FAILURE if failed else None,
             failure=1 if wish.counts else 0,
             content=wish.content,
@@ -234,7 +237,10 @@ def misfit(task: RunnableTask, run: Run, why: str) -> Outcome:
     if job.deadline_at is not None and job.deadline_at <= now:
         return Outcome(
             lambda claim: lifecycle.fail(
-                claim, run.worker, Reason.PARKED, text, "", kind=EventKind.PARKED, exception=parked
+                *(claim, run.worker, Reason.PARKED, text, ""),
+                kind=EventKind.PARKED,
+                exception=parked,
+                error_class=db_errors.class_of(JobParked),
             ),
             error=JobParked(text),
             status=Status.FAILED,

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 #: The pool's class in a worker; None in other processes. Children of a prefork pool inherit it.
 running: type | None = None
+#: Hard and soft limit of the tasks that have none, in seconds: of the settings, or of the worker's command line.
+limits_of_worker: tuple[float | None, float | None] = (None, None)
 
 
 class UnfitPool(SystemExit):
@@ -35,16 +37,22 @@ class UnfitPool(SystemExit):
     """
 
 
-def began(pool: type) -> None:
-    """Remember the pool of this process. Call it before the pool forks.
+def began(pool: type, limits: tuple[float | None, float | None] = (None, None)) -> None:
+    """Remember the pool of this process, and its time limits. Call it before the pool forks.
 
     Raises:
         UnfitPool: its greenlets would wait for each other for ever.
     """
-    global running
-    running = pool
+    global running, limits_of_worker
+    running, limits_of_worker = pool, limits
     for problem in blocking_drivers(pool):
         raise UnfitPool(problem)
+
+
+def limits_of(task: Any) -> tuple[float | None, float | None]:
+    """Hard and soft time limit of a task's jobs here, in seconds; None for none. A call may have others."""
+    hard, soft = limits_of_worker
+    return task.time_limit or hard, task.soft_time_limit or soft
 
 
 def enforces_hard_limit(pool: type | None = None) -> bool:

@@ -1,14 +1,13 @@
 """Runs that were broken off: the database failed, the transaction broke, the process is being ended, a start never
 reported, or the database is away while the end is to be written. What was committed is read from the row.
 
-The job of a dead worker comes back by ``rescue`` in lifecycle/operations.py; :func:`fail_for_crashes` ends one that
-died too often.
+The job of a dead worker comes back by its message where its claim was not committed (a first run), else by ``rescue``
+in lifecycle/dead_runs.py; :func:`fail_for_crashes` ends one that died too often.
 """
 
 from __future__ import annotations
 
 import datetime
-import logging
 import time
 import uuid
 from collections.abc import Callable
@@ -19,11 +18,12 @@ from django.db import Error as DatabaseError
 from django.db import transaction
 
 from reliable_jobs import lifecycle
-from reliable_jobs.backoff import conflict_delay, conflict_window, interruption_delay
 from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import BrokenTransaction, CrashLimitExceeded, InterruptionLimitExceeded
 from reliable_jobs.lifecycle import Claim, Refusal, db_errors
+from reliable_jobs.lifecycle.delays import conflict_delay, conflict_window, interruption_delay
+from reliable_jobs.logs import job_logger
 from reliable_jobs.message import exception_text
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.run import kept_connections, outcomes, pools, settling
@@ -31,9 +31,9 @@ from reliable_jobs.run.state import Interrupted, Outcome, Run
 from reliable_jobs.status import EventKind, Reason, Status
 
 if TYPE_CHECKING:
-    from reliable_jobs.protocols import RunnableTask
+    from reliable_jobs.task_types import RunnableTask
 
-logger = logging.getLogger(__name__)
+logger = job_logger(__name__)
 _T = TypeVar("_T")
 
 #: Why a run that was broken off is not begun again.
@@ -47,20 +47,26 @@ def after_broken_transaction(task: RunnableTask, run: Run, ended: Outcome | None
     def look_and_write() -> Outcome:
         row = Job.objects.using(claim.using).find(claim.job.pk)
         if row is None:
-            raise Ignore(f"job {claim.job.pk}: {Refusal.MISSING.value}")
+            raise _dropped(claim, Refusal.MISSING, error)
         if ended is not None and _is_own_settlement(run, ended, row):
             logger.warning("Job %s: an error after its commit (%r); its settlement stands.", claim.job.pk, error)
+            lifecycle.of_lost_answer([claim])
             return ended
         if ended is not None and ended.raised is not None and _explains_more(ended.raised, error, claim.using):
             written = ended
         else:
             written = blame(task, run, error)
         with transaction.atomic(using=claim.using):
-            if not settling.settle(task, written, claim):
-                raise Ignore(f"job {claim.job.pk}: {Refusal.LOCKED.value}")
+            if not settling.settle(task, run, written):
+                raise _dropped(claim, Refusal.LOCKED, error)
         return written
 
     return until_written(claim, look_and_write)
+
+
+def _dropped(claim: Claim, why: Refusal, error: BaseException) -> BaseException:
+    """What the tracer hears where the job was taken away. A process that is to stop stops all the same."""
+    return error if outcomes.ends_process(error) else Ignore(f"job {claim.job.pk}: {why.value}")
 
 
 def _is_own_settlement(run: Run, ended: Outcome, row: Job) -> bool:
@@ -94,7 +100,7 @@ def is_out_of_time(task: RunnableTask, error: BaseException) -> bool:
 
     The parent has recorded the limit as the cause; what is left is to be counted and bounded like any other kill.
     """
-    limit = (task.request.timelimit or (None, None))[0] or task.time_limit
+    limit = (task.request.timelimit or (None, None))[0] or pools.limits_of(task)[0]
     began = task.request.get("reliable_began")
     if isinstance(error, Exception) or not limit or began is None or not pools.enforces_hard_limit():
         return False
@@ -136,13 +142,13 @@ def interruption(task: RunnableTask, run: Run, cause: BaseException, signal: Bas
         except DatabaseError:  # away just now; the end itself is written once it is back
             conflicts = 0
         if conflicts < settings.MAX_CONFLICTS:
-            return _interrupted(run, told, text, trace, conflict_delay(conflicts), counts=False)
+            return _interrupted(run, cause, told, text, trace, conflict_delay(conflicts), counts=False)
     if not task.reruns or count > settings.MAX_INTERRUPTIONS:
         why = f"{count} runs were interrupted (MAX_INTERRUPTIONS={settings.MAX_INTERRUPTIONS}), the last by {text}"
         if not task.reruns:
             why = f"The run was broken off and is not begun again ({NO_RERUNS}): {text}"
         given_up = InterruptionLimitExceeded(why) if task.reruns else told
-        exception = exception_text.encode(given_up)
+        exception, error_class = exception_text.encode(given_up), db_errors.class_of(cause)
         return Outcome(
             lambda claim: lifecycle.fail(
                 claim,
@@ -152,11 +158,12 @@ def interruption(task: RunnableTask, run: Run, cause: BaseException, signal: Bas
                 trace,
                 kind=EventKind.INTERRUPTION,
                 exception=exception,
+                error_class=error_class,
             ),
             error=signal or given_up,
             status=Status.FAILED,
         )
-    return _interrupted(run, told, text, trace, interruption_delay(count - 1), signal=signal)
+    return _interrupted(run, cause, told, text, trace, interruption_delay(count - 1), signal=signal)
 
 
 def _interruptions_since(job_id: uuid.UUID, using: str, window: float) -> int:
@@ -168,6 +175,7 @@ def _interruptions_since(job_id: uuid.UUID, using: str, window: float) -> int:
 def _interrupted(
     run: Run,
     cause: BaseException,
+    told: BaseException,
     text: str,
     trace: str,
     delay: float,
@@ -175,7 +183,7 @@ def _interrupted(
     counts: bool = True,
     signal: BaseException | None = None,
 ) -> Outcome:
-    exception = exception_text.encode(cause)
+    exception, error_class = exception_text.encode(told), db_errors.class_of(cause)
     return Outcome(
         lambda claim: lifecycle.run_again(
             claim,
@@ -185,10 +193,11 @@ def _interrupted(
             error=text,
             traceback=trace,
             exception=exception,
+            error_class=error_class,
             kind=EventKind.INTERRUPTION,
             interruption=1 if counts else 0,
         ),
-        error=signal or Retry(f"interrupted: {text}", cause if isinstance(cause, Exception) else None, delay),
+        error=signal or Retry(f"interrupted: {text}", told if isinstance(told, Exception) else None, delay),
     )
 
 
@@ -210,9 +219,14 @@ def fail_for_crashes(task: RunnableTask, run: Run) -> Outcome | Refusal:
     def settle() -> bool:
         with transaction.atomic(using=claim.using):
             exception = exception_text.encode(error)
-            won = lifecycle.fail(claim, run.worker, reason, str(error), "", kind=EventKind.CRASH, exception=exception)
+            won = lifecycle.fail(
+                *(claim, run.worker, reason, str(error), ""),
+                kind=EventKind.CRASH,
+                exception=exception,
+                error_class=db_errors.class_of(error),
+            )
             if won:
-                settling.write_failure(task, claim, error)
+                settling.write_failure(task, run, error)
             return won
 
     ended = Outcome(lambda claim: True, error=error, status=Status.FAILED, owes=claim.job.owes)
@@ -239,7 +253,10 @@ def until_settled(run: Run, ended: Outcome, write: Callable[[], bool]) -> bool:
         if write():
             return True
         row = Job.objects.using(claim.using).find(claim.job.pk) if tries > 1 else None
-        return row is not None and _is_own_settlement(run, ended, row)
+        if row is None or not _is_own_settlement(run, ended, row):
+            return False
+        lifecycle.of_lost_answer([claim])
+        return True
 
     return until_written(claim, settle)
 

@@ -14,7 +14,7 @@ pipeline mode was measured too: no gain over single statements.)
 
 It is done by an ``execute_wrapper``, so the code that writes the claim or the settlement does not know about it. If the
 joining itself fails (a proxy refuses several statements in one text, a patched cursor has no ``nextset()``), it is
-switched off for that database until the process ends: see joining_failed.py.
+switched off for that database until the process ends: see joined.py.
 
 An error in the last text is told apart by the server itself: before the RELEASE the savepoint is still there to be
 rolled back to, and the error is the function's (a deferred constraint); behind it the whole transaction is gone. A
@@ -25,11 +25,12 @@ then.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from django.db import DatabaseError, connections, transaction
 
+from reliable_jobs.compat.django import driver_of
 from reliable_jobs.compat.django_transaction import (
     OPENS_SAVEPOINT,
     RELEASES_SAVEPOINT,
@@ -39,12 +40,24 @@ from reliable_jobs.compat.django_transaction import (
     will_roll_back,
 )
 from reliable_jobs.lifecycle.db_errors import sqlstate
-from reliable_jobs.run import joining_failed
-from reliable_jobs.run.joined import Join, can_join
-from reliable_jobs.run.transaction_state import check_deferred_constraints
+from reliable_jobs.run import joined
+from reliable_jobs.run.joined import Join, JoiningFailed
+from reliable_jobs.run.state import Run
 
 _T = TypeVar("_T")
 _DIVISION_BY_ZERO = "22012"
+
+
+def can_join(connection: Any) -> bool:
+    """Whether statements can travel together: PostgreSQL, psycopg 3, parameters bound by the client."""
+    if connection.vendor != "postgresql" or connection.alias in joined.switched_off:
+        return False
+    try:
+        from psycopg import ClientCursor
+    except ImportError:  # psycopg2
+        return False
+    factory = getattr(driver_of(connection), "cursor_factory", None)
+    return isinstance(factory, type) and issubclass(factory, ClientCursor)  # psycopg takes any callable
 
 
 @contextmanager
@@ -212,7 +225,7 @@ class FunctionSavepoint:
                 self._send(join.before)
             self.found = join.found
             return won
-        except joining_failed.JoiningFailed:
+        except JoiningFailed:
             raise  # the whole transaction is rolled back
         except DatabaseError as error:
             self._leave(error)  # Django rolls back to the savepoint, and notes where that failed
@@ -233,3 +246,25 @@ class FunctionSavepoint:
             if will_roll_back(self._connection) or was_closed(self._connection):
                 raise
             raise FunctionUndone from error
+
+
+# --- what the task function has left of the transaction --------------------------------------------------------------
+
+
+def is_cut_off(run: Run) -> bool:
+    """Whether the task function closed the connection of its transaction, or put another one in its place:
+    ``connection.connect()`` resets Django's books, so that they show no transaction at all. A session that was left
+    open so is closed: it holds the row's lock."""
+    connection: Any = connections[run.claim.using]
+    if run.session is None or driver_of(connection) is run.session:
+        return bool(was_closed(connection))
+    with suppress(Exception):
+        run.session.close()
+    return True
+
+
+def check_deferred_constraints(connection: Any) -> None:
+    """Deferred constraints fail at the outer COMMIT, behind every savepoint; here it is the function's failure."""
+    if connection.vendor == "postgresql" and not will_roll_back(connection):
+        with connection.cursor() as cursor:
+            cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")

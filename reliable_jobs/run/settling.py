@@ -5,65 +5,64 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from reliable_jobs import lifecycle
-from reliable_jobs.compat.celery_run import put_on
 from reliable_jobs.enqueue import owing
 from reliable_jobs.lifecycle import Claim, db_errors
+from reliable_jobs.message import result_text
 from reliable_jobs.run.state import Outcome, Run
-from reliable_jobs.run.trail import trail_of
 from reliable_jobs.status import Status
 from reliable_jobs.workflow import cancelling, followups
-from reliable_jobs.workflow.following import Ended, Following, is_written_here
+from reliable_jobs.workflow.following import Ended, is_written_here
 
 if TYPE_CHECKING:
-    from reliable_jobs.protocols import RunnableTask
+    from reliable_jobs.task_types import RunnableTask
 
 
-def following(task: RunnableTask) -> Following:
-    """What is to follow the job that runs, which has been taken off its request."""
-    trail = trail_of(task.request)
-    return Following() if trail is None or trail.following is None else trail.following
-
-
-def show(task: RunnableTask) -> None:
-    """From here on the request shows what is to follow, as the project's code and ``replace()`` expect it. Celery's
-    tracer must not see it, which would start it, too: take it off with ``request.update(NOTHING_FOLLOWS)``."""
-    put_on(task.request, following(task).as_request_has_it())
-
-
-def settle(task: RunnableTask, ended: Outcome, claim: Claim) -> bool:
+def settle(task: RunnableTask, run: Run, ended: Outcome) -> bool:
     """Write the end of a run in the open transaction, with what follows; says whether this run still owned the job. If
     not, the caller rolls back.
 
     Raises:
         Exception: of any kind, what follows a success can't be written.
     """
-    follow_success(task, ended, claim)
-    return end(task, ended, claim)
+    follow_success(task, run, ended)
+    return end(task, run, ended)
 
 
-def follow_success(task: RunnableTask, ended: Outcome, claim: Claim) -> None:
+def follow_success(task: RunnableTask, run: Run, ended: Outcome) -> None:
     """What follows a success. Written before the end itself: then the job's children are known.
 
     Raises:
         Exception: of any kind.
     """
-    left = following(task)
-    if left and ended.status == Status.SUCCEEDED and ended.error is None:
+    left, claim = run.following, run.claim
+    if left is not None and ended.status == Status.SUCCEEDED and ended.error is None:
         with owing.inheriting(claim.job.owes, claim.job.place, many=left.is_group) as heir:
             followups.after_success(_ended(task, claim), left, ended.value)
         claim.hands_on = bool(heir.taken)
 
 
-def end(task: RunnableTask, ended: Outcome, claim: Claim) -> bool:
+def end(task: RunnableTask, run: Run, ended: Outcome) -> bool:
     """The end itself, and what follows a failure."""
+    claim = run.claim
     # Noted before: the COMMIT may travel with the end, and its answer may be lost.
     still_owes = ended.status != Status.SUCCEEDED or not claim.hands_on
     ended.owes = claim.job.owes if ended.status != Status.WAITING and still_owes else None
     if not ended.settle(claim):
         return False
     if ended.status in (Status.FAILED, Status.EXPIRED) and ended.error is not None:
-        write_failure(task, claim, ended.error)
+        write_failure(task, run, ended.error)
     return True
+
+
+def succeeded(task: RunnableTask, worker: str, result: str | None, reason: str, claim: Claim) -> bool:
+    """The end of a task function that returned, for :attr:`Outcome.settle`: its children are known by then.
+
+    Args:
+        result: as text for the row.
+    """
+    request = task.request
+    started = result_text.started_by(request) if request.children else None
+    return lifecycle.succeed(claim, worker, result, reason, subtasks=started)
 
 
 def replaced(task: RunnableTask, run: Run, by: Any, signal: BaseException) -> Outcome:
@@ -84,14 +83,13 @@ def replaced(task: RunnableTask, run: Run, by: Any, signal: BaseException) -> Ou
     return Outcome(settle, error=signal)
 
 
-def write_failure(task: RunnableTask, claim: Claim, error: BaseException) -> None:
+def write_failure(task: RunnableTask, run: Run, error: BaseException) -> None:
     """What follows a job that has failed for good, in the transaction of that."""
-    left = following(task)
-    if left:
+    if run.following is not None:
         # The values of sensitive arguments are gone from an error that is told, and so they must be from its traceback.
         secrets = task.secrets(task.request.args, task.request.kwargs)
         trace = db_errors.redact(db_errors.trace(error), secrets)
-        followups.after_failure(_ended(task, claim), left, error, trace)
+        followups.after_failure(_ended(task, run.claim), run.following, error, trace)
 
 
 def _ended(task: RunnableTask, claim: Claim) -> Ended:
@@ -105,5 +103,4 @@ def _ended(task: RunnableTask, claim: Claim) -> Ended:
         root_id=request.root_id,
         queue=info.get("routing_key") or "",
         priority=info.get("priority"),
-        ignores_result=bool(request.ignore_result),
     )

@@ -13,6 +13,7 @@ from reliable_jobs.status import Status
 
 if TYPE_CHECKING:
     from reliable_jobs.message.row_to_message import Rendered
+    from reliable_jobs.workflow.following import Following
 
 
 @dataclasses.dataclass
@@ -36,6 +37,8 @@ class Run:
     claim: Claim
     #: The thread that runs it: see :func:`arrival.worker_name`.
     worker: str
+    #: What is to follow the job: written with its settlement. None: nothing.
+    following: Following | None = None
     #: Set by retry(), snooze() and replace().
     again: Again | None = None
     open: bool = True

@@ -3,7 +3,6 @@ the job's row before the message is acknowledged."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,15 +17,15 @@ from reliable_jobs.compat.billiard import described
 from reliable_jobs.compat.celery_run import NOTHING_FOLLOWS, answer_of_tracer, current_request
 from reliable_jobs.errors import FunctionOutOfMemory, NotRecorded
 from reliable_jobs.lifecycle import db_errors
+from reliable_jobs.logs import job_logger
 from reliable_jobs.run import unreported_errors
-from reliable_jobs.run.settling import show
 from reliable_jobs.run.trail import TRAIL, Trail
 from reliable_jobs.workflow.following import Following
 
 if TYPE_CHECKING:
-    from reliable_jobs.protocols import RunnableTask
+    from reliable_jobs.task_types import RunnableTask
 
-logger = logging.getLogger(__name__)
+logger = job_logger(__name__)
 
 #: Seconds before a message that could not be recorded goes back: it comes again at once.
 PAUSE = 1.0
@@ -49,7 +48,8 @@ def that_answers(task: RunnableTask, tracer: Callable[..., Any], *, keep_frames:
         # Inside a bundle the row is the bundle's business.
         alone = request.get("reliable_bundle") is None and isinstance(info, dict)
         if alone:
-            trail.following = Following.of(request)
+            if not NOTHING_FOLLOWS.items() <= request.items():  # as in most messages
+                trail.following = Following.of(request)
             request = {**request, **NOTHING_FOLLOWS, "delivery_info": {**info, TRAIL: trail}}
         try:
             answer = tracer(task_id, args, kwargs, request)
@@ -101,7 +101,7 @@ def _recorded(
     """
     try:
         with _pushed(task, args, kwargs, request):
-            show(task)
+            trail.show_following(task.request)
             (unreported_errors.write_failure if fired else unreported_errors.write_interruption)(task, trail, error)
             assert trail.answer is not None
             _, told = trail.answer

@@ -8,7 +8,6 @@ until MAX_INTERRUPTIONS. Neither is a crash.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,22 +16,23 @@ from django.db import Error as DatabaseError
 from django.db import connections, transaction
 
 from reliable_jobs import lifecycle
-from reliable_jobs.backoff import interruption_delay
 from reliable_jobs.compat.django_transaction import is_of_a_test, open_blocks
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import NotRecorded, WorkerFailed
 from reliable_jobs.lifecycle import Refusal, db_errors
+from reliable_jobs.lifecycle.delays import interruption_delay
+from reliable_jobs.logs import job_logger
 from reliable_jobs.message import exception_text
 from reliable_jobs.run import kept_connections, outcomes, recovery, settling
 from reliable_jobs.run.arrival import Delivery, ensure_row, read_delivery, waiting_out_outages
 from reliable_jobs.run.state import Interrupted, NotStarted, Outcome, Run
 from reliable_jobs.run.trail import Trail
-from reliable_jobs.status import CLOSES, EventKind, Reason
+from reliable_jobs.status import CLOSES, EventKind, Reason, Status
 
 if TYPE_CHECKING:
-    from reliable_jobs.protocols import RunnableTask
+    from reliable_jobs.task_types import RunnableTask
 
-logger = logging.getLogger(__name__)
+logger = job_logger(__name__)
 
 
 def write_failure(task: RunnableTask, trail: Trail, error: BaseException) -> None:
@@ -44,7 +44,11 @@ def write_failure(task: RunnableTask, trail: Trail, error: BaseException) -> Non
 
     def ending(run: Run) -> Outcome:
         if isinstance(error, Ignore):
-            return Outcome(lambda claim: lifecycle.succeed(claim, run.worker, None, Reason.IGNORED), error=error)
+            return Outcome(
+                lambda claim: lifecycle.succeed(claim, run.worker, None, Reason.IGNORED),
+                error=error,
+                status=Status.SUCCEEDED,
+            )
         try:
             return outcomes.from_exception(task, run, error)
         except Interrupted as interrupted:
@@ -76,9 +80,13 @@ def write_interruption(task: RunnableTask, trail: Trail, error: BaseException) -
             exception = exception_text.encode(failed)
             return Outcome(
                 lambda claim: lifecycle.fail(
-                    claim, worker, Reason.INTERRUPTED, why, trace, kind=EventKind.INTERRUPTION, exception=exception
+                    *(claim, worker, Reason.INTERRUPTED, why, trace),
+                    kind=EventKind.INTERRUPTION,
+                    exception=exception,
+                    error_class=db_errors.class_of(failed),
                 ),
                 error=failed,
+                status=Status.FAILED,
             )
         delay = interruption_delay(count - 1)
         return Outcome(
@@ -89,6 +97,7 @@ def write_interruption(task: RunnableTask, trail: Trail, error: BaseException) -
                 delay=delay,
                 error=shown,
                 traceback=trace,
+                error_class=db_errors.class_of(error),
                 kind=EventKind.INTERRUPTION,
                 interruption=1,
             ),
@@ -105,7 +114,7 @@ def note(task: RunnableTask, error: BaseException) -> None:
         logger.warning("Job %s: an error after its run was settled: %s", task.request.id, type(error).__name__)
         delivery = read_delivery(task)
         lifecycle.record(
-            delivery.job_id,
+            lifecycle.Subject(delivery.job_id, task.name),
             delivery.using,
             EventKind.FAILURE,
             delivery.worker,
@@ -176,8 +185,9 @@ def _claim_and_settle(task: RunnableTask, delivery: Delivery, ending: Callable[[
         claim = lifecycle.claim_to_report(delivery.job_id, delivery.content_version, delivery.using, delivery.worker)
         if isinstance(claim, Refusal):
             return claim
-        ended = ending(Run(claim, delivery.worker))
-        return ended if settling.settle(task, ended, claim) else Refusal.LOCKED
+        run = Run(claim, delivery.worker, delivery.following)
+        ended = ending(run)
+        return ended if settling.settle(task, run, ended) else Refusal.LOCKED
 
 
 def _clean_connection(using: str) -> None:

@@ -10,7 +10,8 @@ from typing import TypeVar
 from celery import Celery
 
 from reliable_jobs.compat.django import close_connections
-from reliable_jobs.sweep import sweeper
+from reliable_jobs.sqlite_forks import without_forks
+from reliable_jobs.sweep import statistics, sweeper
 
 _T = TypeVar("_T")
 logger = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ class SweepLoop:
                 self._wake.wait(self.interval)
                 self._wake.clear()
             if not self._stop.is_set():
-                more = self.once()
+                with without_forks():
+                    more = self.once()
         close_connections()
 
     def once(self) -> bool:
@@ -64,6 +66,7 @@ class SweepLoop:
         if self.before is not None:
             self._try(self.before)
         report = self._try(lambda: sweeper.sweep(self.app, actor=self.actor))
+        self._try(statistics.roll_when_due)
         more = report is not None and report.more
         if not (more or self.keep_connections):
             close_connections()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from django.db import IntegrityError, connections, transaction
@@ -19,8 +19,19 @@ from reliable_jobs import databases
 from reliable_jobs.clock import Now
 from reliable_jobs.compat.django import delete_alone, locks_no_keys, may_hold, skips_locked
 from reliable_jobs.conf import settings
-from reliable_jobs.models import CancelledWorkflow, Job, JobEvent, JobGroup, JobQuerySet, JobState, SavedGroup
+from reliable_jobs.models import (
+    CancelledWorkflow,
+    Job,
+    JobEvent,
+    JobGroup,
+    JobQuerySet,
+    JobState,
+    Process,
+    ProcessSeen,
+    SavedGroup,
+)
 from reliable_jobs.status import GroupState, Status
+from reliable_jobs.sweep import statistics
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +39,8 @@ logger = logging.getLogger(__name__)
 BATCH = 1000
 #: Days for which the rows of messages that were only passed on are kept.
 SENT_DAYS = 1.0
+#: Days for which a process is kept that is no longer seen.
+PROCESS_DAYS = 1.0
 #: Protected jobs that the log counts.
 COUNTED = 10_000
 #: Jobs that such a row refers to are not deleted.
@@ -51,6 +64,8 @@ def prune(*, limit: int = 100_000) -> int:
     def one(alias: str) -> None:
         nonlocal total
         here = 0
+        if statistics.counted_until(alias) is not None:
+            statistics.roll(alias)  # where no sweep comes by, nothing could be pruned
         for status, days in {**settings.RETENTION, Status.SENT: SENT_DAYS}.items():
             if days is None:
                 continue
@@ -65,6 +80,8 @@ def prune(*, limit: int = 100_000) -> int:
         prune_groups(alias)
         _prune_saved_groups(alias)
         _prune_cancelled_workflows(alias)
+        _prune_processes(alias)
+        statistics.prune(alias)
         _say_what_is_protected(alias)
 
     try:
@@ -96,9 +113,7 @@ def delete_batch(alias: str, rows: JobQuerySet, kept: set[uuid.UUID], size: int)
 
     Args, returns and raises: as :func:`prune_batch`.
     """
-    for relation in _relations(alias):
-        if relation.on_delete in _KEEPING:
-            rows = rows.exclude(_referred_by(relation, alias))
+    rows = _without_protected(rows, alias)
     rows = rows.exclude(pk__in=kept) if kept else rows
     try:
         ids = _delete(alias, rows, size)
@@ -181,9 +196,39 @@ def _prune_cancelled_workflows(alias: str) -> None:
         delete_alone(CancelledWorkflow.objects.using(alias).filter(over=True, at__lt=old), alias)
 
 
+def _prune_processes(alias: str) -> None:
+    """Who has not been seen for a day is forgotten."""
+    old = Now() - datetime.timedelta(days=PROCESS_DAYS)
+    ids = list(ProcessSeen.objects.using(alias).filter(seen_at__lt=old).values_list("pk", flat=True)[:BATCH])
+    delete_alone(ProcessSeen.objects.using(alias).filter(pk__in=ids, seen_at__lt=old), alias)
+    delete_alone(Process.objects.using(alias).filter(started_at__lt=old, seen=None), alias)
+
+
 def _old(alias: str, status: str, days: float) -> JobQuerySet:
-    rows = deletable(alias).filter(status=status)
-    return rows.filter(finished_at__lt=Now() - datetime.timedelta(seconds=days * 86400))
+    return _of_age(deletable(alias), status, days)
+
+
+def settled(alias: str, status: str, days: float) -> JobQuerySet:
+    """Jobs that ended so many days ago, deletable or not."""
+    return _of_age(Job.objects.using(alias), status, days)
+
+
+def _of_age(rows: JobQuerySet, status: str, days: float) -> JobQuerySet:
+    rows = rows.filter(status=status, finished_at__lt=Now() - datetime.timedelta(seconds=days * 86400))
+    counted = statistics.counted_until(rows.db)
+    return rows if counted is None else rows.filter(finished_at__lt=counted)
+
+
+def unprotected(alias: str, status: str, days: float) -> JobQuerySet:
+    """Jobs that ended so many days ago, and that neither a group nor the application's rows keep."""
+    return _without_protected(_old(alias, status, days), alias)
+
+
+def _without_protected(rows: JobQuerySet, alias: str) -> JobQuerySet:
+    for relation in _relations(alias):
+        if relation.on_delete in _KEEPING:
+            rows = rows.exclude(_referred_by(relation, alias))
+    return rows
 
 
 def deletable(alias: str) -> JobQuerySet:
@@ -217,7 +262,9 @@ def _referred_by(relation: Any, alias: str) -> Exists:
     return Exists(rows.filter(**{relation.field.attname: OuterRef("pk")}))
 
 
-def _say_what_is_protected(alias: str) -> None:
+def protected(alias: str) -> Iterator[tuple[str, str, int]]:
+    """Old settled jobs that rows of the application keep: the field that refers to them, its ``on_delete``, and how
+    many, up to `COUNTED`."""
     for relation in _relations(alias):
         if relation.on_delete not in _KEEPING:
             continue
@@ -227,11 +274,15 @@ def _say_what_is_protected(alias: str) -> None:
             if days is not None
         )
         if count:
-            logger.info(
-                "%d settled job(s)%s are kept, because %s.%s refers to them with on_delete=%s.",
-                count,
-                " or more" if count >= COUNTED else "",
-                relation.related_model._meta.label,
-                relation.field.name,
-                relation.on_delete.__name__,
-            )
+            yield f"{relation.related_model._meta.label}.{relation.field.name}", relation.on_delete.__name__, count
+
+
+def _say_what_is_protected(alias: str) -> None:
+    for name, on_delete, count in protected(alias):
+        logger.info(
+            "%d settled job(s)%s are kept, because %s refers to them with on_delete=%s.",
+            count,
+            " or more" if count >= COUNTED else "",
+            name,
+            on_delete,
+        )

@@ -24,7 +24,9 @@ from django.db import close_old_connections
 from reliable_jobs import databases
 from reliable_jobs.compat.django import close_connections
 from reliable_jobs.dispatch.notify import ACTIVE, Ear
-from reliable_jobs.sweep import pruner, sweeper
+from reliable_jobs.presence import Beacon
+from reliable_jobs.status import ProcessKind
+from reliable_jobs.sweep import pruner, statistics, sweeper
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -67,6 +69,8 @@ class Relay:
     def run(self) -> None:
         """Until :meth:`stop`."""
         ears = [Ear(alias, self._wake.set) for alias in databases.aliases()]
+        beacon = Beacon(ProcessKind.RELAY)
+        beacon.start()
         for ear in ears:
             ear.start()
         try:
@@ -75,6 +79,7 @@ class Relay:
                     if not self._round():
                         self._pause()
         finally:
+            beacon.stop()
             for ear in ears:
                 ear.stop()
 
@@ -121,6 +126,7 @@ class Relay:
         if time.monotonic() >= self._sweep_at and not self._stopped:
             self._sweep_at = time.monotonic() + SWEEP_EVERY
             found += self._by_two(lambda more: sweeper.sweep(self.app, actor="relay", on_backlog=more))
+            self._try(statistics.roll_when_due)
         if found:
             self._worked_at = time.monotonic()
         self.published += found

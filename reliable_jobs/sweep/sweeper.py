@@ -8,6 +8,7 @@ message that was not confirmed may have arrived all the same: its row is sent ag
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import datetime
 import logging
@@ -16,37 +17,28 @@ from collections.abc import Callable, Iterable
 
 from celery import Celery
 from django.db import connections, transaction
-from django.db.models import Q
 
-from reliable_jobs import databases, lifecycle
+from reliable_jobs import databases, lifecycle, queues
 from reliable_jobs.clock import Now
 from reliable_jobs.compat.django import skips_locked
 from reliable_jobs.conf import settings
 from reliable_jobs.dispatch import on_commit
+from reliable_jobs.dispatch.answers import Confirms
 from reliable_jobs.dispatch.publisher import publisher
-from reliable_jobs.dispatch.receipt import Receipt
 from reliable_jobs.message.row_to_message import SENT, outgoing
-from reliable_jobs.models import Job
-from reliable_jobs.status import FINAL, Status
-from reliable_jobs.sweep import unconfirmed
+from reliable_jobs.models import Job, PauseKind
+from reliable_jobs.status import Status
+from reliable_jobs.sweep import acts, unconfirmed
 from reliable_jobs.sweep.ensure_jobs import sweep_declared
-from reliable_jobs.workflow import cancelling, groups, plain_parts
+from reliable_jobs.sweep.lost_messages import probably_lost
+from reliable_jobs.workflow import cancelling, chords, plain_parts
 
 logger = logging.getLogger(__name__)
 
 #: What one batch may spend on the broker. Not a request's budget: a sweep has time.
 PUBLISH_TIMEOUT = 10.0
-#: Settlements looked at to see how far a queue has come.
-FRONTIER_SAMPLE = 200
 #: What one round may spend on asking the broker for its queues' depths, in seconds.
 DEPTHS_TIMEOUT = 5.0
-#: How long ago a settlement still says something about its queue, in seconds.
-FRONTIER_AGE = 30.0
-#: How much earlier than a settled job a row must have been due to count as overtaken, in seconds: prefetched messages
-#: and long functions finish out of order.
-OVERTAKING_SLACK = 5.0
-
-
 #: Called with each full window of due rows that is about to be published, where the database lets another thread take
 #: the next ones meanwhile (SKIP LOCKED).
 OnBacklog = Callable[[], None]
@@ -96,15 +88,17 @@ def sweep(app: Celery, *, actor: str = "sweeper", on_backlog: OnBacklog | None =
 
     def one(alias: str) -> None:
         cancelling.sweep(alias)
+        lifecycle.bring_back(alias)
         _publish_due(app, alias, report, on_backlog)
         _publish_overdue(app, alias, report)
         rescued = lifecycle.rescue(alias, settings.SWEEP_LIMIT, actor=actor)
         report.rescued += rescued
         report.more |= rescued >= settings.SWEEP_LIMIT
+        report.more |= acts.sweep(alias)
         plain_parts.sweep(app, alias)
-        decided = groups.sweep(app, alias)
+        decided = chords.sweep(app, alias)
         report.decided += decided
-        report.more |= decided >= groups.LIMIT
+        report.more |= decided >= chords.LIMIT
 
     try:
         databases.on_each(one, "The sweep")
@@ -130,14 +124,14 @@ def publish_due(app: Celery, on_backlog: OnBacklog | None = None) -> Report:
 
 
 def send_again(app: Celery, alias: str, job_ids: Iterable[uuid.UUID]) -> set[uuid.UUID]:
-    """Publish jobs once more, each in a message of its own, as the next send of each. Returns those that were there to
-    be sent: waiting, and held by nobody.
+    """Publish jobs a second time, each in a message of its own. Returns those that were there to be sent: waiting, sent
+    once, and held by nobody. A message that comes back again and again must not send its jobs each time.
 
     Raises:
         django.db.DatabaseError: nothing was sent.
     """
     with transaction.atomic(using=alias):
-        waiting = Job.objects.using(alias).filter(pk__in=list(job_ids), status=Status.WAITING, sends__gt=0)
+        waiting = Job.objects.using(alias).filter(pk__in=list(job_ids), status=Status.WAITING, sends=1)
         jobs = list(waiting.only(*SENT).lock())
         _raise_sends(alias, jobs)
     if jobs:
@@ -149,33 +143,58 @@ def send_again(app: Celery, alias: str, job_ids: Iterable[uuid.UUID]) -> set[uui
 
 
 def _publish_due(app: Celery, alias: str, report: Report, on_backlog: OnBacklog | None) -> None:
+    due = collections.deque(queues.with_past(queues.UNSENT, alias))
+    pauses = lifecycle.paused(alias) if due else []
+    for pause in pauses:
+        if pause.kind == PauseKind.QUEUE and pause.name in due:
+            due.remove(pause.name)
+    if not due:
+        return
+    if not publisher(app).reachable():
+        report.left_due = True
+        return  # the broker is away: no send is counted that can't happen
     left = settings.SWEEP_LIMIT
-    checked = False
-    while left > 0:
-        window = min(left, settings.PUBLISH_WINDOW)
-        if not checked:
-            if not Job.objects.using(alias).due().exists():
-                return
-            if not publisher(app).reachable():
-                report.left_due = True
-                return  # the broker is away: no send is counted that can't happen
-            checked = True
+    while left > 0 and due:
         with transaction.atomic(using=alias):
-            jobs = list(Job.objects.using(alias).due().only(*SENT).order_by("due_at").lock()[:window])
+            taken = _take_due(alias, due, min(left, settings.PUBLISH_WINDOW))
+            jobs = lifecycle.put_off(taken, alias) if pauses else taken
             _raise_sends(alias, jobs)
-        if not jobs:
+        if not taken:
             return
-        if on_backlog and len(jobs) == window and skips_locked(connections[alias]):
+        left -= len(taken)
+        if on_backlog and due and skips_locked(connections[alias]):
             on_backlog()
-        receipt = _publish(app, alias, jobs, report)
-        report.published += len(receipt.confirmed)
-        if receipt.error is not None or receipt.nacked:
+        if not jobs:
+            continue
+        confirms = _publish(app, alias, jobs, report)
+        report.published += len(confirms.confirmed)
+        if confirms.error is not None or confirms.nacked:
             report.left_due = True
             return  # what went back is due again at once: not in this round
-        if len(jobs) < window:
-            return
-        left -= len(jobs)
-    report.more = True
+    report.more |= bool(due)
+
+
+def _take_due(alias: str, due: collections.deque[str], window: int) -> list[Job]:
+    """Lock due rows, as many of each queue: none waits until another one is empty.
+
+    Args:
+        due: the queues. Those of which all have been taken leave it, and those that had their turn stand behind.
+        window: how many rows at most.
+    """
+    jobs: list[Job] = []
+    share = -(-window // len(due))
+    for _ in range(len(due)):
+        size = min(share, window - len(jobs))
+        if not size:
+            break
+        rows = Job.objects.using(alias).due().filter(queue=due[0]).only(*SENT)
+        found = rows.order_by("due_at").lock()[:size]
+        jobs += found
+        if len(found) < size:
+            due.popleft()
+        else:
+            due.rotate(-1)
+    return jobs
 
 
 def _raise_sends(alias: str, jobs: Iterable[Job]) -> None:
@@ -196,92 +215,50 @@ def next_check(grace: float, sends: int, limit: float) -> float:
     return min(limit, grace * 2.0 ** min(max(sends, 1) - 1, 32))
 
 
-def _publish(app: Celery, alias: str, jobs: list[Job], report: Report) -> Receipt:
-    messages, unreadable = [], {}
+def _publish(app: Celery, alias: str, jobs: list[Job], report: Report) -> Confirms:
+    messages, relayed, unreadable = [], [], {}
     for job in jobs:
         try:
-            messages.append(outgoing(job, alias))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:  # one bad row must not hold up the others
+            messages.append(message := outgoing(job, alias))
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:  # of one bad row
             unreadable[job.pk] = f"unreadable envelope: {error!r}"
-    receipt = publisher(app).publish(on_commit.wanted(messages), timeout=PUBLISH_TIMEOUT)
-    on_commit.mark_sent(messages, receipt)
-    receipt.returned.update(unreadable)
-    left = [job for job in jobs if job.pk not in receipt.confirmed]
+            continue
+        if message.relayed_from:
+            relayed.append(message)
+    wanted = on_commit.wanted(messages, relayed) if relayed else messages
+    confirms = publisher(app).publish(wanted, timeout=PUBLISH_TIMEOUT)
+    if relayed:
+        on_commit.mark_sent(relayed, confirms)
+    confirms.returned.update(unreadable)
+    left = [job for job in jobs if job.pk not in confirms.confirmed]
     if left:
         report.unconfirmed += len(left)
-        report.returned += sum(job.pk in receipt.returned for job in left)
-        unconfirmed.take_back(alias, left, receipt)
-    return receipt
+        report.returned += sum(job.pk in confirms.returned for job in left)
+        unconfirmed.take_back(alias, left, confirms)
+    return confirms
 
 
 # --- overdue ----------------------------------------------------------------------------------------------------------
 
 
 def _publish_overdue(app: Celery, alias: str, report: Report) -> None:
-    queues = list(Job.objects.using(alias).overdue().order_by().values_list("queue", flat=True).distinct())
-    if not queues or not publisher(app).reachable():
+    overdue = queues.with_past(queues.SENT, alias)
+    if not overdue or not publisher(app).reachable():
         return
-    depths = publisher(app).depths(queues, timeout=DEPTHS_TIMEOUT)
+    depths = publisher(app).depths(overdue, timeout=DEPTHS_TIMEOUT)
     # After an outage the workers need a moment to come back, and then take what waits in the broker. One at a
     # time is still tried: a broker that goes and comes all the time must not stop recovery.
     limit = settings.RECOVERY_LIMIT if publisher(app).back_for >= settings.GRACE else 1
-    for queue in queues:
+    for queue in overdue:
         if queue in depths and depths[queue].abandoned:
             continue  # the messages are there; what is missing is a worker
         with transaction.atomic(using=alias):
-            jobs = _probably_lost(alias, queue, limit)
+            jobs = probably_lost(alias, queue, limit)
             _raise_sends(alias, jobs)
         if not jobs:
             continue
-        receipt = _publish(app, alias, jobs, report)
-        report.republished += len(receipt.confirmed)
-        if receipt.error is not None:
+        confirms = _publish(app, alias, jobs, report)
+        report.republished += len(confirms.confirmed)
+        if confirms.error is not None:
             return
-        report.more |= len(receipt.confirmed) >= settings.PUBLISH_WINDOW
-
-
-def _probably_lost(alias: str, queue: str, recovery_limit: int) -> list[Job]:
-    """Overdue rows of a queue whose messages are probably lost.
-
-    Where jobs of a priority move, overtaking decides: a first-send job of the same one that was due later has settled.
-    Where none has settled lately, at most ``recovery_limit`` messages are out beside the first ones, until some of
-    their jobs have settled. A row that is not selected costs no write.
-    """
-    overdue = Job.objects.using(alias).overdue().filter(queue=queue).only(*SENT)
-    overtaken, unseen = Q(pk=None), Q()
-    for priority, due_at in _frontier(alias, queue).items():
-        overtaken |= Q(priority=priority, due_at__lt=due_at - datetime.timedelta(seconds=OVERTAKING_SLACK))
-        unseen &= Q(priority__isnull=False) if priority is None else Q(priority__isnull=True) | ~Q(priority=priority)
-    found = list(overdue.filter(overtaken).order_by("check_at").lock()[: settings.PUBLISH_WINDOW])
-    # Priorities of which nothing has settled lately are not overtaken by anybody: they must not wait for that.
-    again = Job.objects.using(alias).sent_again().filter(unseen, queue=queue)
-    limit = recovery_limit - sum(sends - 1 for sends in again.values_list("sends", flat=True)[:recovery_limit])
-    candidates = overdue.filter(unseen)
-    if limit > 0:
-        found += candidates.order_by("check_at").lock()[:limit]
-    elif not again.filter(check_at__gt=Now()).exists():
-        # All of them may be lost as well. One is tried, the one with the longest pause before the next try; when it
-        # settles there is room for others.
-        found += candidates.order_by("-sends", "check_at").lock()[:1]
-    return found
-
-
-def _frontier(alias: str, queue: str) -> dict[int | None, datetime.datetime]:
-    """By priority, the latest due time among the first-send jobs that settled lately. {} when none did."""
-    recent = (
-        Job.objects.using(alias)
-        .filter(
-            queue=queue,
-            # A cancelled job says nothing of how far the workers have come.
-            status__in=[str(status) for status in FINAL if status != Status.CANCELLED],
-            finished_at__gt=Now() - datetime.timedelta(seconds=FRONTIER_AGE),
-        )
-        .order_by("-finished_at")
-        .values("priority", "due_at", "sends", "failures")[:FRONTIER_SAMPLE]
-    )
-    newest: dict[int | None, datetime.datetime] = {}
-    for row in recent:
-        if row["sends"] == 1 and row["failures"] == 0 and row["due_at"] is not None:
-            known = newest.get(row["priority"])
-            newest[row["priority"]] = row["due_at"] if known is None else max(known, row["due_at"])
-    return newest
+        report.more |= len(confirms.confirmed) >= settings.PUBLISH_WINDOW

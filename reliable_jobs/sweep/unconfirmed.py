@@ -10,19 +10,20 @@ from typing import Any
 from reliable_jobs import lifecycle
 from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
-from reliable_jobs.dispatch.receipt import Receipt
+from reliable_jobs.dispatch.answers import Confirms
+from reliable_jobs.logs import fields
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.status import EventKind, Status
 
 logger = logging.getLogger(__name__)
 
 
-def take_back(alias: str, jobs: list[Job], receipt: Receipt) -> None:
+def take_back(alias: str, jobs: list[Job], confirms: Confirms) -> None:
     """What a failed batch did not confirm goes back: it costs no doubling. What was returned keeps its doubling, so
     that an exchange that does not exist is not tried every second, and says so in the job's history. If its task is not
     a reliable one, it is failed."""
-    returned = [job for job in jobs if job.pk in receipt.returned]
-    rest = [job for job in jobs if job.pk not in receipt.returned]
+    returned = [job for job in jobs if job.pk in confirms.returned]
+    rest = [job for job in jobs if job.pk not in confirms.returned]
     for sends in {job.sends for job in rest}:
         ids = [job.pk for job in rest if job.sends == sends]
         changes: dict[str, Any] = {"sends": sends - 1}
@@ -31,14 +32,15 @@ def take_back(alias: str, jobs: list[Job], receipt: Receipt) -> None:
         # Only where ``sends`` is still ours: another sweeper may have sent the row since.
         Job.objects.using(alias).filter(pk__in=ids, status=Status.WAITING, sends=sends).update(**changes)
     for job in returned:
-        logger.warning("Job %s was not routed: %s", job.pk, receipt.returned[job.pk])
-    relayed = {job.pk: receipt.returned[job.pk] for job in returned if job.relay_only}
+        about = fields(job.pk, job.task, job.queue)
+        logger.warning("Job %s was not routed: %s", job.pk, confirms.returned[job.pk], extra=about)
+    relayed = {job.pk: confirms.returned[job.pk] for job in returned if job.relay_only}
     if relayed:
         lifecycle.fail_unsendable(relayed, alias, actor="sweeper")
-    _record_returns(alias, {job.pk: receipt.returned[job.pk] for job in returned if job.pk not in relayed})
+    _record_returns(alias, {job: confirms.returned[job.pk] for job in returned if job.pk not in relayed})
 
 
-def _record_returns(alias: str, returned: dict[uuid.UUID, str]) -> None:
+def _record_returns(alias: str, returned: dict[Job, str]) -> None:
     """Of returns in succession the history keeps the first and the latest: an exchange may be missing for weeks."""
     if not returned:
         return
@@ -46,10 +48,10 @@ def _record_returns(alias: str, returned: dict[uuid.UUID, str]) -> None:
     for event in JobEvent.objects.using(alias).filter(job__in=list(returned)).only("job_id", "kind").order_by("-pk"):
         history.setdefault(event.job_id, []).append(event)
     new = []
-    for job_id, why in returned.items():
-        newest = history.get(job_id, [])[:2]
+    for job, why in returned.items():
+        newest = history.get(job.pk, [])[:2]
         if [event.kind for event in newest] == [EventKind.UNROUTABLE] * 2:
             JobEvent.objects.using(alias).filter(pk=newest[0].pk).update(at=Now(), detail=why)
         else:
-            new.append(JobEvent(job_id=job_id, kind=EventKind.UNROUTABLE, actor="sweeper", detail=why))
+            new.append(lifecycle.event(job, EventKind.UNROUTABLE, "sweeper", why))
     JobEvent.objects.using(alias).bulk_create(new)

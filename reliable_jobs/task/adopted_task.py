@@ -17,8 +17,8 @@ from celery import Celery, Task
 
 from reliable_jobs.conf import settings
 from reliable_jobs.message.row_to_message import PICKLE
-from reliable_jobs.protocols import P, R_co
 from reliable_jobs.task.reliable_task import ReliableTask
+from reliable_jobs.task_types import P, R_co
 
 #: Celery's own tasks (chord_unlock, backend_cleanup …), which its workers call by their plain meaning.
 CELERYS = "celery.*"

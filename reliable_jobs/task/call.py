@@ -17,12 +17,12 @@ from reliable_jobs.enqueue.render import Capture
 from reliable_jobs.enqueue.template import Template, is_safe, template_of
 from reliable_jobs.errors import EnqueueError, InvalidOption, UnserialisableArguments
 from reliable_jobs.message.row_to_message import Rendered, as_key, as_uuid
-from reliable_jobs.protocols import P, R_co
 from reliable_jobs.task import stages
-from reliable_jobs.task.arguments import Arguments
 from reliable_jobs.task.call_variants import CallVariants
+from reliable_jobs.task.function import Function
 from reliable_jobs.task.sensitive import Sensitive
 from reliable_jobs.task.times import Times
+from reliable_jobs.task_types import P, R_co
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from reliable_jobs.task.options import Args, BulkOptions, CeleryOptions, Kwargs
 
 
-class Call(Times, Arguments, Sensitive, CallVariants[P, R_co]):
+class Call(Times, Function, Sensitive, CallVariants[P, R_co]):
     """What a caller uses of :class:`~reliable_jobs.task.reliable_task.ReliableTask`."""
 
     #: Of this task's plain calls in this process, once there was one; see enqueue/template.py.
@@ -111,7 +111,7 @@ class Call(Times, Arguments, Sensitive, CallVariants[P, R_co]):
         spelled = str(job_id if task_id is None else task_id)
         usual = task_id is None or spelled == str(job_id)
         rendered = self._render(args, kwargs, job_id if usual else spelled, link, link_error, shadow, options)
-        request = stages.keys.Request(
+        request = stages.insert.Request(
             job_id,
             rendered,
             key=text,
@@ -186,7 +186,7 @@ class Call(Times, Arguments, Sensitive, CallVariants[P, R_co]):
             if template is None:
                 return [singly(*pair) for pair in pairs]
             blocks = stages.bulk.Blocks(template, self._check_arguments, pairs)
-            request = stages.keys.Request(uuid.uuid4(), template.rendered, **self._times(**times))
+            request = stages.insert.Request(uuid.uuid4(), template.rendered, **self._times(**times))
             ids = stages.outbox.enqueue_many(app, request, template, blocks, using, usual_name)
             for number, pair in blocks.odd():
                 ids.insert(number, singly(*pair))
@@ -213,8 +213,8 @@ class Call(Times, Arguments, Sensitive, CallVariants[P, R_co]):
     ) -> Rendered:
         args, kwargs = () if args is None else args, {} if kwargs is None else kwargs
         plain = not options and not link and not link_error and not shadow
-        # A text is an id that its message is to spell so.
         plain = plain and isinstance(args, (list, tuple)) and isinstance(kwargs, dict)
+        # An id that is a text is to be spelled so in its message.
         if plain and isinstance(task_id, uuid.UUID):
             template = template_of(self, super().apply_async, args, kwargs)
             if template is not None:

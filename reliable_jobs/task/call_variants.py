@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import sync_to_async
 from django.db import transaction
 
-from reliable_jobs.protocols import P, R_co, RunP, RunR_co, Runs
 from reliable_jobs.task import stages
 from reliable_jobs.task.typed import TypedTask
+from reliable_jobs.task_types import P, R_co, RunP, RunR_co, Runs
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -1,11 +1,12 @@
-"""What a running task function may do with its own job: retry, snooze, replace, fence a transaction.
+"""What a running task function may do with its own job: retry, snooze, fence a transaction.
 
-Mixed into ReliableTask. ``retry``, ``snooze``, ``replace`` and ``on_rollback`` only note a wish on the run, and
-run/execution.py writes it down at the end. ``fenced`` opens a transaction at once.
+Mixed into ReliableTask. ``retry``, ``snooze`` and ``on_rollback`` only note a wish on the run, as ``replace`` does
+(replacing.py), and run/execution.py writes it down at the end. ``fenced`` opens a transaction at once.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import functools
 import sys
@@ -13,11 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from celery import Signature, Task, group, maybe_signature
+from celery import Task
 from celery.exceptions import Ignore, Retry
 from django.db import transaction
 
-from reliable_jobs.backoff import Limits
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import RetryNotAllowed, RunTakenAway
 from reliable_jobs.task import stages
@@ -25,6 +25,33 @@ from reliable_jobs.task import stages
 if TYPE_CHECKING:
     from reliable_jobs.message.row_to_message import Rendered
     from reliable_jobs.run.state import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """How often, or how long, a task wants to be tried.
+
+    Args:
+        max_retries: retries after the first attempt; None means unlimited (as in Celery).
+        window: seconds from the first start within which a retry may begin; None means no window.
+    """
+
+    max_retries: int | None
+    window: float | None
+
+    def refuses(self, failures: int, age: float, delay: float) -> str | None:
+        """Why no further run is allowed, or None when one is.
+
+        Args:
+            failures: failures so far, not counting the one that asks.
+            age: seconds since the first start.
+            delay: seconds until the run that is asked for.
+        """
+        if self.window is not None and age + delay > self.window:
+            return f"retry window of {self.window:g} s is over"
+        if self.max_retries is not None and failures + 1 > self.max_retries:
+            return f"max_retries={self.max_retries} reached"
+        return None
 
 
 class RunControl(Task):
@@ -165,9 +192,7 @@ class RunControl(Task):
             raise self.MaxRetriesExceededError(
                 f"Can't retry {self.name}[{request.id}]: {refusal}", task_args=request.args, task_kwargs=request.kwargs
             )
-        expires = self._row_time(run, self._seconds_or_time("expires", options.pop("expires", None)))
-        if isinstance(expires, float):
-            expires = run.claim.now + datetime.timedelta(seconds=expires)
+        expires = self._expiry(run, options.pop("expires", None))
         content = None
         if args is not None or kwargs is not None or options:
             content = self._render_again(args, kwargs, options)
@@ -185,6 +210,11 @@ class RunControl(Task):
         if not isinstance(moment, datetime.datetime) or now.tzinfo is not None:
             return moment
         return now + (moment - datetime.datetime.now(datetime.timezone.utc))
+
+    def _expiry(self, run: Run, given: Any) -> datetime.datetime | None:
+        """``expires`` of the next run, as a time of the job's database."""
+        expires = self._row_time(run, self._seconds_or_time("expires", given))
+        return run.claim.now + datetime.timedelta(seconds=expires) if isinstance(expires, float) else expires
 
     def _max_retries(self, given: int | None) -> int | None:
         if given is not None:
@@ -245,58 +275,3 @@ class RunControl(Task):
             raise RetryNotAllowed(f"{self.name}: snooze() works only inside a worker's run of the task.")
         run.again = stages.state.Again(delay=self._seconds("countdown", countdown) or 0.0, counts=False)
         return Ignore(f"snoozed for {countdown:g} s")
-
-    def replace(self, sig: Signature) -> Any:
-        """Celery's ``replace()``, by any task or canvas.
-
-        Args:
-            sig: what is to run in this job's place, under its id.
-
-        Raises:
-            celery.exceptions.Ignore: always, in a worker.
-
-        Example::
-
-            @reliable_task(bind=True)
-            def export(self: ReliableTask, year: int) -> None:
-                raise self.replace(fetch_month.si(year, 1) | fetch_month.si(year, 2))
-        """
-        steps = list(sig.tasks) if sig.get("subtask_type") == "chain" else []
-        if steps and isinstance(steps[-1], group):
-            # As Celery 5.7 does: the group's parts have ids of their own, and none this job's.
-            sig.tasks = [*steps[:-1], steps[-1] | self.app.tasks["celery.accumulate"].s(index=0)]
-        return super().replace(sig)
-
-    def on_replace(self, sig: Signature) -> Any:
-        """The end of Celery's ``replace()``: the same job, with other content. What the task function wrote stays.
-
-        By one reliable task it is the same row. By anything else the row is held for the last task, which has its id.
-
-        Raises:
-            celery.exceptions.Ignore: always, in a worker.
-        """
-        run = self._run_in_progress()
-        if run is None:
-            return super().on_replace(sig)
-        head: Any = sig
-        rest: list[Any] = []
-        if sig.get("subtask_type") == "chain":  # Celery appends what was to follow this job
-            head, *rest = (maybe_signature(part, app=self.app) for part in sig.tasks)
-        target = self.app.tasks.get(head.task)
-        # In a canvas of the function's making the last task has this job's id, and not the first.
-        same = head.options.get("task_id") == self.request.id
-        if not same or head.get("subtask_type") is not None or not getattr(target, "writes_outbox", False):
-            run.again = stages.state.Again(counts=False, replaced_by=sig)
-            raise Ignore("Replaced by new task")
-        options = {name: value for name, value in head.options.items() if name not in ("task_id", "countdown", "eta")}
-        if rest:
-            options["chain"] = rest[::-1]
-        link, link_error, shadow = (options.pop(name, None) for name in ("link", "link_error", "shadow"))
-        content = target._render(head.args, head.kwargs, self.request.id, link, link_error, shadow, options)
-        expires = self._row_time(run, self._seconds_or_time("expires", head.options.get("expires")))
-        if isinstance(expires, float):
-            expires = run.claim.now + datetime.timedelta(seconds=expires)
-        countdown = self._seconds("countdown", head.options.get("countdown"))
-        at = None if countdown else self._row_time(run, self._time("eta", head.options.get("eta")))
-        run.again = stages.state.Again(delay=countdown or 0.0, at=at, counts=False, content=content, expires=expires)
-        raise Ignore("Replaced by new task")

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Concatenate, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, Protocol, TypeVar, overload
 
 from celery import shared_task
 
-from reliable_jobs.protocols import RunP, RunR_co
 from reliable_jobs.task.reliable_task import ReliableTask
+from reliable_jobs.task_types import RunP, RunR_co
+
+if TYPE_CHECKING:
+    import typing_extensions
+
+    #: Left out, it is ReliableTask.
+    Base = typing_extensions.TypeVar("Base", bound=ReliableTask[..., Any], default=ReliableTask[..., Any])
+else:
+    Base = TypeVar("Base")
 
 T = TypeVar("T")
-Base = TypeVar("Base", bound=ReliableTask[..., Any])
 Base_co = TypeVar("Base_co", covariant=True)
 
 
@@ -64,7 +71,7 @@ def reliable_task(
 def reliable_task(
     *,
     bind: Literal[True],
-    base: type[Base],
+    base: type[Base] = ...,
     name: str | None = None,
     atomic: bool = ...,
     reruns: bool = ...,
@@ -73,20 +80,6 @@ def reliable_task(
     sensitive: bool | Iterable[str] = ...,
     **options: Any,
 ) -> _BoundDecorator[Base]: ...
-
-
-@overload
-def reliable_task(
-    *,
-    bind: Literal[True],
-    name: str | None = None,
-    atomic: bool = ...,
-    reruns: bool = ...,
-    retry_window: float | None = ...,
-    bundle: int = ...,
-    sensitive: bool | Iterable[str] = ...,
-    **options: Any,
-) -> _BoundDecorator[ReliableTask[..., Any]]: ...
 
 
 def reliable_task(function: Any = None, /, **options: Any) -> Any:

@@ -1,4 +1,5 @@
-"""What kind of function a task runs: an ordinary one, an ``async def``, or a generator that would never run."""
+"""A task's function: whether arguments fit it, and the call of it. It is an ordinary one, an ``async def``, or a
+generator that would never run."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
-from typing import Any
+from typing import Any, NoReturn
 
 from asgiref.sync import async_to_sync
 from celery import Task
@@ -16,6 +17,55 @@ from kombu.utils.compat import detect_environment
 
 from reliable_jobs.compat.celery import argument_check, argument_check_of, check_arguments_by, checked_class
 from reliable_jobs.compat.celery_run import in_other_thread
+from reliable_jobs.errors import InvalidOption
+
+#: What a call returns of a function that has not run yet.
+UNFINISHED = (CoroutineType, GeneratorType, AsyncGeneratorType)
+
+
+class Function:
+    """The half of a task that knows its function."""
+
+    name: Any
+    typing: Any
+    #: Whether the task function has a ``yield``: calling one runs nothing of it.
+    is_generator = False
+    #: Raises TypeError where arguments don't fit the task function. Set with each class: see :func:`adopt`.
+    argument_check: Callable[..., Any] | None = None
+
+    def _refuse_generator(self) -> NoReturn:
+        raise InvalidOption(
+            f"{self.name} is a generator function (it has a yield), so a worker's call would run nothing of it. "
+            "Use a loop in the function, or return a list."
+        )
+
+    def _check_arguments(self, args: Any, kwargs: Any) -> None:
+        """As Celery does at the call, unless the task has ``typing = False``. Raises TypeError."""
+        if self.argument_check is not None and self.typing:
+            self.argument_check(*args, **kwargs)
+
+    def misfit(self, args: Any, kwargs: Any) -> str | None:
+        """Why these arguments don't fit the code at hand; None when they do, or the task has ``typing = False``."""
+        try:
+            self._check_arguments(args, kwargs)
+        except TypeError as error:
+            return str(error)
+        return None
+
+    def value_of(self: Any, args: Any, kwargs: Any) -> Any:
+        """Run the task function and return its value. An ``async def`` is waited for.
+
+        Raises:
+            TypeError: it is a generator function, which a decorator had hidden; nothing of it has run.
+        """
+        returned = self.run(*args, **kwargs)
+        if not isinstance(returned, UNFINISHED):
+            return returned
+        if inspect.iscoroutine(returned):
+            return finished(returned)
+        raise TypeError(
+            f"{self.name} returned a generator, so nothing of it has run. Use a loop in the function, or return a list."
+        )
 
 
 def adopt(cls: Any) -> None:
@@ -110,20 +160,3 @@ def finished(awaitable: Awaitable[Any]) -> Any:
             with contextlib.suppress(RuntimeError):
                 running[0].call_soon_threadsafe(running[1].cancel)
         raise
-
-
-#: What a call returns of a function that has not run yet.
-UNFINISHED = (CoroutineType, GeneratorType, AsyncGeneratorType)
-
-
-def value_of(name: str, unfinished: Any) -> Any:
-    """The value of a task's function whose call returned one of :data:`UNFINISHED`.
-
-    Raises:
-        TypeError: it was a generator function, which a decorator had hidden.
-    """
-    if inspect.iscoroutine(unfinished):
-        return finished(unfinished)
-    raise TypeError(
-        f"{name} returned a generator, so nothing of it has run. Use a loop in the function, or return a list."
-    )

@@ -49,7 +49,7 @@ def _guarded(hook: Callable[..., Any], *, calls: bool) -> Callable[..., Any]:
         trail.depth += 1
         value = None
         try:
-            stages.settling.show(self)
+            trail.show_following(request)
             with _claimed(self, trail):
                 value = hook(self, *args, **kwargs)
             if calls and trail.depth == 1 and not trail.reached:

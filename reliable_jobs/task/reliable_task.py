@@ -9,19 +9,18 @@ from celery import Celery, Task
 from celery.exceptions import SoftTimeLimitExceeded
 from django.db import transaction
 
-from reliable_jobs.backoff import DAY, TEN_HOURS
 from reliable_jobs.compat import celery_app
 from reliable_jobs.compat.celery_results import take_own_backend
 from reliable_jobs.conf import settings
-from reliable_jobs.protocols import P, R_co
 from reliable_jobs.run import pools
 from reliable_jobs.run.trail import TRAIL
 from reliable_jobs.task import function, guards, stages
 from reliable_jobs.task.call import Call
-from reliable_jobs.task.control import RunControl
+from reliable_jobs.task.replacing import Replacing
+from reliable_jobs.task_types import REQUEST, P, R_co
 
 
-class ReliableTask(RunControl, Call[P, R_co]):
+class ReliableTask(Replacing, Call[P, R_co]):
     """Base class: ``@shared_task(base=ReliableTask)``, ``@app.task(base=ReliableTask)``, or a subclass with ``run``.
     For a whole app see :class:`~reliable_jobs.task.adopted_task.AdoptedTask`.
 
@@ -56,7 +55,7 @@ class ReliableTask(RunControl, Call[P, R_co]):
     reject_on_worker_lost = True
     #: Celery 5.7's. A killed worker's message goes back to the broker, and the row counts; nothing is published anew.
     retry_on_worker_lost = False
-    Request = "reliable_jobs.worker.requests:ReliableRequest"
+    Request = REQUEST
 
     atomic: bool = True
     reruns: bool = True
@@ -64,7 +63,7 @@ class ReliableTask(RunControl, Call[P, R_co]):
     bundle: int = 1
     sensitive: bool | Iterable[str] = ()
 
-    #: Tells workflow/capture.py and worker/bootstrap.py that a call of this task becomes a row.
+    #: Tells workflow/capture.py, results/backend.py and others that a call of this task becomes a row.
     writes_outbox: ClassVar[bool] = True
     #: Tells run/kept_connections.py not to close the worker's database connections around it.
     keeps_connections: ClassVar[bool] = True
@@ -90,7 +89,7 @@ class ReliableTask(RunControl, Call[P, R_co]):
         """The result backend that answers by the rows, around the task's own or the app's."""
         backend = Task.backend.fget(self)
         try:
-            return stages.results.around(backend, self.app)
+            return stages.results.LedgerBackend.around(backend, self.app)
         except SoftTimeLimitExceeded:
             raise
         except Exception:  # Celery's tracer asks, and must go on; Django's apps may not be loaded yet
@@ -123,15 +122,6 @@ class ReliableTask(RunControl, Call[P, R_co]):
             with transaction.atomic(using=stages.databases.write_alias()):
                 return self.value_of(args, kwargs)
         return stages.delivery.deliver(self, args, kwargs)
-
-    def value_of(self, args: Any, kwargs: Any) -> Any:
-        """Run the task function and return its value. An ``async def`` is waited for.
-
-        Raises:
-            TypeError: it is a generator function, of which nothing has run.
-        """
-        returned = self.run(*args, **kwargs)
-        return function.value_of(self.name, returned) if isinstance(returned, function.UNFINISHED) else returned
 
     @property
     def __trace__(self) -> Any:
@@ -180,7 +170,7 @@ class TenHourTask(RetriedTask[P, R_co]):
         def deliver_webhook(delivery_id: int) -> None: ...
     """
 
-    retry_window = TEN_HOURS
+    retry_window = 10 * 3600
 
 
 class DayLongTask(RetriedTask[P, R_co]):
@@ -192,4 +182,4 @@ class DayLongTask(RetriedTask[P, R_co]):
         def report_to_the_bank(day: str) -> None: ...
     """
 
-    retry_window = DAY
+    retry_window = 24 * 3600

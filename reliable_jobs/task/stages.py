@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reliable_jobs import databases, lifecycle, models, results
-    from reliable_jobs.enqueue import bulk, keys, outbox
-    from reliable_jobs.run import delivery, execution, outcomes, settling, state, tracing, unreported_errors
+    from reliable_jobs.enqueue import bulk, insert, keys, outbox
+    from reliable_jobs.run import delivery, execution, outcomes, state, tracing, unreported_errors
     from reliable_jobs.workflow import unit
 
 __all__ = [
@@ -19,13 +19,13 @@ __all__ = [
     "databases",
     "delivery",
     "execution",
+    "insert",
     "keys",
     "lifecycle",
     "models",
     "outbox",
     "outcomes",
     "results",
-    "settling",
     "state",
     "tracing",
     "unit",
@@ -42,8 +42,8 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from reliable_jobs import databases, lifecycle, models, results
-    from reliable_jobs.enqueue import bulk, keys, outbox
-    from reliable_jobs.run import delivery, execution, outcomes, settling, state, tracing, unreported_errors
+    from reliable_jobs.enqueue import bulk, insert, keys, outbox
+    from reliable_jobs.run import delivery, execution, outcomes, state, tracing, unreported_errors
     from reliable_jobs.workflow import unit
 
     imported = (
@@ -51,13 +51,13 @@ def __getattr__(name: str) -> Any:
         databases,
         delivery,
         execution,
+        insert,
         keys,
         lifecycle,
         models,
         outbox,
         outcomes,
         results,
-        settling,
         state,
         tracing,
         unit,

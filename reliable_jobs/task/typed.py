@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from celery.contrib.django.task import DjangoTask
 
-from reliable_jobs.protocols import P, R_co, RunP, RunR_co, Runs
+from reliable_jobs.task_types import P, R_co, RunP, RunR_co, Runs
 
 if TYPE_CHECKING:
     from celery.canvas import Signature  # in celery/__init__.py type checkers do not find it

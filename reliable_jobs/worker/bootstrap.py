@@ -3,6 +3,7 @@ can run. What the parent process sees of a single message is in worker/requests.
 
 from __future__ import annotations
 
+import atexit
 import logging
 from typing import Any
 
@@ -12,14 +13,17 @@ from django.db.backends.signals import connection_created
 
 from reliable_jobs import databases, tasks
 from reliable_jobs.compat import register
-from reliable_jobs.compat.celery_pool import is_pool, pool_of
+from reliable_jobs.compat.celery_pool import is_pool, limits_of_worker, pool_of
 from reliable_jobs.compat.django import driver_of, settings_of
 from reliable_jobs.conf import settings
+from reliable_jobs.presence import Beacon
 from reliable_jobs.run import kept_connections, pools
 from reliable_jobs.schedule import SWEEP_TASK
+from reliable_jobs.status import ProcessKind
 from reliable_jobs.sweep.loop import SweepLoop
-from reliable_jobs.worker import revocation, watchdog_steps
+from reliable_jobs.worker import presence, revocation, watchdog_steps
 from reliable_jobs.worker.parking import ParkingStep
+from reliable_jobs.worker.presence import PresenceStep
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +53,7 @@ def _on_worker_init(sender: Any = None, **kwargs: Any) -> None:
             )
     app.steps["consumer"].add(ParkingStep)
     app.steps["worker"].add(SweepStep)
+    app.steps["worker"].add(PresenceStep)
     watchdog_steps.install(app)
     connection_created.connect(_prepare_session, dispatch_uid="reliable_jobs.session")
     kept_connections.leave_pools_to_the_parent()
@@ -56,7 +61,7 @@ def _on_worker_init(sender: Any = None, **kwargs: Any) -> None:
 
 def _on_worker_set_up(instance: Any = None, **kwargs: Any) -> None:
     # Later than worker_init, at which the fixup connects its receivers, and before the pool forks.
-    pools.began(pool_of(instance))
+    pools.began(pool_of(instance), limits_of_worker(instance))
     if not kept_connections.keep_connections(instance):
         logger.info("Database connections are closed around every task, as Celery does it.")
     if not is_pool(pool_of(instance), "prefork", "solo"):
@@ -107,6 +112,9 @@ def _on_beat_init(sender: Any = None, **kwargs: Any) -> None:
     if tasks.beat_loop is None:
         tasks.beat_loop = SweepLoop(sender.app, actor="beat", interval=None, keep_connections=True)
         tasks.beat_loop.start()
+        beacon = Beacon(ProcessKind.BEAT)
+        beacon.start()
+        atexit.register(beacon.stop)
 
 
 def connect() -> None:
@@ -115,4 +123,5 @@ def connect() -> None:
     signals.celeryd_after_setup.connect(_on_worker_set_up, dispatch_uid="reliable_jobs.celeryd_after_setup")
     signals.beat_init.connect(_on_beat_init, dispatch_uid="reliable_jobs.beat_init")
     signals.beat_embedded_init.connect(_on_beat_init, dispatch_uid="reliable_jobs.beat_embedded_init")
+    signals.worker_shutdown.connect(presence.on_shutdown, dispatch_uid="reliable_jobs.worker_shutdown")
     signals.task_revoked.connect(revocation.on_revoked, dispatch_uid="reliable_jobs.task_revoked")

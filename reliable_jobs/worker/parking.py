@@ -22,22 +22,20 @@ from celery.worker import state as worker_state
 from kombu.utils import json as kombu_json
 
 from reliable_jobs import lifecycle
-from reliable_jobs.backoff import handback_delay
 from reliable_jobs.clock import Now
 from reliable_jobs.compat.celery_backend import results_untouched
+from reliable_jobs.compat.celery_consumer import around_each_message, before_rejecting, reject_invalid
 from reliable_jobs.compat.celery_pool import reserves_places
-from reliable_jobs.compat.celery_worker import (
-    around_each_message,
-    before_rejecting,
-    reject_invalid,
-)
 from reliable_jobs.compat.django import close_connections
 from reliable_jobs.databases import write_alias
 from reliable_jobs.errors import JobParked
 from reliable_jobs.lifecycle import db_errors
+from reliable_jobs.lifecycle.delays import handback_delay
+from reliable_jobs.logs import fields
 from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, HEADER, as_uuid, foreign_id
 from reliable_jobs.models import Job
 from reliable_jobs.run.arrival import pointer_alias
+from reliable_jobs.sqlite_forks import without_forks
 from reliable_jobs.workflow import followups
 
 logger = logging.getLogger(__name__)
@@ -52,7 +50,8 @@ def aside(work: Callable[[], None], what: str) -> threading.Thread | None:
 
     def run() -> None:
         try:
-            work()
+            with without_forks():
+                work()
         except Exception:
             logger.exception("Could not record: %s", what)
         finally:
@@ -164,7 +163,10 @@ def park_message(message: Any, why: str, worker: str, trace: str = "") -> None:
         if status is None:
             # As in run/delivery.py: a row made of it would bring back a job whose transaction was rolled back (I1).
             logger.warning(
-                "Job %s has no row (pruned, or its transaction was rolled back); message dropped (%s).", job_id, why
+                "Job %s has no row (pruned, or its transaction was rolled back); message dropped (%s).",
+                job_id,
+                why,
+                extra=fields(job_id, str(headers.get("task") or "")),
             )
         return
     info = message.delivery_info or {}

@@ -17,7 +17,7 @@ from celery import bootsteps
 from celery.worker.consumer.control import Control
 from kombu.exceptions import InconsistencyError
 
-from reliable_jobs.compat.celery_worker import around_remote_control
+from reliable_jobs.compat.celery_consumer import around_remote_control
 
 logger = logging.getLogger(__name__)
 

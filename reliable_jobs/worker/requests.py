@@ -9,32 +9,38 @@ from __future__ import annotations
 
 import logging
 import signal
+import uuid
 from typing import Any
 
-from celery.exceptions import Ignore, InvalidTaskError, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import InvalidTaskError, Terminated, TimeLimitExceeded, WorkerLostError
 from celery.worker import state as worker_state
 from celery.worker.request import Request
 
 from reliable_jobs import lifecycle
 from reliable_jobs.compat.billiard import ExceptionInfo, exit_status
-from reliable_jobs.compat.celery_worker import check_eta, is_terminating, payload_of, was_revoked
-from reliable_jobs.errors import JobExpired, NotRecorded
+from reliable_jobs.compat.celery_worker import (
+    check_eta,
+    hide_requests,
+    is_terminating,
+    payload_of,
+    seconds_taken,
+    show_requests,
+    tells_task_events,
+    was_revoked,
+)
+from reliable_jobs.dispatch import bundles
+from reliable_jobs.errors import NotRecorded
+from reliable_jobs.logs import attempt, fields
 from reliable_jobs.message.row_to_message import HEADER, foreign_id
-from reliable_jobs.run import arrival
-from reliable_jobs.status import CLOSES, EventKind
+from reliable_jobs.message.shape import misshapen
+from reliable_jobs.models import Job
+from reliable_jobs.run import arrival, pools, task_events
+from reliable_jobs.run.bundle_apart import ALONE, LONGEST
+from reliable_jobs.status import EventKind, Status
 from reliable_jobs.worker import revocation
 from reliable_jobs.worker.parking import aside, parked
 
 logger = logging.getLogger(__name__)
-
-#: The task event that closes a delivery which Celery would leave open, and the fields that its monitors read.
-_CLOSING: dict[str, dict[str, Any]] = {
-    "task-succeeded": {"result": "None", "runtime": 0.0},
-    "task-failed": {"exception": "", "traceback": ""},
-    "task-retried": {"exception": "", "traceback": ""},
-    "task-revoked": {"terminated": False, "signum": None, "expired": False},
-    "task-rejected": {"requeue": False},
-}
 
 
 class GivenBackRequest(Request):
@@ -48,7 +54,8 @@ class GivenBackRequest(Request):
             super().on_timeout(soft, timeout)
             return
         worker_state.task_ready(self)
-        logger.error("Hard time limit (%ss) exceeded for %s[%s]; its work is done again.", timeout, self.name, self.id)
+        text = "Hard time limit (%ss) exceeded for %s[%s]; its work is done again."
+        logger.error(text, timeout, self.name, self.id, extra=self.about())
         self.died(EventKind.TIME_LIMIT, f"hard time limit of {timeout} s exceeded; the process was killed")
         self.reject(requeue=True)
 
@@ -60,7 +67,8 @@ class GivenBackRequest(Request):
         if isinstance(error, (WorkerLostError, SystemExit, KeyboardInterrupt)) and not revoked:
             worker_state.task_ready(self)
             how = _how_it_died(error)
-            logger.error("The process that ran %s[%s] died (%s); its work is done again.", self.name, self.id, how)
+            text = "The process that ran %s[%s] died (%s); its work is done again."
+            logger.error(text, self.name, self.id, how, extra=self.about())
             self.died(EventKind.CRASH, how)
             self.reject(requeue=True)
             return
@@ -68,6 +76,11 @@ class GivenBackRequest(Request):
 
     def died(self, kind: str, how: str) -> None:
         """Record how the child process ended."""
+
+    def about(self) -> dict[str, Any]:
+        """For a log record."""
+        queue = (self.delivery_info or {}).get("routing_key") or ""
+        return fields(self.id, self.name, str(queue), attempt(self.request_dict.get("retries")))
 
 
 def _how_it_died(error: BaseException) -> str:
@@ -94,25 +107,28 @@ class ReliableRequest(GivenBackRequest):
         why = _misshapen(self)
         if why is not None:
             raise InvalidTaskError(why)
-        if not self._pointer() and self.content_type:
-            # For the receipt: the bytes as they came, in an encoding that the child does not know.
-            self.delivery_info[arrival.CONTENT] = (self.content_type, self.content_encoding, self.body)
-
-    def _pointer(self) -> dict[str, Any]:
         pointer = self.request_dict.get(HEADER)
-        return pointer if isinstance(pointer, dict) else {}
+        #: Of a message of ours: see :data:`POINTER`. Empty for one from elsewhere.
+        self.pointer: dict[str, Any] = pointer if isinstance(pointer, dict) else {}
+        if not self.pointer and self.content_type:
+            # For the receipt: the bytes as they came, in an encoding that the child does not know. A message need not
+            # name its character set; kombu then takes UTF-8.
+            encoding = self.content_encoding or "utf-8"
+            self.delivery_info[arrival.CONTENT] = arrival.Content(self.content_type, encoding, self.body)
 
     def revoked(self) -> bool:
         """A worker remembers a revoked id for hours; a job that a person has requeued since is not revoked by that."""
         revocation.note_stamps()
-        at = revocation.of_message(self.id, self.stamps) if self._pointer().get("requeues") else None
-        if at is not None and not revocation.newer_than_requeue(self.id, at, arrival.pointer_alias(self._pointer())):
+        at = revocation.of_message(self.id, self.stamps) if self.pointer.get("requeues") else None
+        if at is not None and not revocation.newer_than_requeue(self.id, at, arrival.pointer_alias(self.pointer)):
             return False
         try:
             return bool(super().revoked())
         except Exception as error:  # the result backend's, which Celery tells first
-            logger.warning("Job %s: Celery could not announce that it is revoked: %r", self.id, error)
-            revocation.cancel_aside(foreign_id(self.id), arrival.pointer_alias(self._pointer()), terminated=False)
+            logger.warning(
+                "Job %s: Celery could not announce that it is revoked: %r", self.id, error, extra=self.about()
+            )
+            revocation.cancel_aside(foreign_id(self.id), arrival.pointer_alias(self.pointer), terminated=False)
             self.acknowledge()
             return True
 
@@ -126,31 +142,116 @@ class ReliableRequest(GivenBackRequest):
             else:
                 self.reject(requeue=True)
             return
-        expired = isinstance(error, JobExpired)
-        super().on_failure(exc_info, send_failed_event=send_failed_event and not expired, return_ok=return_ok)
-        if expired:
-            self.send_event("task-revoked", terminated=False, signum=None, expired=True)
-        if isinstance(error, Ignore):
-            kind = getattr(error, CLOSES, "task-succeeded")
-            fields = dict(_CLOSING[kind])
-            if "exception" in fields:
-                fields["exception"] = str(error)
-            self.send_event(kind, **fields)
+        closing = task_events.closing(error)
+        super().on_failure(exc_info, send_failed_event=send_failed_event and closing is None, return_ok=return_ok)
+        if closing is not None:
+            kind, said = closing
+            self.send_event(kind, **said)
 
     def died(self, kind: str, how: str) -> None:
         def write() -> None:
-            job_id, using = foreign_id(self.id), arrival.pointer_alias(self._pointer())
-            lifecycle.record(job_id, using, kind, str(self.hostname), how)
+            queue = str((self.delivery_info or {}).get("routing_key") or "")
+            job = lifecycle.Subject(foreign_id(self.id), self.name, queue)
+            lifecycle.record(job, arrival.pointer_alias(self.pointer), kind, str(self.hostname), how, final=False)
 
         aside(write, f"{kind} of job {self.id}")  # never raises: the message is to be given back in any case
 
 
 class BundleRequest(GivenBackRequest):
-    """The request of a message that carries many jobs. A revoked one among them is cancelled as any job that waits
+    """The request of a message that carries many jobs. The child is told which of them this process has to see; they
+    come back, each in a message of its own. A revoked one that has been handed over is cancelled as any job that waits
     without a message of its own: see :func:`revocation.cancel_newly_revoked`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Raises celery.exceptions.InvalidTaskError: the consumer parks the message."""
+        super().__init__(*args, **kwargs)
+        self.parts: list[Part] = []
+        #: Whether one of the parts was terminated while this message ran.
+        self.has_ended_a_run = False
+        try:
+            self._task_name, self._using, pointers = payload_of(self)[0]
+            self._ids = [str(uuid.UUID(job_id)) for job_id, _ in pointers]
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InvalidTaskError(f"no jobs of a bundle: {error}") from error
+
+    def revoked(self) -> bool:
+        """Celery asks last thing before it hands the message over."""
+        task, ids = self.app.tasks.get(self._task_name), self._ids
+        self.request_dict[ALONE] = [job_id for job_id in ids if job_id in worker_state.revoked]
+        if bundles.size(task) == 1 and not bundles.shares_messages(task):
+            # The child may think otherwise: remote control sets a task's limits in this process only.
+            self.request_dict[ALONE] = True
+        elif bundles.size(task) == 1:
+            limits = pools.limits_of(task)
+            if bundles.has_short_limit(limits):
+                self.request_dict[ALONE] = True
+            if task.send_events and tells_task_events(self.eventer):
+                self.request_dict[task_events.TOLD] = self.app.clock.value
+            hard, soft = limits
+            self.time_limits = (hard and hard + LONGEST, soft and soft + LONGEST)
+            self.parts = [Part(self, task, job_id, arrival.pointer_alias({"using": self._using})) for job_id in ids]
+        return bool(super().revoked())
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        # Not before: of a message that no child has taken when the connection is lost, no end is told.
+        show_requests(self.parts)
+        super().on_accepted(pid, time_accepted)
+
+    def acknowledge(self) -> None:
+        if self.has_ended_a_run and not self.acknowledged:
+            self.reject(requeue=True)  # gevent's pool answers a greenlet that was killed as one that has returned
+            return
+        hide_requests(self.parts)
+        super().acknowledge()
+
+    def reject(self, requeue: bool = False) -> None:
+        hide_requests(self.parts)
+        super().reject(requeue=requeue)
+
+    def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        hide_requests(self.parts)  # a run that Celery has cancelled, with its connection, is not answered
+        error = getattr(exc_info.exception, "exc", exc_info.exception)
+        if isinstance(error, Terminated) and self.parts and not was_revoked(self):
+            # One of the jobs was terminated: see Part. Celery would acknowledge the others with it.
+            worker_state.task_ready(self)
+            self.reject(requeue=True)
+            return
+        super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
     def died(self, kind: str, how: str) -> None:
         logger.error("A bundle's process died (%s); its jobs are sent again, each alone.", how)
+        if self.parts and seconds_taken(self) > LONGEST:
+            aside(lambda: self._blame(kind, how), f"{kind} of a job of {self.parts[0].name}")
+
+    def _blame(self, kind: str, how: str) -> None:
+        """Record it for the job that ran: the others that wait were sent alone after LONGEST."""
+        alias = self.parts[0].alias
+        never_again = Job.objects.using(alias).filter(status=Status.WAITING, sends=1)
+        found = never_again.filter(pk__in=[part.id for part in self.parts]).values_list("pk", "task", "queue")[:2]
+        if len(found) == 1:
+            lifecycle.record(lifecycle.Subject(*found[0]), alias, kind, str(self.hostname), how, final=False)
+
+
+class Part:
+    """A job of a message that runs, as Celery's remote control knows it."""
+
+    def __init__(self, carrier: BundleRequest, task: Any, job_id: str, alias: str) -> None:
+        self.carrier, self.task, self.name, self.id, self.alias = carrier, task, task.name, job_id, alias
+
+    def info(self, safe: bool = False) -> dict[str, Any]:
+        """For ``inspect query_task``."""
+        return {**self.carrier.info(safe=safe), "id": self.id, "name": self.name, "type": self.name}
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """Cancel the job; where it runs, end the process. Its neighbours are then run alone."""
+
+        def kill() -> None:
+            if self.carrier.worker_pid and not self.carrier.acknowledged:
+                self.carrier.has_ended_a_run = True
+                pool.terminate_job(self.carrier.worker_pid, signal)
+
+        job_id, alias = uuid.UUID(self.id), self.alias
+        aside(lambda: revocation.terminate(job_id, alias, kill), f"termination of job {job_id}")
 
 
 def _misshapen(request: Any) -> str | None:
@@ -163,37 +264,11 @@ def _misshapen(request: Any) -> str | None:
     said = request.request_dict
     if not isinstance(request.id, str) or not request.id:
         return f"id={request.id!r} is no text: another message like it would count as a copy of this one"
-    args, kwargs, embed = payload_of(request)
-    if not isinstance(args, (list, tuple)):
-        return f"the positional arguments are a {type(args).__name__}"
-    if not isinstance(kwargs, dict) or not all(isinstance(name, str) for name in kwargs):
-        return "the keyword arguments are no object with texts as names"
-    if embed is not None and not isinstance(embed, dict):
-        return f"what is to follow is a {type(embed).__name__}"
-    follow = embed or {}
-    for name in ("callbacks", "errbacks", "chain"):
-        steps = follow.get(name)
-        if steps and not (isinstance(steps, (list, tuple)) and all(isinstance(step, dict) for step in steps)):
-            return f"{name} is no list of signatures"
-    if follow.get("chord") and not isinstance(follow["chord"], dict):
-        return "chord is no signature"
-    forged = {name for name in (*said, *follow) if name != HEADER and str(name).startswith("reliable_")}
-    forged |= (set(follow) & set(said)) - {"callbacks", "errbacks", "chain", "chord"}
-    if forged:
-        return f"{sorted(forged)} would replace what the worker itself says of the message"
-    limits = said.get("timelimit")
-    if limits and not (isinstance(limits, (list, tuple)) and len(limits) == 2 and all(map(_is_limit, limits))):
-        return f"timelimit={limits!r} is no pair of seconds"
+    if (why := misshapen(said, *payload_of(request))) is not None:
+        return why
     if request.eta is not None:
         try:
             check_eta(request)
         except (OverflowError, ValueError) as error:
             return f"eta={request.eta!r} is no time that a worker can wait for: {error}"
-    retries = said.get("retries")
-    if retries is not None and not isinstance(retries, int):
-        return f"retries={retries!r} is no number"
     return None
-
-
-def _is_limit(value: Any) -> bool:
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 10**9)

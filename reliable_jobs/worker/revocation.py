@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from django.db import Error as DatabaseError
 from django.db import transaction
 from django.db.models import Max
 
@@ -18,10 +19,11 @@ from reliable_jobs import databases, lifecycle
 from reliable_jobs.clock import Now
 from reliable_jobs.compat.celery_worker import revoked_at, revoked_stamps
 from reliable_jobs.conf import settings
+from reliable_jobs.lifecycle import db_errors
 from reliable_jobs.message.row_to_message import HEADER, as_uuid, foreign_id
-from reliable_jobs.models import JobEvent
+from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.run import arrival
-from reliable_jobs.status import EventKind, Reason
+from reliable_jobs.status import EventKind, Reason, Status
 from reliable_jobs.worker.parking import aside
 
 #: How long a cancel of a terminated run waits for the dead child's database session to end, in seconds.
@@ -72,6 +74,24 @@ def cancel_revoked(job_id: uuid.UUID, alias: str, terminated: bool) -> None:
         if report.skipped.get(job_id) != "running" or time.monotonic() > deadline:
             return
         time.sleep(0.2)
+
+
+def terminate(job_id: uuid.UUID, alias: str, kill: Callable[[], None]) -> None:
+    """Cancel a job of a message that carries several.
+
+    Args:
+        kill: ends the process that has the message. Called only where the job's row waits and is held, by a first run:
+            it runs there. What was sent alone runs with a committed claim, and the worker that has it is told as well.
+    """
+    try:
+        held = lifecycle.cancel([job_id], alias, actor="revoke", reason=Reason.REVOKED).skipped.get(job_id) == "running"
+    except DatabaseError as error:
+        if not db_errors.is_conflict(error, alias):
+            raise
+        held = True  # without SKIP LOCKED it has waited for the run
+    if held and Job.objects.using(alias).filter(pk=job_id, status=Status.WAITING).exists():
+        kill()
+        cancel_revoked(job_id, alias, terminated=True)
 
 
 def remember_old() -> None:

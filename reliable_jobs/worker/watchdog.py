@@ -23,16 +23,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from celery.worker import state as worker_state
 from django.db import Error as DatabaseError
 
 from reliable_jobs import databases, lifecycle
 from reliable_jobs.clock import Now
+from reliable_jobs.compat.celery_consumer import messages_held, task_consumer_of
 from reliable_jobs.compat.celery_pool import may_block, places
-from reliable_jobs.compat.celery_worker import is_stopping, messages_held, stop_worker
+from reliable_jobs.compat.celery_worker import active_runs, is_stopping, stop_worker
 from reliable_jobs.compat.django import close_connections
 from reliable_jobs.conf import settings
 from reliable_jobs.models import Job
+from reliable_jobs.sqlite_forks import without_forks
 from reliable_jobs.status import EventKind, Status
 from reliable_jobs.worker import broker_sockets
 
@@ -141,7 +142,8 @@ class Watchdog:
         if self._quiet < max(settings.STALL_TIMEOUT, self._next_look):
             return
         self._next_look = self._quiet + LOOK_EVERY
-        row = self._waiting_row(consumer) if self._has_room(consumer) else None
+        with without_forks():
+            row = self._waiting_row(consumer) if self._has_room(consumer) else None
         if row is None:
             self._calm()
             return
@@ -161,7 +163,7 @@ class Watchdog:
 
     def _channel_is_of_another_connection(self, consumer: Any) -> bool:
         live = broker_sockets.live(consumer.connection)
-        channel = getattr(consumer.task_consumer, "channel", None)
+        channel = getattr(task_consumer_of(consumer), "channel", None)
         return bool(self.consuming and live is not None and channel is not None and channel.connection is not live)
 
     def _has_room(self, consumer: Any) -> bool:
@@ -245,7 +247,7 @@ class Watchdog:
     def _record(self, text: str, alias: str, job: Job) -> None:
         logger.error(text)
         try:
-            lifecycle.record(job.pk, alias, EventKind.RESCUE, str(self.worker.hostname), text)
+            lifecycle.record(job, alias, EventKind.RESCUE, str(self.worker.hostname), text)
         except DatabaseError as error:
             logger.warning("Could not record it on job %s: %s", job.pk, error)
 
@@ -253,9 +255,7 @@ class Watchdog:
         self._record(f"{text} The process ends with status {EXIT_STATUS}.", alias, job)
         stop_worker(EXIT_STATUS)
         since = time.monotonic()
-        while (waited := time.monotonic() - since) < LAST_RUNS and (
-            waited < LAST_WORDS or worker_state.active_requests
-        ):
+        while (waited := time.monotonic() - since) < LAST_RUNS and (waited < LAST_WORDS or active_runs()):
             if self._stop.wait(TICK):
                 self._stop.clear()  # the shutdown has begun; it may still hang
         logging.shutdown()

@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import bootsteps
 
-from reliable_jobs.compat.celery_worker import around_each_message
+from reliable_jobs.compat.celery_consumer import around_each_message
 from reliable_jobs.conf import settings
 from reliable_jobs.run import pools
 from reliable_jobs.worker.remote_control import PatientControl

@@ -8,8 +8,9 @@ from reliable_jobs import lifecycle
 from reliable_jobs.lifecycle import Report, groups, workflows
 from reliable_jobs.message import debts
 from reliable_jobs.message.row_to_message import as_uuid
-from reliable_jobs.models import Job
+from reliable_jobs.models import CancelledWorkflow, Job
 from reliable_jobs.status import UNFINISHED, Status
+from reliable_jobs.translatable import WORKFLOW_CANCELLED
 from reliable_jobs.workflow.following import Ended, Following
 
 #: Rows of a workflow that one transaction cancels.
@@ -59,13 +60,13 @@ def stops(ended: Ended) -> str | None:
     """Why nothing is to follow a job whose workflow was cancelled while it ran; None otherwise."""
     if not workflows.is_cancelled(as_uuid(ended.root), ended.using):
         return None
-    return f"the workflow {ended.root} was cancelled"
+    return WORKFLOW_CANCELLED % {"id": ended.root}
 
 
 def sweep(using: str) -> int:
     """Cancel what has come to wait in cancelled workflows since. Returns how many rows."""
     cancelled = 0
-    for workflow in workflows.not_over(using, LIMIT):
+    for workflow in CancelledWorkflow.objects.using(using).filter(over=False)[:LIMIT]:
         cancelled += len(_end(workflow.root_id, using, workflow.actor).done)
         workflows.note_if_over(workflow.root_id, using)
     return cancelled

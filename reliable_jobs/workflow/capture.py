@@ -25,7 +25,7 @@ from reliable_jobs.compat.celery import read_time
 from reliable_jobs.compat.celery_results import leave_unsubscribed
 from reliable_jobs.compat.kombu import NoConnection
 from reliable_jobs.conf import settings
-from reliable_jobs.enqueue import keys, outbox
+from reliable_jobs.enqueue import insert, outbox
 from reliable_jobs.enqueue.render import Capture
 from reliable_jobs.errors import InvalidOption
 from reliable_jobs.message.row_to_message import foreign_id
@@ -157,7 +157,7 @@ def _relayed(here: Unit, below: Any, name: str, args: Any, kwargs: Any, options:
     result = below(name, args, kwargs, **{**options, "producer": capture})
     if capture.rendered is None:
         raise InvalidOption(f"{name}: Celery did not render a message; is send_task overridden?")
-    request = keys.Request(
+    request = insert.Request(
         foreign_id(task_id),
         capture.rendered,
         countdown=None if countdown is None else float(countdown),

@@ -14,7 +14,7 @@ from celery.exceptions import ChordError
 
 from reliable_jobs import lifecycle
 from reliable_jobs.enqueue import announced, owing
-from reliable_jobs.lifecycle import groups
+from reliable_jobs.lifecycle import db_errors, groups
 from reliable_jobs.message import debts, exception_text
 from reliable_jobs.message.row_to_message import as_uuid
 from reliable_jobs.models import JobGroup
@@ -60,6 +60,7 @@ def _write(app: Celery, group: JobGroup, steps: list[Any], why: str, using: str,
         root_id=group.root_id,
         error=why,
         exception=exception_text.encode(ChordError(why)),
+        error_class=db_errors.class_of(ChordError),
         is_reliable=lambda name: getattr(app.tasks.get(name), "writes_outbox", False),
         owed_by=owed_by,
     )

@@ -15,7 +15,7 @@ NAMES = ("callbacks", "errbacks", "chain")
 
 @dataclasses.dataclass(frozen=True)
 class Following:
-    """What a message says shall follow its job."""
+    """What a message says shall follow its job; not nothing."""
 
     callbacks: Sequence[Any] = ()
     errbacks: Sequence[Any] = ()
@@ -23,18 +23,14 @@ class Following:
     chain: Sequence[Any] = ()
 
     @classmethod
-    def of(cls, said: Mapping[str, Any]) -> Following:
-        """Read a message's part for it, or a request. What is no signature is left out."""
+    def of(cls, said: Mapping[str, Any]) -> Following | None:
+        """Read a message's part for it, or a request. What is no signature is left out. None: nothing follows."""
         lists = (said.get(name) for name in NAMES)
-        return cls(
-            *(
-                tuple(one for one in found if isinstance(one, Mapping)) if isinstance(found, (list, tuple)) else ()
-                for found in lists
-            )
-        )
-
-    def __bool__(self) -> bool:
-        return bool(self.callbacks or self.errbacks or self.chain)
+        found = [
+            tuple(one for one in some if isinstance(one, Mapping)) if isinstance(some, (list, tuple)) else ()
+            for some in lists
+        ]
+        return cls(*found) if any(found) else None
 
     @property
     def is_group(self) -> bool:
@@ -58,8 +54,6 @@ class Ended:
     queue: str
     #: Of the message; inherited where the project says so.
     priority: int | None = None
-    #: Whether a result backend is told nothing of it.
-    ignores_result: bool = False
 
     def unit(self) -> Any:
         """The unit of work of what follows."""

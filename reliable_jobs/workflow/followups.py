@@ -8,7 +8,6 @@ are taken off the request before the tracer sees it (run/tracing.py), and applie
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -20,16 +19,18 @@ from django.db import transaction
 from reliable_jobs import lifecycle
 from reliable_jobs.compat.kombu import content_types
 from reliable_jobs.lifecycle import db_errors
+from reliable_jobs.logs import job_logger
 from reliable_jobs.message import debts, exception_text
 from reliable_jobs.message.decode import content
 from reliable_jobs.message.result_text import as_celery_stores
 from reliable_jobs.message.row_to_message import as_uuid, outgoing
 from reliable_jobs.models import Job
 from reliable_jobs.status import EventKind
+from reliable_jobs.translatable import EARLIER_FAILED
 from reliable_jobs.workflow import cancelling, errbacks
 from reliable_jobs.workflow.following import Ended, Following
 
-logger = logging.getLogger(__name__)
+logger = job_logger(__name__)
 
 
 def after_success(ended: Ended, following: Following, value: Any) -> None:
@@ -91,7 +92,8 @@ def _apart(ended: Ended, what: str, write: Callable[[], None]) -> None:
             raise
         logger.exception("Job %s has failed, and %s.", ended.job_id, what)
         text = f"{what}: {db_errors.describe(trouble)}"
-        lifecycle.record(ended.job_id, ended.using, EventKind.FAILURE, "errback", text, db_errors.trace(trouble))
+        job = lifecycle.Subject(ended.job_id, queue=ended.queue)
+        lifecycle.record(job, ended.using, EventKind.FAILURE, "errback", text, db_errors.trace(trouble))
 
 
 def _fail_steps(ended: Ended, following: Following, error: BaseException) -> None:
@@ -100,8 +102,9 @@ def _fail_steps(ended: Ended, following: Following, error: BaseException) -> Non
         ended.using,
         parent_id=ended.job_id,
         root_id=as_uuid(ended.root),
-        error=f"an earlier step, job {ended.job_id}, failed: {db_errors.describe(error)}",
+        error=EARLIER_FAILED % {"id": ended.job_id, "error": db_errors.describe(error)},
         exception=exception_text.encode(error),
+        error_class=db_errors.class_of(error),
         is_reliable=lambda name: getattr(ended.app.tasks.get(name), "writes_outbox", False),
     )
 
@@ -116,6 +119,6 @@ def row_failed(app: Any, using: str, job: Job, error: BaseException) -> None:
     except (AttributeError, KeyError, TypeError, ValueError) as trouble:
         logger.warning("Job %s: what was to follow can't be read: %s", job.pk, trouble)
         return
-    if following:
+    if following is not None:
         ended = Ended(app, using, job.pk, str(headers["id"]), str(job.root_id or ""), job.queue, job.priority)
         after_failure(ended, following, error, "")

@@ -13,7 +13,7 @@ from typing import Any
 
 from celery.result import GroupResult
 
-from reliable_jobs.compat.celery_app import header_of_chord
+from reliable_jobs.compat.celery_groups import header_of_chord
 
 logger = logging.getLogger(__name__)
 

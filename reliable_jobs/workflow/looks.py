@@ -10,7 +10,9 @@ from __future__ import annotations
 import time
 import uuid
 
-from reliable_jobs.lifecycle import sql
+from django.db import connections
+
+from reliable_jobs.lifecycle import groups, sql
 
 #: Parts of one group that a fleet of workers hardly ends in a second: each is a commit in one database.
 MOST_PER_SECOND = 5_000
@@ -29,16 +31,16 @@ def is_due(group_id: uuid.UUID) -> bool:
 
 def behind_commit(group_id: uuid.UUID, using: str) -> str:
     """The look, as a statement that may travel behind a part's COMMIT: its one row is what :func:`note` takes."""
-    return sql.look_behind_commit(using, group_id)
+    return sql.in_words(connections[using], groups.OWED).replace("%s", f"'{group_id}'")
 
 
 def look(group_id: uuid.UUID, using: str) -> int:
-    """How many parts are unfinished, up to ``sql.COUNTED``.
+    """How many parts are unfinished, up to ``groups.COUNTED``.
 
     Raises:
         django.db.Error: as any query.
     """
-    return note(group_id, int(sql.rows(using, sql.OWED, group_id)[0][0]))
+    return note(group_id, int(sql.rows(using, groups.OWED, group_id)[0][0]))
 
 
 def note(group_id: uuid.UUID, left: int) -> int:

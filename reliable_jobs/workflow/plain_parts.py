@@ -14,14 +14,14 @@ from django.db import Error as DatabaseError
 from django.db import connections
 
 from reliable_jobs import databases
-from reliable_jobs.compat.celery_backend import is_disabled, wrapped_by
-from reliable_jobs.compat.celery_results import reads_results_from_a_queue, stored_result
+from reliable_jobs.compat.celery_backend import can_be_read, wrapped_by
+from reliable_jobs.compat.celery_results import stored_result
 from reliable_jobs.lifecycle import relayed
 from reliable_jobs.message import result_text
 from reliable_jobs.message.decode import headers_of
 from reliable_jobs.message.row_to_message import foreign_id
 from reliable_jobs.status import Status
-from reliable_jobs.workflow import groups
+from reliable_jobs.workflow import chords
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def sweep(app: Celery, using: str, limit: int = LIMIT) -> int:
     """Ask the result backend for plain parts whose workers have said nothing yet, each ever less often. Returns how
     many have ended."""
     backend = wrapped_by(app.backend)
-    if is_disabled(backend) or reads_results_from_a_queue(backend):
+    if not can_be_read(backend):
         return 0
     found = 0
     for job in relayed.take_unreported(using, limit):
@@ -86,5 +86,5 @@ def _report(app: Celery, job_id: uuid.UUID, using: str, state: str, result: Any)
         error="" if succeeded else repr(result),
     )
     if owes is not None:
-        groups.part_ended(app, owes, using)
+        chords.part_ended(app, owes, using)
     return owes is not None

@@ -13,6 +13,10 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from django.db import connections
+
+from reliable_jobs.compat.django_transaction import open_blocks
+
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
@@ -31,10 +35,12 @@ class Unit:
     follows: bool = True
     #: The failed job that its rows are to be told of; see workflow/errbacks.py.
     errback_of: uuid.UUID | None = None
+    #: The innermost ``atomic`` block in which it was entered; None where the caller manages the transaction.
+    block: Any = None
 
     @property
     def marks(self) -> dict[str, Any]:
-        """What sets its rows apart: of ``enqueue.keys.Request``."""
+        """What sets its rows apart: of ``enqueue.insert.Request``."""
         return {"follows": self.follows, "errback_of": self.errback_of}
 
     def with_lineage(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -56,15 +62,22 @@ _here = _Here()
 
 def current() -> Unit | None:
     """The unit of work that this thread has entered; None outside of one."""
-    return _here.units[-1] if _here.units else None
+    units = _here.units
+    # An error that hits its very end (a soft time limit, Ctrl-C) may leave one behind. Later calls would be counted
+    # among its workflow's, and be cancelled with them.
+    while units and units[-1].block is not None and units[-1].block not in open_blocks(connections[units[-1].using]):
+        units.pop()
+    return units[-1] if units else None
 
 
 def begun() -> Unit | None:
     """The unit of work for a row that is written now; None outside of one. The first row of a group's calls begins
     theirs, with its transaction."""
-    if not _here.units and _here.group is not None:
+    here = current()
+    if here is None and _here.group is not None:
         _here.group.begin()
-    return current()
+        here = current()
+    return here
 
 
 @contextlib.contextmanager
@@ -93,6 +106,7 @@ def unit_of_work(
         with transaction.atomic(using="default"), unit_of_work(app, "default"):
             (resize.si(1) | publish.si(1)).apply_async()
     """
+    blocks = open_blocks(connections[using])
     made = Unit(
         app,
         using,
@@ -101,12 +115,14 @@ def unit_of_work(
         priority=priority,
         follows=follows,
         errback_of=errback_of,
+        block=blocks[-1] if blocks else None,
     )
-    _here.units.append(made)
+    outer = _here.units
+    _here.units = [*outer, made]
     try:
         yield made
     finally:
-        _here.units.pop()
+        _here.units = outer
 
 
 class GroupCall(Protocol):

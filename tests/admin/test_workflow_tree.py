@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 from celery import chain, chord, group
-from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -18,26 +17,21 @@ from reliable_jobs.admin import tree
 from reliable_jobs.admin.tree import Node
 from reliable_jobs.models import Job, JobGroup
 from reliable_jobs.status import Status
-from tests.admin.test_admin import listed, make, page_of
+from tests.admin import pages
+from tests.admin.pages import listed, make, page_of
 from tests.support import inprocess
 from tests.support.inprocess import InProcess
 from tests.workflow.chords import body, fails, no_backend, part, wrap
 
 pytestmark = pytest.mark.django_db
 jobs = inprocess.jobs
+boss = pages.boss
 
 
 @pytest.fixture(autouse=True)
 def _no_backend() -> Iterator[None]:
     with no_backend():
         yield
-
-
-@pytest.fixture
-def boss() -> Client:
-    client = Client()
-    client.force_login(User.objects.create_superuser("Grace"))
-    return client
 
 
 def drawn(node: Node | None, depth: int = 0) -> list[str]:
@@ -78,7 +72,7 @@ def test_a_chain_shows_the_steps_to_come_and_those_that_were(jobs: InProcess) ->
 def test_a_chord_shows_what_it_waits_for(jobs: InProcess) -> None:
     chord([part.s(1), part.s(2) | wrap.s()], body.s()).apply_async()
     assert tree_of("part") == [
-        "chord of 2 open: waits for 2; 2 waiting",
+        "chord of 2 open: waits for 2; 2 × waiting",
         "  part waiting *",
         "  part waiting",
         "    wrap no row: not written yet",
@@ -87,7 +81,7 @@ def test_a_chord_shows_what_it_waits_for(jobs: InProcess) -> None:
     ]
     jobs.work()
     ended = [
-        "chord of 2 done: 2 succeeded",
+        "chord of 2 done: 2 × succeeded",
         "  part succeeded *",
         "  wrap succeeded",
         "  then",
@@ -104,7 +98,7 @@ def test_a_failed_chord_names_the_part(jobs: InProcess) -> None:
     chord([part.s(1), fails.s()], body.s() | wrap.s()).apply_async()
     jobs.work()
     lines = tree_of("wrap")
-    assert lines[0] == "chord of 2 failed: 1 succeeded, 1 failed; Dependency ID raised ValueError: no"
+    assert lines[0] == "chord of 2 failed: 1 × succeeded, 1 × failed; Dependency ID raised ValueError: no"
     assert lines[1:3] == ["  fails failed: ValueError: no", "  part succeeded"]
     assert lines[3] == "  then"
     assert lines[4].startswith("    body failed: Dependency ID raised")
@@ -114,8 +108,8 @@ def test_a_failed_chord_names_the_part(jobs: InProcess) -> None:
 def test_chords_in_chords_stand_inside_each_other(jobs: InProcess) -> None:
     chord([chord([part.s(1), part.s(2)], wrap.s()), part.s(3)], body.s()).apply_async()
     assert tree_of("part", place="000000") == [
-        "chord of 2 open: waits for 2; 1 waiting, 1 open chord",
-        "  chord of 2 open: waits for 2; 2 waiting",
+        "chord of 2 open: waits for 2; 1 × waiting, 1 open chord",
+        "  chord of 2 open: waits for 2; 2 × waiting",
         "    part waiting *",
         "    part waiting",
         "    then",
@@ -126,8 +120,8 @@ def test_chords_in_chords_stand_inside_each_other(jobs: InProcess) -> None:
     ]
     jobs.work()
     assert tree_of("body") == [
-        "chord of 2 done: 2 succeeded",
-        "  chord of 2 done: 2 succeeded",
+        "chord of 2 done: 2 × succeeded",
+        "  chord of 2 done: 2 × succeeded",
         "    part succeeded",
         "    part succeeded",
         "    then",
@@ -143,7 +137,7 @@ def test_a_chord_that_a_job_starts_stands_below_it(jobs: InProcess) -> None:
     jobs.work()
     assert tree_of("body") == [
         "part succeeded",
-        "  chord of 2 done: 2 succeeded",
+        "  chord of 2 done: 2 × succeeded",
         "    wrap succeeded",
         "    wrap succeeded",
         "    then",
@@ -188,8 +182,8 @@ def test_ten_thousand_parts_cost_no_more_queries_than_ten(boss: Client) -> None:
         queries.append(len(captured))
     assert queries[0] == queries[1]
     assert "chord of 10,000" in pages[1]
-    assert "1 failed" in pages[1]
-    assert "5,000 waiting" in pages[1]
+    assert "1 × failed" in pages[1]
+    assert "5,000 × waiting" in pages[1]
     assert "waits for 5,000" in pages[1]
     assert "the one that failed" in pages[1]  # what holds it up is shown, wherever it stands
     assert "9,980 more" in pages[1]
@@ -197,3 +191,56 @@ def test_ten_thousand_parts_cost_no_more_queries_than_ten(boss: Client) -> None:
     assert found is not None
     assert len(listed(boss, found[1])) == 100
     assert pages[1].count("(this job)") == 1
+
+
+def _follows(embed: str, **columns: object) -> dict[str, object]:
+    return {"payload": f"[[], {{}}, {embed}]".encode(), **columns}
+
+
+YAML = "application/x-yaml"
+ODD = {
+    "no JSON": {"payload": b"\xff"},
+    "no list": {"payload": b"7"},
+    "pickle": {"payload": b"cos\nsystem\n.", "content_type": "application/x-python-serialize"},
+    "a type that nobody knows": {"content_type": "application/x-unheard-of"},
+    "no envelope": {"envelope": "no json"},
+    "compressed, and is not": {"headers": {"compression": "application/x-gzip"}},
+    "a deep envelope": {"envelope": "[" * 100_000},
+    "a chain of numbers": _follows('{"chain": [1]}'),
+    "a chain that is none": _follows('{"chain": 7, "callbacks": {"a": 1}}'),
+    "a name that is no text": _follows('{"chain": [{"task": "\\ud800"}]}'),
+    "a deep chain": _follows(
+        '{"chain": [' + '{"subtask_type": "chord", "kwargs": {"body": ' * 3000 + "1" + "}}" * 3000 + "]}"
+    ),
+    "a bomb of aliases": {
+        "payload": (
+            "- []\n- {}\n-\n  a0: &a0 {task: x}\n"
+            + "".join(
+                f"  a{n}: &a{n} {{subtask_type: group, kwargs: {{tasks: [{', '.join([f'*a{n - 1}'] * 10)}]}}}}\n"
+                for n in range(1, 9)
+            )
+            + "  chain: [*a8]"
+        ).encode(),
+        "content_type": YAML,
+    },
+    "an alias in itself": {
+        "payload": b"- []\n- {}\n- chain: [&g {subtask_type: group, kwargs: {tasks: [*g]}}]",
+        "content_type": YAML,
+    },
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_a_job_that_cant_be_read_has_its_page_and_its_tree(boss: Client, what: str) -> None:
+    group_id = uuid.uuid4()
+    JobGroup.objects.create(id=group_id, body='{"task": "shop.report", "args": []}')
+    text = page_of(boss, make(owes=group_id, **ODD[what]))
+    assert "chord of 1" in text
+    assert "shop.report" in text
+
+
+@pytest.mark.parametrize("body", ["", "no json", "7", "[]", '{"kwargs": 1, "subtask_type": "chain"}', "[" * 100_000])
+def test_a_group_whose_body_cant_be_read_shows_its_parts(boss: Client, body: str) -> None:
+    group_id = uuid.uuid4()
+    JobGroup.objects.create(id=group_id, body=body)
+    assert "chord of 1" in page_of(boss, make(owes=group_id))

@@ -48,7 +48,7 @@ def test_manage_check_finds_no_error() -> None:
         env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert run.returncode == 0, run.stderr
     # Nothing there imports the Celery app, and that is said.
@@ -96,6 +96,17 @@ def test_a_pickle_serializer_is_an_error(project: Configure) -> None:
     app = project()
     add(app, "checked.pickled", serializer="pickle")
     assert "checked.pickled" in found()["E002"].msg
+
+
+def test_a_check_binds_reliable_task_to_no_app(project: Configure) -> None:
+    """Bound itself, it would hand one app's settings down to the tasks of every app."""
+    app = project(task_serializer="pickle")
+    add(app, "checked.odd", spelt="so")
+    found()
+    later = project()
+    add(later, "checked.later")
+    assert later.tasks["checked.later"].serializer == "json"
+    assert not vars(ReliableTask).get("__bound__", False)
 
 
 def test_eager_mode_is_named_before_a_deploy_only(project: Configure, settings: Any) -> None:

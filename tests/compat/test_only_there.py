@@ -15,10 +15,20 @@ LIBRARIES = {"amqp", "billiard", "celery", "django", "kombu", "psycopg", "psycop
 #: Modules that the guides or the API references describe, with all below them. Celery's "internals reference" is none.
 DOCUMENTED = (
     *("amqp", "kombu", "psycopg", "psycopg_pool"),
-    *("celery.app.task", "celery.contrib", "celery.exceptions", "celery.result", "celery.schedules", "celery.signals"),
-    *("celery.states", "celery.worker.consumer", "celery.worker.request", "celery.worker.state"),
-    *("django.apps", "django.conf", "django.contrib.admin", "django.contrib.messages", "django.core", "django.db"),
-    *("django.forms", "django.http", "django.template", "django.test", "django.urls", "django.utils"),
+    *("celery.app.task", "celery.contrib", "celery.events", "celery.exceptions", "celery.result", "celery.schedules"),
+    *("celery.signals", "celery.states", "celery.worker.consumer", "celery.worker.request", "celery.worker.state"),
+    *("django.apps", "django.conf", "django.contrib.admin", "django.contrib.auth", "django.contrib.messages"),
+    *("django.core", "django.db"),
+    *(
+        "django.dispatch",
+        "django.forms",
+        "django.http",
+        "django.template",
+        "django.test",
+        "django.urls",
+        "django.utils",
+        "django.views.decorators",
+    ),
 )
 #: Of them, what they do not describe.
 UNDOCUMENTED = ("django.db.backends", "django.db.models.base", "django.db.models.constants", "django.db.models.sql")
@@ -33,6 +43,7 @@ SAID = {"_meta", "_state", "_default_manager", "_base_manager", "_exit", "_repla
 #: Attributes of the register that are words of their own, and mean something else outside, so this test can't tell.
 WORDS = {
     "all",
+    "as_dict",
     "box",
     "check",
     "chain",
@@ -42,10 +53,14 @@ WORDS = {
     "events",
     "as_uri",
     "forget",
+    "groups",
     "persistent",
+    "lock",
     "loop",
     "settings",
+    "soft_time_limit",
     "start",
+    "time_limit",
     "wait",
     "wrapped",
 }

@@ -185,7 +185,7 @@ def _comparable(name: str, value: Any) -> Any:
 FEW_MINUTES = 600
 
 CASES: dict[str, Case] = {
-    # --- how it ends ---
+    # --- how it ends (a limit is longer than a slow machine needs until the function begins) ---
     "returns": Case(returns, call={"args": (5,)}, covers=("args", "on_success", "after_return", "before_start")),
     "returns nothing": Case(returns, call={"kwargs": {"value": None}}, covers=("kwargs",)),
     "raises": Case(fails, covers=("on_failure",)),
@@ -217,10 +217,10 @@ CASES: dict[str, Case] = {
     "Reject": Case(rejects),
     "Reject, requeued": Case(rejects_once, runs=2),
     "SystemExit": Case(exits, last="task_failure"),
-    "soft time limit, caught": Case(sleeps_softly, made={"soft_time_limit": 0.3}, covers=("soft_time_limit",)),
-    "soft time limit": Case(sleeps, call={"soft_time_limit": 0.3, "time_limit": 20}),
+    "soft time limit, caught": Case(sleeps_softly, made={"soft_time_limit": 2}, covers=("soft_time_limit",)),
+    "soft time limit": Case(sleeps, call={"soft_time_limit": 2, "time_limit": 20}),
     "hard time limit": Case(
-        sleeps, made={"time_limit": 1, "reruns": False}, last="task_failure", covers=("time_limit",)
+        sleeps, made={"time_limit": 3, "reruns": False}, last="task_failure", covers=("time_limit",)
     ),
     "children": Case(starts_another, covers=("trail", "add_to_parent")),
     "no trail": Case(starts_another, made={"trail": False}),

@@ -11,7 +11,7 @@ import pytest
 from celery import Task, signals
 from celery.app.task import Context
 
-from tests.contract import differences
+from tests.contract import differences, hearing
 from tests.contract.cases import CASES, describe
 from tests.contract.differences import DIFFERENCES
 from tests.contract.hearing import Heard, hear_all
@@ -120,3 +120,9 @@ def test_every_field_of_a_request_is_shown() -> None:
     shown = describe(Context(id="1"))
     elsewhere = {"id", "root_id", "correlation_id", "reply_to", "properties", "children"}
     assert fields - shown.keys() - elsewhere == set()
+
+
+def test_an_arrival_is_told_with_the_run_that_it_leads_to() -> None:
+    early = ["task_received", "task_prerun", "task_received", "on_retry", "task_prerun"]
+    in_turn = ["task_received", "task_prerun", "on_retry", "task_received", "task_prerun"]
+    assert hearing._in_turn(early, "task_received", "task_prerun") == in_turn

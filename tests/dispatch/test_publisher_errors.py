@@ -104,7 +104,7 @@ def test_b3_a_time_limit_while_confirms_are_awaited_drops_the_connection(mine: P
     def quiet() -> None:
         assert not mine._open
         for link in mine._idle:
-            assert not link.open_tags, "a connection with unconfirmed messages is kept"
+            assert not link.pipeline.open_tags, "a connection with unconfirmed messages is kept"
 
     assert limited_everywhere(publish, quiet) > 20
     gc.collect()  # those sockets are in cycles with their tracebacks: the next test is not to be told of them
@@ -114,13 +114,31 @@ def test_b3_a_time_limit_while_confirms_are_awaited_drops_the_connection(mine: P
 
 #: Folders and files of which no task function calls anything.
 ELSEWHERE = {
-    *("admin", "adopt", "checks", "management", "migrations", "testing"),
+    *("admin", "adopt", "checks", "health", "management", "migrations", "presence", "testing"),
+    *("dispatch/remote.py", "sweep/acts.py"),
     *("sweep/loop.py", "sweep/relay.py", "sweep/ensure_jobs.py", "dispatch/notify.py", "dispatch/connect.py"),
     *("worker/parking.py", "worker/requests.py", "worker/revocation.py", "worker/watchdog.py", "task/guards.py"),
-    *("compat/name.py", "run/tracing.py", "run/unreported_errors.py", "run/bundle_transaction.py", "run/delivery.py"),
+    *(
+        "run/task_events.py",
+        "compat/name.py",
+        "run/tracing.py",
+        "run/unreported_errors.py",
+        "run/bundle_transaction.py",
+        "run/delivery.py",
+    ),
 }
 #: Functions that only sweeps and probes call, threads of their own, or a run whose task function has ended.
-AFTERWARDS = {"_answers", "look", "is_cut_off", "settle", "_first", "_heartbeat", "part_ended", "_write_copies"}
+AFTERWARDS = {
+    "_answers",
+    "look",
+    "is_cut_off",
+    "settle",
+    "_first",
+    "_heartbeat",
+    "part_ended",
+    "_write_copies",
+    "_watch",
+}
 
 
 @pytest.mark.promise("I5")
@@ -154,12 +172,12 @@ def test_b9_neighbours_of_a_message_that_kills_its_connection_are_sent(
     guilty = message(stack.queue, headers=poison)
     sent = [message(stack.queue) for _ in range(others)]
     sent.insert(others // 2, guilty)
-    receipt = mine.publish(sent, timeout=30)
-    assert receipt.confirmed == {one.id for one in sent} - {guilty.id}
-    assert list(receipt.returned) == [guilty.id]
-    assert "closes the connection" in receipt.returned[guilty.id]
-    assert receipt.error is None
-    assert receipt.tries < 20
+    confirms = mine.publish(sent, timeout=30)
+    assert confirms.confirmed == {one.id for one in sent} - {guilty.id}
+    assert list(confirms.returned) == [guilty.id]
+    assert "closes the connection" in confirms.returned[guilty.id]
+    assert confirms.error is None
+    assert confirms.tries < 20
     assert not mine._open, "the broker was blamed"
 
 
@@ -198,8 +216,8 @@ def test_b10_the_breaker_closes_again_though_no_thread_could_be_started(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(publisher_module.threading.Thread, "start", refuse)
-    receipt = mine.publish([message(jobs.queue)])
-    assert receipt.error is not None
+    confirms = mine.publish([message(jobs.queue)])
+    assert confirms.error is not None
     assert mine.breaker_open
     assert "reliable_jobs-probe" in refused
     monkeypatch.setattr(publisher_module.threading.Thread, "start", starts)

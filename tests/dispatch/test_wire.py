@@ -14,7 +14,7 @@ from amqp.method_framing import frame_writer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reliable_jobs.dispatch import amqp_frames
+from reliable_jobs.dispatch import amqp_pipeline
 from reliable_jobs.message.row_to_message import USUAL_HEADERS, Outgoing
 
 FRAME_MAX = 4096
@@ -60,7 +60,7 @@ def by_amqp(message: Outgoing, mandatory: bool = True) -> bytes:
 
 
 def ours(message: Outgoing, mandatory: bool = True) -> bytes:
-    return amqp_frames.publication(message, channel=3, frame_max=FRAME_MAX, mandatory=mandatory)
+    return amqp_pipeline.publication(message, channel=3, frame_max=FRAME_MAX, mandatory=mandatory)
 
 
 #: With halves of characters too, as a file name may hold them.

@@ -131,7 +131,7 @@ def test_each_setting_is_explained() -> None:
 
 def test_each_command_and_each_of_its_options_is_explained() -> None:
     ours = [name for name, package in get_commands().items() if package == "reliable_jobs"]
-    assert len(ours) == 8
+    assert len(ours) == 10
     for command in ours:
         loaded = load_command_class("reliable_jobs", command)
         assert loaded.help.endswith("."), command
@@ -155,9 +155,24 @@ class Provider:
 
 
 @pytest.fixture
-def names(db: None) -> Iterator[dict[str, Any]]:
-    """The names that the examples use. Their tasks leave the suite's app with the test."""
+def no_task_stays() -> Iterator[None]:
+    """The tasks of the examples leave with the test, each other living app too, where a shared one is registered."""
     tasks, hooks, declared = set(app.tasks), set(_state._on_app_finalizers), list(ensure_jobs._declared)
+    yield
+    for one in set(app.tasks) - tasks:
+        app.tasks.pop(one)
+    for other in [other for other in _state._get_active_apps() if other.finalized]:
+        for one in [one for one in other.tasks if one.startswith("examples.")]:
+            other.tasks.pop(one)
+    _state._on_app_finalizers.intersection_update(hooks)
+    ensure_jobs._declared[:] = declared
+
+
+@pytest.fixture
+def names(db: None, no_task_stays: None) -> Iterator[dict[str, Any]]:
+    """The names that the examples use. Their app is the current one, which may be the demo's, if that came later."""
+    current = _state.get_current_app()
+    app.set_current()
     with override_dispatch():
 
         @reliable_jobs.reliable_task(name="examples.fixture")
@@ -191,10 +206,7 @@ def names(db: None) -> Iterator[dict[str, Any]]:
             "job": Job.objects.get(pk=send_receipt.delay(2).id),
             "done": Job.objects.get(pk=finished.id),
         }
-    for one in set(app.tasks) - tasks:
-        app.tasks.pop(one)
-    _state._on_app_finalizers.intersection_update(hooks)
-    ensure_jobs._declared[:] = declared
+    current.set_current()
 
 
 def example(one: Any) -> str:

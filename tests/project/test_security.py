@@ -1,5 +1,5 @@
 """What SECURITY.md says: who may do what, what is hidden where, and how far a forged message comes. What pages show and
-escape is in test_admin.py, what is never loaded in test_bad_messages.py."""
+escape is in test_admin_job.py, what is never loaded in test_bad_messages.py."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def project(tmp_path: Path) -> Path:
 def run(project: Path, *command: str) -> str:
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}
     done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=project, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", *command], cwd=project, env=environment, capture_output=True, text=True, timeout=360
     )
     assert done.returncode == 1, f"{command}: exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -117,7 +117,7 @@ def test_celery_finds_the_projects_tasks_and_runs_them() -> None:
         env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=360,
     )
     assert done.returncode == 0, done.stderr
     *lines, result = done.stdout.splitlines()
@@ -147,3 +147,11 @@ for task in ours:
     print(task.name)
 print(app.tasks["shop.tasks.send_receipt"].delay(7, copy_to="ada").get())
 """
+
+
+@pytest.mark.skipif(not IN_TOX, reason="elsewhere the checkout is installed, not the wheel")
+def test_the_wheel_has_the_translations() -> None:
+    installed = {str(path) for path in importlib.metadata.files("reliable-jobs") or ()}
+    written = {str(path.relative_to(ROOT)) for path in (ROOT / "reliable_jobs/locale").rglob("django.*")}
+    assert {Path(path).suffix for path in written} == {".po", ".mo"}
+    assert written <= installed

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from django.db import transaction
+from django.test import override_settings
 
+from reliable_jobs.clock import Now
 from reliable_jobs.models import Job
 from tests.support.harness import Stack, lines, wait_until
 from tests.support.private_servers import CuttableProxy
@@ -44,7 +46,7 @@ def test_a_child_killed_in_the_function_gives_the_message_back(
     job = stack.ends(result)
     assert stack.effects("once") == 1
     assert (job.failures, job.crashes) == (0, 0)
-    assert "crash" in stack.kinds(job), "the parent saw the death and says so in the job's history"
+    wait_until(lambda: "crash" in stack.kinds(job), "the parent saw the death and says so in the job's history")
 
 
 def test_a_parent_killed_alone_leaves_the_job_to_another_worker(
@@ -68,16 +70,17 @@ def test_a_redelivered_message_is_held_until_the_killed_runs_row_is_free(
     worker = stack.worker(database_url=database_proxy.url(stack.database_url))
     result = tasks.gated.delay("once", str(outside), str(gate))
     [line] = wait_until(lambda: lines(outside), "the body runs")
+    [held] = stack.pids("state = 'idle in transaction'")
     database_proxy.blackhole(True)
     database_proxy.blackhole(False)  # old connections stay dead, new ones work
     gate.touch()
     worker.kill9_child(line.split()[1])
     worker.wait_for_line("received", 2)
-    held = "state = 'idle in transaction' AND query NOT LIKE '%SKIP LOCKED%'"
     refused = "state <> 'idle in transaction' AND query IN ('ROLLBACK', 'COMMIT')"
     wait_until(lambda: stack.sessions(refused), "the redelivery found the row locked", every=0.01)
     assert stack.job(result).status == "waiting"
-    assert stack.terminate_backends(held) == 1, "the dead run's session was to hold the row still"
+    in_transaction = f"pid = {held} AND state = 'idle in transaction'"
+    assert stack.terminate_backends(in_transaction) == 1, "the dead run's session was to hold the row still"
     stack.ends(result)
     assert stack.effects("once") == 1
 
@@ -119,9 +122,9 @@ def test_a_sweeper_killed_before_the_confirm_sends_a_harmless_copy(stack: Stack,
     job = stack.row_only(tasks.effect, "once")
     sweeper = stack.script(
         """
-        from reliable_jobs.dispatch import connection
+        from reliable_jobs.dispatch import amqp_pipeline
         from reliable_jobs.sweep import sweeper
-        connection.Link._await_confirms = lambda self, *args, **kwargs: (
+        amqp_pipeline.Pipeline._await_confirms = lambda self, *args, **kwargs: (
             pause("published, not confirmed") if self.tag and job_is_out(self) else None
         )
         job_is_out = lambda self: any(str(job) == str(pk) for pk in self.open_tags.values())
@@ -158,10 +161,11 @@ def test_without_beat_a_workers_fallback_finishes_what_the_broker_lost(stack: St
 
 
 def test_work_due_later_waits_in_the_database_and_survives_the_broker(stack: Stack, idle_queue: str) -> None:
-    result = tasks.effect.apply_async(("later",), countdown=1)
+    result = tasks.effect.apply_async(("later",), countdown=600)
     assert stack.depth() == 0
     stack.sweep()
     assert stack.depth() == 0, "published before it was due"
+    Job.objects.update(due_at=Now())
     stack.worker()
     stack.ends(result, sweeping=True)
     assert stack.effects("later") == 1
@@ -180,15 +184,18 @@ def test_a_sweep_counts_its_send_so_that_the_next_one_does_not_repeat_it(stack: 
 def test_every_send_doubles_the_time_to_the_next_one(stack: Stack, idle_queue: str) -> None:
     job = stack.row_only(tasks.effect, "once")
     pauses = []
-    for sends in (1, 2, 3):
-        stack.purge()  # a message that waits without a consumer is not sent again
-        wait_until(lambda sends=sends: stack.sweep() and stack.job(job.pk).sends == sends, f"send {sends}", every=0.02)
-        row = Job.objects.get()
-        with transaction.atomic():
-            pauses.append((row.check_at - stack.database_now()).total_seconds())
-    assert pauses[0] <= 0.3
-    assert 0.3 < pauses[1] <= 0.6
-    assert 0.6 < pauses[2] <= 1.2
+    # What is left of a pause after the sweep: long ones, of which a slow machine takes little.
+    with override_settings(RELIABLE_JOBS={**stack.settings, "GRACE": 60.0}):
+        for sends in (1, 2, 3):
+            stack.purge()  # a message that waits without a consumer is not sent again
+            Job.objects.filter(sends__gt=0).update(check_at=Now())
+            wait_until(lambda sends=sends: stack.sweep() and stack.job(job.pk).sends == sends, f"send {sends}")
+            row = Job.objects.get()
+            with transaction.atomic():
+                pauses.append((row.check_at - stack.database_now()).total_seconds())
+    assert pauses[0] <= 60
+    assert 60 < pauses[1] <= 120
+    assert 120 < pauses[2] <= 240
 
 
 def test_term_during_a_body_finishes_it(stack: Stack, idle_queue: str, outside: Path, gate: Path) -> None:

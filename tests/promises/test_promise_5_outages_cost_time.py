@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from django.db import connection, transaction
+from django.test import override_settings
 from kombu import Exchange
 
-from reliable_jobs.dispatch.publisher import publisher
+from reliable_jobs.clock import Now
+from reliable_jobs.dispatch.publisher import Publisher, publisher
+from reliable_jobs.models import Job
 from tests.celery_app import app
 from tests.support.harness import PATIENCE, Stack, lines, wait_until
 from tests.support.private_servers import CuttableProxy, PrivatePostgres, PrivateRabbitMQ
@@ -42,11 +46,11 @@ def test_a_broker_away_at_commit_delays_the_job_and_not_the_request(
         with transaction.atomic():
             results = [tasks.effect.delay(f"number {i}") for i in range(3)]
         took = time.monotonic() - began
-        assert took < 2.0
+        assert took < 5.0
         assert publisher(app).breaker_open
-        began = time.monotonic()
-        results.append(tasks.effect.delay("number 3"))
-        assert time.monotonic() - began < 0.3, "the breaker is open, and the request tried all the same"
+        with mock.patch.object(Publisher, "publish") as tried:
+            results.append(tasks.effect.delay("number 3"))
+        assert not tried.called, "the breaker is open, and the request tried all the same"
         stack.sweep()
         assert not any(stack.job(result).is_final for result in results)
         broker_proxy.blackhole(False)
@@ -58,10 +62,12 @@ def test_a_broker_away_at_commit_delays_the_job_and_not_the_request(
 
 @pytest.mark.promise("I2")
 def test_a_message_purged_from_the_broker_is_sent_again(stack: Stack, idle_queue: str) -> None:
-    results = [tasks.effect.delay(f"number {i}") for i in range(5)]
-    assert stack.purge() == 5
-    stack.worker()
-    unharmed(stack, *stack.all_end(sweeping=True))
+    with override_settings(RELIABLE_JOBS={**stack.settings, "GRACE": 60.0}):  # one more message each, no third
+        results = [tasks.effect.delay(f"number {i}") for i in range(5)]
+        assert stack.purge() == 5
+        Job.objects.update(check_at=Now())
+        stack.worker()
+        unharmed(stack, *stack.all_end(sweeping=True))
     assert [stack.effects(f"number {i}") for i in range(len(results))] == [1] * 5
     assert all(stack.job(result).sends == 2 for result in results)
 
@@ -71,14 +77,16 @@ def test_a_message_purged_from_the_broker_is_sent_again(stack: Stack, idle_queue
 def test_a_deleted_queue_is_declared_again_and_its_messages_sent_again(
     stack: Stack, idle_queue: str, kept_connection: bool
 ) -> None:
-    lost = tasks.effect.delay("lost with the queue")
-    stack.delete_queue()
-    if not kept_connection:
-        publisher(app).close()
-    tasks.effect.delay("after")
-    assert stack.depth() == 1, "the message was returned and its queue not declared again"
-    stack.worker()
-    unharmed(stack, *stack.all_end(sweeping=True))
+    with override_settings(RELIABLE_JOBS={**stack.settings, "GRACE": 60.0}):  # one more message, no third
+        lost = tasks.effect.delay("lost with the queue")
+        stack.delete_queue()
+        if not kept_connection:
+            publisher(app).close()
+        tasks.effect.delay("after")
+        assert stack.depth() == 1, "the message was returned and its queue not declared again"
+        Job.objects.filter(pk=lost.id).update(check_at=Now())
+        stack.worker()
+        unharmed(stack, *stack.all_end(sweeping=True))
     assert (stack.effects("lost with the queue"), stack.effects("after")) == (1, 1)
     assert stack.job(lost).sends == 2
 
@@ -123,12 +131,12 @@ def test_a_broker_under_its_memory_alarm_never_confirms_and_loses_nothing(
     shared = stack.broker_url
     stack.broker_url = private_rabbitmq.url
     try:
-        with stack.own_queue():
+        with stack.own_queue(), override_settings(RELIABLE_JOBS={**stack.settings, "PUBLISH_TIMEOUT": 0.8}):
             private_rabbitmq.set_memory_alarm(True)
             try:
                 began = time.monotonic()
                 results = [tasks.effect.delay(f"blocked {i}") for i in range(2)]
-                assert time.monotonic() - began < 2.0
+                assert time.monotonic() - began < 5.0
                 deadline = time.monotonic() + 2
                 while time.monotonic() < deadline:
                     assert publisher(app).breaker_open, "a probe was fooled: the alarm lets one message in"

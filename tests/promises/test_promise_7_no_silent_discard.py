@@ -177,6 +177,7 @@ def test_a_job_revoked_and_then_requeued_runs(stack: Stack, idle_queue: str) -> 
     stack.worker()
     job = stack.row_only(tasks.effect, "again")
     app.control.revoke(str(job.pk))
+    wait_until(lambda: str(job.pk) in str(app.control.inspect(timeout=0.5).revoked()), "the worker has heard")
     stack.ends(job, "cancelled", sweeping=True)
     lifecycle.requeue([job.pk], "default", actor="somebody")
     stack.ends(job, sweeping=True)
@@ -231,7 +232,7 @@ def test_a_cancel_of_a_running_job_waits_for_nothing_and_says_running(
     ):
         assert (report.done, report.skipped) == ([], {job.pk: "running"})
     stack.sweep()
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 30.0, "the job runs until the gate opens"
     gate.touch()
     assert stack.ends(result).epoch == 1
     assert stack.effects("runs on") == 1

@@ -277,8 +277,8 @@ def test_arguments_are_in_the_answer_of_a_job_that_has_one(jobs: InProcess, djan
 
 
 def test_arguments_are_not_read_unless_the_project_asks(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Up to Celery 5.5 the name as it stands in Django's settings wins.
-    monkeypatch.setitem(app.conf, "result_extended" if VERSION >= (5, 6) else "CELERY_RESULT_EXTENDED", False)
+    # Up to Celery 5.6 the name as it stands in Django's settings wins.
+    monkeypatch.setitem(app.conf, "result_extended" if VERSION >= (5, 7) else "CELERY_RESULT_EXTENDED", False)
     result = tasks.effect.delay("x")
     jobs.work()
     assert "args" not in app.backend.get_task_meta(result.id)

@@ -19,7 +19,7 @@ from django.test import override_settings
 from reliable_jobs.errors import NotCommitted
 from tests.celery_app import app
 from tests.results.asked_tasks import plain, reliable
-from tests.support.backends import LEDGER, backend_of
+from tests.support.backends import LEDGER, backend_of, stop_listening
 from tests.support.harness import Stack, wait_until
 from tests.testapp.tasks import OutOfStock
 
@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 #: Seconds for an answer.
-SOON = 30
+SOON = 120
 #: Those that keep results of plain tasks, and of them those that count a chord's parts.
 KEEPS = ("redis", "rpc", "cache")
 COUNTS = ("redis", "cache")
@@ -78,7 +78,9 @@ def _site(request: Any, _queue_of_module: Stack, django_db_blocker: Any, tmp_pat
             TEST_RESULT_BACKEND=urls[name],
             TEST_CACHE=folder,
         )
-    yield Site(name, urls[name], redis, caches)
+    made = Site(name, urls[name], redis, caches)
+    yield made
+    stop_listening(made.backend)
     stack.end_processes([worker])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from celery import Task, shared_task
 from celery.backends.base import DisabledBackend
-from celery.exceptions import NotRegistered, TimeoutError
+from celery.exceptions import Ignore, ImproperlyConfigured, NotRegistered, TimeoutError
 from celery.result import GroupResult
 from django.db import connection, transaction
 from django_celery_results.models import TaskResult
@@ -186,6 +186,90 @@ def test_c14_a_rescued_job_is_pending_there(jobs: InProcess) -> None:
     app.backend.copy(result.id, {"status": "STARTED", "result": None, "traceback": None}, None)
     lifecycle.rescue("default", 10, after_restart=True)
     assert copied(result.id)[0] == "PENDING"
+
+
+def settled_meanwhile(jobs: InProcess, result: Any, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a state is written to the other backend, another process runs the job to its end and writes the end."""
+    store, left = LedgerBackend.store_copy, [state]
+
+    def late(backend: LedgerBackend, task_id: str, value: Any, told: str, *more: Any) -> None:
+        if told in left:
+            left.remove(told)
+            jobs.work()
+            assert copied(result.id)[0] == "SUCCESS"
+        store(backend, task_id, value, told, *more)
+
+    monkeypatch.setattr(LedgerBackend, "store_copy", late)
+
+
+def test_c14_a_late_copy_of_a_sweep_does_not_hide_the_end(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = tasks.effect.delay("x")
+    lifecycle.claim_committed(jobs.row(result).pk, 0, "default", worker="gone", lease=-1)
+    settled_meanwhile(jobs, result, "PENDING", monkeypatch)
+    lifecycle.rescue("default", 10, after_restart=True)
+    assert (jobs.row(result).status, copied(result.id)[0]) == ("succeeded", "SUCCESS")
+
+
+@pytest.mark.parametrize("state", ["STARTED", "PROGRESS"])
+def test_c14_a_late_state_of_another_run_does_not_hide_the_end(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    result = tasks.effect.delay("x")
+    settled_meanwhile(jobs, result, state, monkeypatch)
+    app.backend.store_result(result.id, None, state)
+    assert (jobs.row(result).status, copied(result.id)[0]) == ("succeeded", "SUCCESS")
+
+
+@shared_task(base=ReliableTask, bind=True)
+def ends_in_progress(self: Any) -> None:
+    self.update_state(state="PROGRESS")
+    raise Ignore()
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_c14_a_late_state_of_a_job_whose_end_is_no_end_there(
+    jobs: InProcess, caplog: pytest.LogCaptureFixture, forgets: bool
+) -> None:
+    """An ended job can answer with a state that is none of Celery's last ones."""
+    result = ends_in_progress.delay()
+    jobs.work()
+    if forgets:
+        result.forget()
+    app.backend.store_result(result.id, None, "STARTED")
+    assert copied(result.id)[0] == ("PENDING" if forgets else "PROGRESS")
+    assert "could not" not in caplog.text
+
+
+def test_c14_the_thread_that_tells_a_backend_keeps_no_connection(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be of no use once the database has closed it, and nobody would open another one."""
+    monkeypatch.setattr(copies, "_writer", copies._Writer())
+    seen = []
+
+    def copy() -> None:
+        seen.append(connection.connection)
+        connection.ensure_connection()
+
+    for _ in range(2):
+        copies._writer.write(copy)
+    wait_until(lambda: len(seen) == 2, "both have been written")
+    assert seen == [None, None]
+
+
+def test_c14_a_backend_that_cant_be_made_breaks_no_requeue(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where redis-py is missing in the process that requeues."""
+    result = tasks.fails.delay("x")
+    jobs.work()
+
+    def missing(backend: Any, app: Any) -> Any:
+        raise ImproperlyConfigured("no redis here")
+
+    monkeypatch.setattr(LedgerBackend, "around", missing)
+    assert lifecycle.requeue([jobs.row(result).pk], "default", actor="ann").done == [jobs.row(result).pk]
+    assert "no redis here" in caplog.text
 
 
 def test_c14_a_backend_that_is_away_keeps_nobody_from_requeueing(

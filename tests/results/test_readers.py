@@ -28,7 +28,7 @@ from reliable_jobs.models import Job
 from tests.celery_app import app
 from tests.results.asked_tasks import reliable
 from tests.results.read_tasks import gated, misfit, outside, shows_outside, tracked
-from tests.support.harness import ROOT, Process, Stack, Worker, wait_until
+from tests.support.harness import PATIENCE, ROOT, Process, Stack, Worker, wait_until
 from tests.testapp import tasks
 from tests.testapp.tasks import OutOfStock
 
@@ -82,7 +82,7 @@ def _site(_queue_of_module: Stack, django_db_blocker: Any) -> Iterator[Site]:
 
 def flower_hears(site: Site) -> bool:
     done = reliable["adds"].delay(1, 2)
-    done.get(timeout=30)
+    done.get(timeout=PATIENCE)
     with contextlib.suppress(AssertionError):
         wait_until(lambda: by_flower(site, done.id) == "SUCCESS", "Flower knows it", 1.0)
         return True
@@ -100,7 +100,7 @@ def site(_site: Site, stack: Stack) -> Iterator[Site]:
 
 def by_flower(site: Site, task_id: str) -> str:
     try:
-        with urllib.request.urlopen(f"{site.flower}/api/task/info/{task_id}", timeout=10) as answer:
+        with urllib.request.urlopen(f"{site.flower}/api/task/info/{task_id}", timeout=60) as answer:
             return str(json.load(answer)["state"])
     except urllib.error.HTTPError as error:
         if error.code != 404:
@@ -110,7 +110,7 @@ def by_flower(site: Site, task_id: str) -> str:
 
 def by_flowers_result(site: Site, task_id: str) -> str:
     """Another of its addresses, which asks the result backend."""
-    with urllib.request.urlopen(f"{site.flower}/api/task/result/{task_id}", timeout=10) as answer:
+    with urllib.request.urlopen(f"{site.flower}/api/task/result/{task_id}", timeout=60) as answer:
         return str(json.load(answer)["state"])
 
 
@@ -344,7 +344,7 @@ def test_all_readers_say_what_the_docs_say(site: Site, gate: Path, name: str) ->
         return said[-1] == moment.says
 
     try:
-        wait_until(agreed, "all readers have heard of it", 10)
+        wait_until(agreed, "all readers have heard of it")
     except AssertionError:
         assert dict(zip(READERS, said[-1], strict=True)) == dict(zip(READERS, moment.says, strict=True))
     assert {one[0] for one in said} == {moment.says[0]}, "AsyncResult knows at once"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from celery.exceptions import TaskRevokedError
 from celery.result import GroupResult
 
 from tests.celery_app import app
-from tests.support.harness import Stack, Worker, wait_until
+from tests.support.harness import PATIENCE, Stack, Worker, wait_until
 from tests.testapp import tasks
 
 pytestmark = pytest.mark.servers
@@ -48,7 +47,7 @@ def test_c11_children_are_complete_at_the_first_answer(stack: Stack, worker: Wor
         while not result.ready():
             pass
         [child] = result.children
-        assert child.get(timeout=10) == f"c{number}"
+        assert child.get(timeout=PATIENCE) == f"c{number}"
 
 
 def test_an_atomic_task_shows_its_progress_while_it_runs(stack: Stack, worker: Worker, gate: Path) -> None:
@@ -58,7 +57,7 @@ def test_an_atomic_task_shows_its_progress_while_it_runs(stack: Stack, worker: W
         assert reader.info == {"done": 1, "of": 2}
         assert not reader.ready()
     gate.touch()
-    assert result.get(timeout=20) == "done"
+    assert result.get(timeout=PATIENCE) == "done"
     assert app.AsyncResult(result.id).state == "SUCCESS"
 
 
@@ -68,16 +67,18 @@ def test_c13_get_of_a_terminated_job_raises(stack: Stack, worker: Worker, gate: 
     app.control.revoke(result.id, terminate=True)
     for reader in (tasks.effect.AsyncResult(result.id), app.AsyncResult(result.id)):
         with pytest.raises(TaskRevokedError):
-            reader.get(timeout=30)
+            reader.get(timeout=PATIENCE)
 
 
 def test_get_answers_soon(stack: Stack, worker: Worker) -> None:
-    tasks.effect.delay("warm").get(timeout=20)
+    tasks.effect.delay("warm").get(timeout=PATIENCE)
     took = []
     for number in range(60):
         result = tasks.effect.delay(f"{number}")
-        began = time.monotonic()
-        result.get(timeout=10)
-        took.append(time.monotonic() - began)
+        result.get(timeout=PATIENCE)
+        answered = stack.database_now()
+        # From its end: how long the worker takes for it is another matter.
+        took.append((answered - stack.job(result).finished_at).total_seconds())
     took.sort()
-    assert took[30] < 0.05, f"p50 {took[30] * 1000:.1f} ms"
+    # Celery's backends that ask again and again do so every half second.
+    assert took[30] < 0.25, f"p50 {took[30] * 1000:.1f} ms"

@@ -11,12 +11,14 @@ from celery import shared_task
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, WorkerTerminate
 from django.db import OperationalError, connection, transaction
 from django.test.utils import CaptureQueriesContext
+from django_celery_results.models import TaskResult
 
 from reliable_jobs import ReliableTask, lifecycle
 from reliable_jobs.dispatch import bundles
 from reliable_jobs.message.row_to_message import HEADER
 from reliable_jobs.models import Job
 from reliable_jobs.run import bundle_transaction, kept_connections
+from reliable_jobs.workflow import chords
 from tests.celery_app import app
 from tests.support import inprocess
 from tests.support.inprocess import InProcess
@@ -251,6 +253,29 @@ def test_a_copy_of_a_bundle_runs_nothing_again(jobs: InProcess) -> None:
     jobs.deliver(message, redelivered=True)
     assert jobs.take() == []
     assert effects() == ["small 0", "small 1"]
+
+
+@pytest.mark.promise("I3")
+def test_a_redelivered_bundle_does_what_comes_after_the_commit(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = enqueue((0, "result"), (1,), (2, "fail"))
+    (message,) = jobs.take()
+    jobs.deliver(message)
+    TaskResult.objects.all().delete()  # as if the worker had died between its commit and the store
+    looked: list[Any] = []
+    monkeypatch.setattr(chords, "part_ended", lambda app, group, using, **left: looked.append(group))
+    waited_for = uuid.uuid4()
+    Job.objects.filter(pk=ids[1]).update(owes=waited_for)
+    RUNS[:] = []
+    jobs.deliver(message, redelivered=True)
+    stored = {result.task_id: result for result in TaskResult.objects.all()}
+    assert set(stored) == {str(ids[0]), str(ids[1])}
+    assert json.loads(stored[str(ids[0])].result) == {"number": 0, "id": str(ids[0])}
+    assert looked == [waited_for]
+    assert RUNS == []
+    jobs.finish()
+    assert statuses(ids) == ["succeeded", "succeeded", "failed"]
 
 
 @pytest.mark.promise("I3")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import statistics
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,12 +18,14 @@ from django.db import OperationalError, close_old_connections, connection, conne
 from django.db.models import F
 from django.test import override_settings
 
-from reliable_jobs import ReliableTask, backoff, lifecycle
+from reliable_jobs import ReliableTask, lifecycle
 from reliable_jobs.clock import Now
+from reliable_jobs.lifecycle import delays
 from reliable_jobs.models import Job, JobEvent
-from reliable_jobs.run import outcomes
+from reliable_jobs.run import outcomes, recovery
 from tests.support import inprocess
 from tests.support.inprocess import InProcess
+from tests.support.threads import elsewhere
 from tests.testapp.models import Effect
 
 jobs = inprocess.jobs
@@ -67,20 +68,6 @@ def deliver(jobs: InProcess, do: Callable[[], Any], task: Any = acts, *, careful
     result = task.delay()
     jobs.last = [jobs.deliver(message, redelivered=careful) for message in jobs.take()]
     return jobs.row(result)
-
-
-def elsewhere(work: Callable[[], Any]) -> None:
-    """Do it on a connection of its own."""
-
-    def run() -> None:
-        try:
-            work()
-        finally:
-            connections.close_all()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join(30)
 
 
 def lose_the_session() -> None:
@@ -359,6 +346,37 @@ def test_b8_a_base_exception_of_the_tasks_own_is_its_failure(jobs: InProcess, er
     assert "task_failure" in jobs.last[0].signals
 
 
+@pytest.mark.parametrize("ends", ["cancelled", "gone"])
+def test_b8_a_process_that_is_to_stop_does_so_without_its_job(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    def stop() -> None:
+        raise WorkerShutdown(0)
+
+    real = recovery.until_written
+
+    def taken_away_first(claim: Any, write: Any) -> Any:
+        rows = Job.objects.filter(pk=claim.job.pk)
+        if ends == "gone":
+            rows.delete()
+        else:
+            monkeypatch.setattr(recovery, "blame", after_cancel(recovery.blame, claim))
+        return real(claim, write)
+
+    def after_cancel(blame: Any, claim: Any) -> Any:
+        def blamed(*args: Any) -> Any:
+            lifecycle.cancel([claim.job.pk], "default", actor="test")
+            return blame(*args)
+
+        return blamed
+
+    monkeypatch.setattr(recovery, "until_written", taken_away_first)
+    with pytest.raises(WorkerShutdown):
+        deliver(jobs, stop)
+    assert Effect.objects.count() == 0
+    assert [row.status for row in Job.objects.all()] == (["cancelled"] if ends == "cancelled" else [])
+
+
 def test_b8_what_tells_a_process_or_a_greenlet_to_stop_is_no_failure() -> None:
     gevent = pytest.importorskip("gevent")
     stops = [KeyboardInterrupt(), WorkerShutdown(0), SystemExit(-241), gevent.Timeout(), gevent.GreenletExit()]
@@ -409,8 +427,8 @@ def test_a12_a_long_job_that_always_conflicts_ends_failed(jobs: InProcess) -> No
 @pytest.mark.parametrize("run", [0.0, 25.0, 3600.0])
 @pytest.mark.parametrize("limit", [1, 100, 10_000])
 def test_a12_so_many_runs_and_pauses_fit_into_the_window(run: float, limit: int) -> None:
-    pauses = [backoff.conflict_delay(limit) for _ in range(500)]
-    assert limit * (run + statistics.mean(pauses)) < backoff.conflict_window(limit, run)
+    pauses = [delays.conflict_delay(limit) for _ in range(500)]
+    assert limit * (run + statistics.mean(pauses)) < delays.conflict_window(limit, run)
 
 
 @pytest.mark.servers

@@ -12,9 +12,9 @@ from django.test.utils import CaptureQueriesContext
 from psycopg import ClientCursor, errors
 
 from reliable_jobs import ReliableTask
-from reliable_jobs.lifecycle import sql
 from reliable_jobs.models import Job
-from reliable_jobs.run import joining_failed
+from reliable_jobs.run import joined
+from reliable_jobs.workflow import looks as looks_module
 from tests.support import inprocess
 from tests.support.harness import Transaction
 from tests.support.inprocess import InProcess
@@ -45,7 +45,7 @@ def does(what: str = "") -> None:
 
 @pytest.fixture(autouse=True)
 def fresh_session(monkeypatch: pytest.MonkeyPatch, jobs: InProcess) -> Iterator[None]:
-    monkeypatch.setattr(joining_failed, "switched_off", set())
+    monkeypatch.setattr(joined, "switched_off", set())
     SEEN.clear()
     connection.close()
     yield
@@ -123,7 +123,7 @@ def test_a_look_that_brings_no_answer_is_made_again(jobs: InProcess, monkeypatch
         "fails": "SELECT 'no answer'::integer",
         "is cut off": "SELECT pg_terminate_backend(pg_backend_pid())",
     }
-    monkeypatch.setattr(sql, "look_behind_commit", lambda alias, group_id: broken[how])
+    monkeypatch.setattr(looks_module, "behind_commit", lambda group_id, alias: broken[how])
     for message in parts_of_a_chord(jobs):
         jobs.deliver(message)
     assert settled() == ["succeeded", "succeeded", "waiting"]

@@ -27,7 +27,7 @@ def project(monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
     receivers = {signal: list(signal.receivers) for signal in (signals.task_prerun, signals.task_postrun)}
     yield Celery("kept", set_as_current=False)
     for signal, before in receivers.items():
-        signal.receivers = before
+        signal.receivers[:] = before  # the same list: a tracer that was built before looks at it
         signal.sender_receivers_cache.clear() if hasattr(signal, "sender_receivers_cache") else None
     for alias, configured in ages.items():
         connections.settings[alias].clear()
@@ -158,8 +158,9 @@ def test_a_worker_keeps_no_more_connections_than_its_pool_has_places(stack: Stac
             for job in range(20):
                 tasks.effect.delay(f"{number} {job}")
             stack.all_end()
-            # One for each place of the pool; the sweep loop beside it opens and closes one more.
-            wait_until(lambda: len(sessions(stack)) <= 2, "no more sessions than places")
+            # One for each place of the pool; the sweep loop beside it opens and closes one more. The main thread has
+            # one where a neighbour's revoke() has had it look up a task.
+            wait_until(lambda: len(sessions(stack)) <= 3, "no more sessions than places")
             rounds.append(set(sessions(stack).items()))
         assert rounds[0] & rounds[1], "no connection was kept from the first round to the second"
 

@@ -75,6 +75,17 @@ def test_a16_a_shutdown_after_an_unenforced_limit_is_no_time_limit() -> None:
         tasks.has_a_limit.pop_request()
 
 
+@pytest.mark.promise("I6")
+def test_a16_the_time_limit_of_the_command_line_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks.effect.push_request(reliable_began=-1e6)
+    try:
+        assert not recovery.is_out_of_time(tasks.effect, SystemExit())
+        monkeypatch.setattr(pools, "limits_of_worker", (1.0, None))
+        assert recovery.is_out_of_time(tasks.effect, SystemExit())
+    finally:
+        tasks.effect.pop_request()
+
+
 @pytest.mark.servers
 @pytest.mark.slow
 @pytest.mark.promise("I4")
@@ -83,7 +94,7 @@ def test_a16_a_limit_that_the_pool_does_not_enforce_ends_no_lease(
     stack: Stack, idle_queue: str, outside: Path, gate: Path, pool: str
 ) -> None:
     """It ran three times, twice at once, and failed."""
-    worker = stack.worker(pool=pool, concurrency=2, LEASE=1.0)
+    worker = stack.worker(pool=pool, concurrency=2, LEASE=2.0)
     assert "does not enforce time_limit" in worker.log
     result = tasks.has_a_limit.delay("limited", str(outside), str(gate))
     wait_until(lambda: lines(outside), "it runs")
@@ -166,7 +177,7 @@ def test_a_function_that_never_yields_keeps_its_lease(
 ) -> None:
     """The lease was extended in a greenlet, which had no turn: the job was taken back and run twice at once."""
     monkeypatch.setenv("PSYCOPG_WAIT_FUNC", "wait_selector")
-    stack.worker(pool=pool, concurrency=4, LEASE=1.0)
+    stack.worker(pool=pool, concurrency=4, LEASE=2.0)
     result = tasks.never_yields.delay("computes", str(outside), str(gate))
     wait_until(lambda: lines(outside), "it runs")
     job = stack.job(result)

@@ -22,6 +22,7 @@ from reliable_jobs.run import arrival, delivery
 from tests.celery_app import app
 from tests.support import inprocess
 from tests.support.inprocess import InProcess
+from tests.testapp import tasks
 from tests.testapp.models import Effect
 
 pytestmark = [pytest.mark.promise("I7"), pytest.mark.promise("I6")]
@@ -316,3 +317,23 @@ def test_b1_an_error_of_the_tracer_before_the_run_ends_the_job_in_time(
     job = jobs.row(result)
     assert (job.status, job.reason, heard) == ("failed", "interrupted", ["WorkerFailed"])
     assert jobs.effects("x") == 0
+
+
+@pytest.mark.promise("I3")
+@override_settings(RELIABLE_JOBS={"MAX_INTERRUPTIONS": 1})
+def test_what_follows_a_job_that_the_worker_could_not_run_fails_with_it(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch, heard: list[str]
+) -> None:
+    """A neighbour: its errbacks were never started, and a chain's later steps stayed unwritten for ever."""
+    task = make(Listening)
+    last = (task.si("first") | task.si("second")).apply_async(link_error=tasks.effect.si("errback"))
+    with monkeypatch.context() as patch:
+        broken(patch, delivery.execution, "run_with_committed_claim")
+        for _ in range(2):
+            Job.objects.update(due_at=timezone.now() - datetime.timedelta(seconds=1))
+            jobs.deliver(jobs.message(last.parent, send=2))
+    assert jobs.row(last.parent).reason == "interrupted"
+    assert jobs.row(last.parent).status == "failed"
+    assert jobs.row(last).status == "failed"
+    jobs.finish()
+    assert jobs.effects("errback") > 0

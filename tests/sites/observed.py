@@ -30,10 +30,20 @@ _PLANNED_LEFT = (
 )
 PARTS = 3
 
+#: Seconds within which a library hears of a run whose end has been committed.
+HEARD_LATE = 20.0
+
 
 def judge(observed: Observed, folder: Path, sql: Sql, answers: dict[int, int]) -> list[str]:
     """What is wrong; nothing if all is well."""
     wait_for_planned(sql)
+    deadline = time.monotonic() + HEARD_LATE
+    while (wrong := _look(observed, folder, sql, answers)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return wrong
+
+
+def _look(observed: Observed, folder: Path, sql: Sql, answers: dict[int, int]) -> list[str]:
     taken = {number for number, status in answers.items() if status == 200}
     log = "".join(path.read_text(errors="replace") for path in sorted(folder.glob("worker*.log")))
     return [
@@ -45,7 +55,7 @@ def judge(observed: Observed, folder: Path, sql: Sql, answers: dict[int, int]) -
     ]
 
 
-def wait_for_planned(sql: Sql, seconds: float = 120.0) -> None:
+def wait_for_planned(sql: Sql, seconds: float = 360.0) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and sql(_PLANNED_LEFT)[0][0]:
         time.sleep(0.5)

@@ -114,7 +114,7 @@ class Project:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                timeout=120,
+                timeout=360,
             )
         except subprocess.TimeoutExpired as error:
             raise CommandFailed(f"{' '.join(argv)}: not within two minutes\n{error.output}") from None

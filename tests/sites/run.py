@@ -25,7 +25,8 @@ from tests.support.private_servers import ServerMissing
 READY_SECONDS = 60.0
 MISSING = "not run: a server is missing"
 _CHECK = re.compile(r"\((reliable_jobs\.[EW]\d+)\)")
-_RECEIVED = re.compile(r"Task shop\.[\w.]+\[[\w-]+\] received")
+_RECEIVED = re.compile(r"Task shop\.(?!tasks\.item\[)[\w.]+\[[\w-]+\] received")
+_SHARED = re.compile(r"\b[1-9]\d* of \d+ jobs of shop\.tasks\.item")
 
 
 class SiteFailed(RuntimeError):
@@ -125,9 +126,11 @@ class _Run:
         row.lost, row.phantom, row.doubled = found.lost, found.phantom, found.doubled
         row.unfinished, row.healthy_but_failed = found.unfinished, found.healthy_but_failed
         row.evidence += [*found.evidence[:20], f"… and {len(found.evidence) - 20} more"][: len(found.evidence)]
-        received = len(_RECEIVED.findall("".join(path.read_text() for path in project.folder.glob("worker*.log"))))
-        row.messages_per_run = round(received / max(1, verdict.planned_runs(self.answers)), 2)
+        log = "".join(path.read_text() for path in project.folder.glob("worker*.log"))
+        row.messages_per_run = round(len(_RECEIVED.findall(log)) / max(1, verdict.planned_runs(self.answers)), 2)
         wrong = self._wrong()
+        if not _SHARED.search(log):
+            wrong.append("no jobs have shared a message")
         if site.observed is not None:
             told = observed.judge(site.observed, project.folder, sql, self.answers)
             wrong += [f"{len(told)} things that the library was not handed"] * bool(told)

@@ -105,7 +105,7 @@ class Site:
     faults: tuple[str, ...] = ("kill", "delete_queue")
     orders: int = 100
     pause: float = 0.05
-    seconds: float = 150.0
+    seconds: float = 450.0
     """Deadline for all work to end, from the first order on."""
     budget: float = 3.0
     """Longest time that a request may take."""

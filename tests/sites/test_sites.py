@@ -33,7 +33,7 @@ def rows(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Row]]]:
 
 @pytest.mark.servers
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.promise("I1")
 @pytest.mark.promise("I2")
 @pytest.mark.promise("I3")

@@ -18,12 +18,13 @@ ENTRIES = (
     {"booked"},
     {"paid"},
     {"reminded"},
-    {"receipt"},
+    {"receipt", *(f"item {position}" for position in range(30))},
     {"packed", "labelled", "weighed", "shipped"},
     {"charged"},
     {"invoiced", "mailed"},
 )
-#: Runs that each kind of order asks for: one for each entry, and the planned retry of a payment.
+#: Runs that each kind of order asks for: one for each entry, and the planned retry of a payment. Items share messages
+#: and are not counted.
 RUNS = (1, 2, 1, 1, 4, 1, 2)
 
 _SQL = """

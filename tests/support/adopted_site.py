@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 import kombu
 import psycopg
 
+from tests.support.harness.process import fork_server
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 SETTINGS = """
@@ -39,7 +41,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 CELERY_BROKER_URL = {broker!r}
 CELERY_TASK_DEFAULT_QUEUE = {queue!r}
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
-RELIABLE_JOBS = {{"GRACE": 1, "LEASE": 1.5, "WORKER_SWEEP_INTERVAL": 0.5, **{reliable_jobs!r}}}
+RELIABLE_JOBS = {{"GRACE": 1, "LEASE": 5, "WORKER_SWEEP_INTERVAL": 0.5, **{reliable_jobs!r}}}
 """
 CELERY = """
 import os
@@ -58,7 +60,7 @@ class Site:
     def __init__(self, directory: Path, server_url: str, broker_url: str, python: str = sys.executable) -> None:
         self.directory, self.server_url, self.broker_url, self.python = directory, server_url, broker_url, python
         self.name = f"site_{uuid.uuid4().hex[:8]}"
-        self.running: list[tuple[subprocess.Popen[bytes], Path]] = []
+        self.running: list[tuple[Any, Path]] = []
         kept = {
             name: value
             for name, value in os.environ.items()
@@ -103,22 +105,23 @@ class Site:
         self.manage("migrate", "--run-syncdb", "-v", "0")
 
     def manage(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        argv = [self.python, "-m", "django", *arguments]
-        done = subprocess.run(
-            argv, cwd=self.directory, env=self.environment, capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0 or not check, f"{argv}:\n{done.stdout}\n{done.stderr}"
+        done = self._run("-m", "django", *arguments)
+        assert done.returncode == 0 or not check, f"{arguments}:\n{done.stdout}\n{done.stderr}"
         return done
 
     def python_code(self, code: str) -> str:
         """What a process with the project's Django prints."""
         prelude = "import django; django.setup()\nfrom archive import tasks\n"
-        argv = [self.python, "-W", "ignore", "-c", prelude + textwrap.dedent(code)]
-        done = subprocess.run(
-            argv, cwd=self.directory, env=self.environment, capture_output=True, text=True, timeout=120
-        )
+        done = self._run("-c", prelude + textwrap.dedent(code))
         assert done.returncode == 0, f"{code}:\n{done.stdout}\n{done.stderr}"
         return done.stdout.strip()
+
+    def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**self.environment, "PYTHONWARNINGS": "ignore"}
+        if self.python == sys.executable:
+            return fork_server().run(list(arguments), environment, self.directory, 120)
+        argv = [self.python, *arguments]
+        return subprocess.run(argv, cwd=self.directory, env=environment, capture_output=True, text=True, timeout=360)
 
     def delay(self, task: str, *arguments: Any) -> str:
         """Enqueue a task of archive/tasks.py; returns the id."""
@@ -126,16 +129,21 @@ class Site:
 
     def start(self, *arguments: str) -> None:
         log = self.directory / f"{arguments[0]}-{len(self.running)}.log"
+        argv = ["-m", "celery", "-A", "proj", *arguments]
+        process: Any
         with log.open("ab") as output:
-            process = subprocess.Popen(
-                [self.python, "-m", "celery", "-A", "proj", *arguments],
-                cwd=self.directory,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+            if self.python == sys.executable:
+                process = fork_server().start(argv, self.environment, self.directory, log)
+            else:
+                process = subprocess.Popen(
+                    [self.python, *argv],
+                    cwd=self.directory,
+                    env=self.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
         self.running.append((process, log))
 
     @property
@@ -170,7 +178,7 @@ def site_in(directory: Path, server_url: str, broker_url: str, python: str = sys
         for process, _ in site.running:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait(15)
+            process.wait(60)
         with psycopg.connect(server_url, autocommit=True) as connection:
             connection.execute(f'DROP DATABASE "{site.name}" WITH (FORCE)')
         with kombu.Connection(broker_url) as broker:

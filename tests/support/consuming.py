@@ -208,7 +208,7 @@ def survive(
     except AssertionError as error:
         raise AssertionError(f"{error}; the worker ended with {ended_with}:\n{worker.log[-6000:]}") from None
     back_after = time.monotonic() - healed
-    wait_until(lambda: supervised() and not Job.objects.unfinished().exists(), "every job has ended", 120, every=0.3)
+    wait_until(lambda: supervised() and not Job.objects.unfinished().exists(), "every job has ended", every=0.3)
     _prefetch_is_full(site, worker, pool, run)
     stack.all_end()
     doubled = list(Effect.objects.values("name").annotate(times=Count("pk")).filter(times__gt=1))
@@ -239,7 +239,6 @@ def _prefetch_is_full(site: Site, worker: Worker, pool: str, run: str) -> None:
         wait_until(
             lambda: site.broker.depth(site.stack.queue) == 3,
             f"{window} messages are prefetched",
-            seconds=20,
             every=0.3,
         )
     except AssertionError as error:
@@ -251,4 +250,4 @@ def _prefetch_is_full(site: Site, worker: Worker, pool: str, run: str) -> None:
         raise AssertionError(f"{error}; {ready} are ready\n{channels}\n{worker.log[-6000:]}") from None
     finally:
         Path(gate).touch()
-    wait_until(lambda: not Job.objects.unfinished().exists(), "the gated jobs end", 60, every=0.3)
+    wait_until(lambda: not Job.objects.unfinished().exists(), "the gated jobs end", every=0.3)

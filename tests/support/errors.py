@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -18,9 +19,11 @@ from types import FrameType
 from typing import Any
 from unittest import mock
 
+import pytest
 from celery import signals
 from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
+from django.db import connection
 from django.db.models import F
 from kombu.asynchronous.timer import Timer
 
@@ -28,7 +31,7 @@ import reliable_jobs
 from reliable_jobs import ReliableTask
 from reliable_jobs.compat.celery_backend import AnsweringBackend
 from reliable_jobs.models import Job, JobEvent, JobGroup
-from reliable_jobs.run import bundle_transaction, delivery
+from reliable_jobs.run import bundle_transaction, delivery, execution, kept_connections
 from reliable_jobs.sweep import sweeper
 from reliable_jobs.worker import parking, requests, revocation
 from tests.celery_app import app
@@ -216,3 +219,20 @@ def inline_aside() -> Iterator[None]:
 def history(job_id: Any) -> str:
     events = JobEvent.objects.filter(job_id=job_id).order_by("pk")
     return "\n".join(f"{event.kind}: {event.detail}\n{event.traceback}" for event in events)
+
+
+@pytest.fixture
+def worker(jobs: InProcess, monkeypatch: pytest.MonkeyPatch, settings: Any) -> Iterator[Worker]:
+    """A worker whose deliveries an exception may meet. A module takes it by assignment, beside ``jobs``."""
+    monkeypatch.setattr(kept_connections, "active", True)
+    settings.RELIABLE_JOBS = {"WORKER_CONN_MAX_AGE": 600.0, "LEASE": 0.5, "HOLD": 0.2}
+    monkeypatch.setattr("reliable_jobs.run.tracing.PAUSE", 0.0)
+    monkeypatch.setattr("reliable_jobs.run.delivery.REDELIVERY_PATIENCE", 0.2)
+    if connection.vendor == "sqlite":
+        # In memory a statement that meets another thread's is refused at once, whatever the timeout.
+        monkeypatch.setattr(execution, "_heartbeat", lambda run, stop: None)
+    with inline_aside():
+        made = Worker(jobs)
+        with made.listening():
+            yield made
+    gc.collect()  # an error that is still referred to keeps its cursor open, which keeps SQLite's tables locked

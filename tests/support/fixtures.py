@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 LEFTOVERS = Path(__file__).resolve().parent.parent.parent / "var" / "leftover-sessions.log"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown() -> None:
+    """What a worker within the test writes in a thread of its own belongs to the test, not to the next one. On a slow
+    machine such a thread outlives the patience with it (`reliable_jobs.worker.parking`)."""
+    for thread in threading.enumerate():
+        if thread.name == "reliable_jobs-aside":
+            thread.join(10)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _threads_close_their_connections() -> Iterator[None]:
     """Django never closes a connection to SQLite in memory, as the database would be gone with it. A thread's own one
@@ -28,8 +37,8 @@ def _threads_close_their_connections() -> Iterator[None]:
     djangos = DatabaseWrapper.close
 
     def close(self: Any) -> None:
-        in_a_thread = threading.current_thread() is not threading.main_thread()
-        (BaseDatabaseWrapper.close if in_a_thread else djangos)(self)
+        its_own = threading.current_thread() is not threading.main_thread() and not self.allow_thread_sharing
+        (BaseDatabaseWrapper.close if its_own else djangos)(self)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DatabaseWrapper, "close", close)
@@ -42,7 +51,13 @@ def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[N
     one of them comes after all tests have passed, and tells nothing of whose it is."""
     from django.db import connection, connections
 
+    from tests.support import emptying
+
     made = connections["default"]
+    emptying.install()
+    with django_db_blocker.unblock():
+        for one in connections.all():
+            emptying.keep(one)
     yield
     if connection.vendor != "postgresql":
         return
@@ -139,12 +154,18 @@ def _or_skip(start: Callable[[], Any]) -> Any:
 
 @pytest.fixture
 def broker_proxy(stack: Stack) -> Iterator[Any]:
-    """The broker behind a proxy that can be cut; ``proxy.url(stack.broker_url)`` leads through it."""
+    """The broker behind a proxy that can be cut; ``proxy.url(stack.broker_url)`` leads through it. A commit waits as on
+    a site.
+    """
     from urllib.parse import urlsplit
 
+    from django.test import override_settings
+
+    from reliable_jobs.conf import Settings
     from tests.support.private_servers import CuttableProxy
 
-    with CuttableProxy(urlsplit(stack.broker_url).port or 5672) as proxy:
+    as_on_a_site = override_settings(RELIABLE_JOBS={**stack.settings, "PUBLISH_TIMEOUT": Settings.PUBLISH_TIMEOUT})
+    with as_on_a_site, CuttableProxy(urlsplit(stack.broker_url).port or 5672) as proxy:
         yield proxy
 
 

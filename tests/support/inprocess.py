@@ -19,17 +19,18 @@ import pytest
 from celery import signals
 from celery.concurrency.solo import TaskPool
 from celery.worker.request import Request, create_request_cls
+from django.apps import apps
 from django.conf import settings as django_settings
 from django.db import connections
 from django.utils import timezone
 from kombu import Connection, Producer, Queue
 from kombu.utils.imports import symbol_by_name
 
-from reliable_jobs.dispatch import publisher as publisher_module
 from reliable_jobs.message.row_to_message import HEADER, outgoing
-from reliable_jobs.models import CancelledWorkflow, Job, JobEvent, JobGroup, JobState, SavedGroup
+from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.sweep import sweeper
 from tests.celery_app import app, use_broker
+from tests.support.harness.queues import close_publishers
 from tests.testapp.models import Effect
 
 HOSTNAME = "inprocess@test"
@@ -54,11 +55,7 @@ def memory_broker() -> Iterator[str]:
 
 
 def _use(url: str, queue: str) -> None:
-    with publisher_module._publishers_lock:
-        known = list(publisher_module._publishers.values())
-        publisher_module._publishers.clear()
-    for one in known:
-        one.close()
+    close_publishers()
     use_broker(url, queue)
 
 
@@ -281,6 +278,6 @@ def second_database(transactional_db: None, tmp_path: Path) -> Iterator[str]:
     """A second database with the job tables."""
     with extra_database("second", tmp_path / "second.sqlite3") as alias:
         with connections[alias].schema_editor() as editor:
-            for model in (Job, JobEvent, JobGroup, JobState, SavedGroup, CancelledWorkflow, Effect):
+            for model in (*apps.get_app_config("reliable_jobs").get_models(), Effect):
                 editor.create_model(model)
         yield alias

@@ -115,6 +115,7 @@ def test_postgres_limits_its_connections(postgres: PrivatePostgres) -> None:
             psycopg.connect(small.url)
 
 
+@pytest.mark.soak  # other tests use it, and would be red
 def test_rabbitmq_keeps_persistent_messages_over_stop_and_start(rabbitmq: PrivateRabbitMQ) -> None:
     publish(rabbitmq, "kept")
     rabbitmq.stop()
@@ -123,6 +124,7 @@ def test_rabbitmq_keeps_persistent_messages_over_stop_and_start(rabbitmq: Privat
     assert rabbitmq.depth("kept") == 1
 
 
+@pytest.mark.soak  # other tests use it, and would be red
 def test_rabbitmq_comes_back_after_being_killed(rabbitmq: PrivateRabbitMQ) -> None:
     publish(rabbitmq, "killed")
     rabbitmq.sync()
@@ -148,6 +150,7 @@ def test_rabbitmq_queue_purged_and_deleted(rabbitmq: PrivateRabbitMQ) -> None:
         rabbitmq.depth("purged")
 
 
+@pytest.mark.soak  # other tests use it, and would be red
 def test_rabbitmq_memory_alarm_blocks_publishers_until_cleared(rabbitmq: PrivateRabbitMQ) -> None:
     said: list[str] = []
     connection = amqp.Connection(

@@ -70,7 +70,7 @@ def test_events_go_with_their_job_and_only_with_it() -> None:
     for job in (old, old, young):
         JobEvent.objects.create(job=job, kind="failure")
     pruner.prune()
-    assert list(JobEvent.objects.values_list("job_id", flat=True)) == [young.pk]
+    assert list(JobEvent.objects.filter(job__in=[old, young]).values_list("job_id", flat=True)) == [young.pk]
 
 
 @pytest.mark.django_db
@@ -194,7 +194,7 @@ def test_c3_a_cascade_takes_the_row_along_and_a_set_null_empties_it(refer: Calla
     assert pruner.prune() == 1
     assert list(gone.objects.values_list("job_id", flat=True)) == [young.pk]
     assert set(emptied.objects.values_list("job_id", flat=True)) == {None, young.pk}
-    assert JobEvent.objects.count() == 1
+    assert [event.job_id for event in JobEvent.objects.filter(job__in=[old, young])] == [young.pk]
 
 
 def test_c3_a_reference_that_django_knows_nothing_of_keeps_its_job_only(

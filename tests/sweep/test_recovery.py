@@ -25,7 +25,7 @@ from reliable_jobs.sweep import sweeper
 from reliable_jobs.sweep.loop import SweepLoop
 from tests.celery_app import app
 from tests.support import inprocess
-from tests.support.harness import Stack, wait_until
+from tests.support.harness import PATIENCE, Stack, wait_until
 from tests.support.inprocess import InProcess
 from tests.testapp import tasks
 
@@ -63,7 +63,7 @@ class Rounds:
 
     def reach(self, count: int) -> bool:
         with self.did:
-            return self.did.wait_for(lambda: self.count >= count, timeout=10)
+            return self.did.wait_for(lambda: self.count >= count, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("interval", [3600.0, None], ids=["beside a worker", "in beat"])
@@ -231,7 +231,7 @@ def test_c20_a_broker_that_does_not_answer_costs_the_page_a_bounded_time(
         with stack.through(f"amqp://guest:guest@127.0.0.1:{port}//"):
             began = time.monotonic()
             assert "unknown: the broker did not say" in page_of(boss, job)
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 20
 
 
 @pytest.mark.promise("I9")
@@ -275,7 +275,7 @@ def test_a18_retries_and_countdowns_run_in_celerys_own_test_worker(stack: Stack,
         from reliable_jobs.models import Job
         with start_worker(app, perform_ping_check=False, shutdown_timeout=30):
             later = tasks.effect.apply_async(("later",), countdown=0.5)
-            until = time.monotonic() + 40
+            until = time.monotonic() + 150
             while Job.objects.get(pk=later.id).status != "succeeded" and time.monotonic() < until:
                 time.sleep(0.05)
         left = [thread.name for thread in threading.enumerate() if thread.name.startswith("reliable_jobs-worker")]

@@ -93,6 +93,8 @@ def test_e3_a_base_class_is_subclassed_before_the_apps_are_loaded(tmp_path: Path
     root = str(Path(__file__).parent.parent.parent)
     env = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
     env.update(PYTHONPATH=f"{tmp_path}{os.pathsep}{root}")
-    done = subprocess.run([sys.executable, "use.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "use.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=180
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "['shop.tasks.of_the_app', 'shop.tasks.once_per_order']"

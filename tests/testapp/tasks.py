@@ -20,6 +20,7 @@ from celery.worker.consumer import Consumer
 from django.db import IntegrityError, connection, transaction
 
 from reliable_jobs import ReliableTask
+from reliable_jobs.run import bundle_apart
 from tests.testapp.models import Child, Effect, Parent
 
 
@@ -30,7 +31,7 @@ def log_outside(path: str, line: str) -> None:
     os.close(descriptor)
 
 
-def wait_for(path: str, seconds: float = 60.0) -> None:
+def wait_for(path: str, seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not Path(path).exists():
         if time.monotonic() > deadline:
@@ -220,7 +221,7 @@ def enqueues(name: str, fail: bool = False) -> None:
 def meets(path: str, number: int) -> None:
     """One of two, 0 and 1: ends when the other runs, too."""
     Path(f"{path}.{number}").touch()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not Path(f"{path}.{1 - number}").exists():
         assert time.monotonic() < deadline
         time.sleep(0.0005)
@@ -265,7 +266,7 @@ def login(user: str, password: str) -> None:
     raise ValueError(f"{user} may not log in with {password}")
 
 
-@shared_task(base=ReliableTask, time_limit=1)
+@shared_task(base=ReliableTask, time_limit=3)
 def too_long(log: str) -> None:
     log_outside(log, "start")
     wait_for("/nonexistent", 60)
@@ -383,7 +384,7 @@ def locks_two(first: str, second: str) -> None:
     Effect.objects.create(name=f"{first} then {second}")
 
 
-@shared_task(base=ReliableTask, time_limit=1, atomic=False)
+@shared_task(base=ReliableTask, time_limit=3, atomic=False)
 def too_long_outside(log: str) -> None:
     log_outside(log, "start")
     wait_for("/nonexistent", 60)
@@ -406,10 +407,15 @@ def takes_a_while(name: str, log: str) -> None:
 def kills_its_company(log: str, others: int) -> None:
     """Kills its process as soon as so many others have begun at all."""
     log_outside(log, "poison")
-    deadline = time.monotonic() + 1.0
+    deadline = time.monotonic() + 60.0
     while time.monotonic() < deadline and len(set(Path(log).read_text().split())) <= others:
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+# For tests whose jobs are all to come in one message, on however slow a machine.
+if "TEST_LONGEST" in os.environ:
+    bundle_apart.LONGEST = float(os.environ["TEST_LONGEST"])
 
 
 # Two versions of the code, for tests of deploys.
@@ -430,14 +436,18 @@ else:
         Effect.objects.create(name=name)
 
 
-@shared_task(base=ReliableTask, bundle=20)
-def small(name: str, log: str, what: str = "") -> None:
+def _begin_small(name: str, log: str, what: str) -> None:
     Effect.objects.create(name=name)
     log_outside(log, f"{name} {os.getpid()}")
     if what == "wait":
         wait_for(f"{log}.gate")
     if what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@shared_task(base=ReliableTask, bundle=20)
+def small(name: str, log: str, what: str = "") -> None:
+    _begin_small(name, log, what)
     if what == "commit":
         with connection.cursor() as cursor:
             cursor.execute("COMMIT")
@@ -447,6 +457,19 @@ def small(name: str, log: str, what: str = "") -> None:
         transaction.atomic().__enter__()
     if what == "deferred":
         Child.objects.create(parent_id=10**9)
+
+
+@shared_task(base=ReliableTask, bind=True)
+def shares_its_message(self: Any, name: str, log: str, what: str = "") -> str:
+    _begin_small(name, log, what)
+    if what == "fail":
+        raise ValueError(name)
+    if what == "retry" and self.request.retries == 0:
+        raise self.retry(countdown=0)
+    if what == "snooze" and not Path(f"{log}.snoozed").exists():
+        Path(f"{log}.snoozed").touch()
+        raise self.snooze(0)
+    return name
 
 
 @shared_task(base=ReliableTask, bundle=20, time_limit=2)

@@ -130,8 +130,7 @@ def test_a_task_that_is_retried_passes(database: None) -> None:
 @servers
 def test_a_server_that_has_just_been_started_makes_no_difference(database: None, stack: Stack) -> None:
     # For a sweeper, which must spare the runs of clients that have not reconnected.
-    stack.settings["LEASE"] = 10.0**7
-    with override_settings(RELIABLE_JOBS=stack.settings):
+    with override_settings(RELIABLE_JOBS={**stack.settings, "LEASE": 10.0**7}):
         assert crash_at_every_statement(not_atomic, ["x"], effects=[Parent], only=by_the_body).steps
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,15 +104,13 @@ def test_f1_gevent_whose_ack_failed_in_a_greenlet_consumes_again(rabbitmq: Site)
     for n in range(3):
         tasks.cuts_off_its_worker.delay(f"cut {n}")
         wait_until(lambda n=n: Effect.objects.filter(name=f"cut {n}").exists(), "it ran")
-        started = time.monotonic()
-        rabbitmq.stack.ends(tasks.effect.delay(f"after {n}"), seconds=20)
-        print(time.monotonic() - started)
+        rabbitmq.stack.ends(tasks.effect.delay(f"after {n}"))
     assert worker.alive
 
 
 def test_f2_gevent_connects_again_after_a_broker_that_answered_nothing(rabbitmq: Site) -> None:
     needs("gevent")
-    survive(rabbitmq, "gevent", consuming.unanswered, 8, backlog=8, back_within=25)
+    survive(rabbitmq, "gevent", consuming.unanswered, 8, backlog=8)
 
 
 def test_f_half_open_connections_are_given_up_despite_a_locked_control(rabbitmq: Site) -> None:
@@ -123,7 +120,7 @@ def test_f_half_open_connections_are_given_up_despite_a_locked_control(rabbitmq:
     swallowed = tasks.effect.delay("swallowed")
     worker.wait_for_line("Its broker connections are closed (time 1 of 3)")
     worker.wait_for_line("Connected to", 2)
-    rabbitmq.stack.ends(tasks.effect.delay("after"), seconds=20)
+    rabbitmq.stack.ends(tasks.effect.delay("after"))
     assert worker.alive
     assert "Frequent restarts" not in worker.log
     event = JobEvent.objects.get(job_id=swallowed.id)
@@ -135,7 +132,7 @@ def test_f_a_solo_worker_whose_queue_was_deleted_at_its_start_comes_back(rabbitm
     quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat")
     worker = rabbitmq.worker("solo", *quiet, app="tests.worker.queue_gone")
     worker.wait_for_line("The queue is gone, and the broker has said so.")
-    rabbitmq.stack.ends(tasks.effect.delay("after"), seconds=60)
+    rabbitmq.stack.ends(tasks.effect.delay("after"))
     assert worker.alive
     assert "Its broker connections are closed (time 1 of 3)" in worker.log
 
@@ -144,7 +141,7 @@ def test_f_a_worker_that_does_not_come_back_ends_with_a_status_of_its_own(rabbit
     worker = rabbitmq.worker("threads", STALL_TIMEOUT=0.5)
     rabbitmq.stack.ends(tasks.stops_its_workers_loop.delay(600))
     # The first ones may still be taken: the loop stops within a second.
-    wait_until(lambda: tasks.effect.delay("waits") and not worker.alive, "the process ends", 90, every=2.0)
+    wait_until(lambda: tasks.effect.delay("waits") and not worker.alive, "the process ends", every=2.0)
     assert worker.wait() == EXIT_STATUS
     assert "Reconnecting 3 times did not help" in worker.log
     worker.start()

@@ -211,7 +211,7 @@ def test_b14_every_event_of_a_death_says_what_is_known(
 
 def test_b14_a_death_of_an_earlier_run_is_not_told_of_the_next(jobs: InProcess) -> None:
     result = tasks.effect.delay("x")
-    lifecycle.record(result.id, "default", "time limit", "w", "hard time limit of 6 s")
+    lifecycle.record(jobs.row(result), "default", "time limit", "w", "hard time limit of 6 s")
     JobEvent.objects.update(at=Now() - datetime.timedelta(seconds=60))
     lifecycle.claim_committed(uuid.UUID(result.id), 0, "default", worker="w", lease=-0.001)
     assert lifecycle.rescue("default", 10) == 1

@@ -6,12 +6,15 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 from celery import chord, group, shared_task, signature
 from celery.backends.base import DisabledBackend
+from django.db import connection
 
 from reliable_jobs import ReliableTask
 from reliable_jobs.results import LedgerBackend
 from tests.celery_app import app
+from tests.support.harness import Stack
 from tests.testapp.models import Effect
 
 
@@ -114,3 +117,16 @@ def wrap(value: Any) -> Any:
     """A list with its argument in it."""
     Effect.objects.create(name=f"wrap {value}")
     return [value]
+
+
+@pytest.fixture(params=["read committed", "repeatable read"])
+def isolation(stack: Stack, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The level that every new connection begins its transactions with."""
+    name = connection.settings_dict["NAME"]
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER DATABASE \"{name}\" SET default_transaction_isolation TO '{request.param}'")
+    connection.close()
+    yield request.param
+    with connection.cursor() as cursor:
+        cursor.execute(f'ALTER DATABASE "{name}" RESET default_transaction_isolation')
+    connection.close()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from celery import chord, group, shared_task
 from celery.exceptions import TaskRevokedError
-from django.db import connection, connections, transaction
+from django.db import connection, transaction
 from django.utils import timezone
 
 from reliable_jobs import ReliableTask
@@ -20,6 +20,7 @@ from reliable_jobs.sweep import pruner
 from reliable_jobs.workflow import cancelling
 from tests.support import inprocess
 from tests.support.inprocess import InProcess
+from tests.support.threads import elsewhere
 from tests.testapp.models import Effect
 from tests.workflow.chords import body, no_backend, part, told, wrap
 
@@ -51,23 +52,6 @@ acts_atomically = shared_task(base=ReliableTask, name="test_cancelling.acts_atom
 
 @shared_task(name="test_cancelling.plain")
 def plain(*args: Any) -> None: ...
-
-
-def elsewhere(work: Callable[[], Any]) -> Any:
-    """Do it on a connection of its own."""
-    answer: list[Any] = []
-
-    def run() -> None:
-        try:
-            answer.append(work())
-        finally:
-            connections.close_all()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join(30)
-    assert answer, "the other session waits, or failed"
-    return answer[0]
 
 
 def statuses() -> dict[str, int]:
@@ -275,7 +259,7 @@ def test_nothing_starts_that_is_written_at_the_instant_of_the_cancel(
         found = looks(ended) if when == "after" else None
         if not cancelled.is_set():
             cancelled.set()
-            elsewhere(lambda: (cancel_all(), True))
+            elsewhere(cancel_all)
         return looks(ended) if when == "before" else found
 
     monkeypatch.setattr(cancelling, "stops", look)

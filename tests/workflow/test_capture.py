@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import select
 import socket
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,9 +17,10 @@ from celery.app import backends
 from django.db import transaction
 
 from reliable_jobs import ReliableApp, ReliableTask
+from reliable_jobs import jobs as public
 from reliable_jobs.compat.celery_app import adopt
 from reliable_jobs.models import Job, JobGroup
-from reliable_jobs.results.backend import around
+from reliable_jobs.results.backend import LedgerBackend
 from reliable_jobs.sweep import pruner
 from reliable_jobs.workflow import unit
 from reliable_jobs.workflow.unit import unit_of_work
@@ -75,7 +77,7 @@ def result_backend(kind: str) -> Iterator[None]:
         made = cls(app=app, url=address)
         if kind == "redis":
             made.connparams["socket_timeout"] = 2  # it answers nothing
-        app._backend_cache = around(made, app)
+        app._backend_cache = LedgerBackend.around(made, app)
         try:
             yield
             assert not Broker(listening).was_asked
@@ -302,3 +304,23 @@ def test_the_mixin_does_the_same(rows: InProcess) -> None:
         task.delay(name="a")
         group(task.s(name="b"), task.s(name="c")).apply_async()
     assert list(Job.objects.values_list("task", "relay_only")) == [("test_capture.of_mine", True)] * 3
+
+
+@pytest.mark.promise("I7")
+def test_a_unit_of_work_ends_with_its_transaction_whatever_left_it_open(jobs: InProcess) -> None:
+    """Calls that came later were counted among its workflow's: to cancel one workflow cancelled others."""
+    left = unit_of_work(app, "default", root_id=uuid.uuid4())
+    with transaction.atomic():
+        left.__enter__()  # an error hits the end of the block before it can leave
+    first, second = rel.delay(name="a"), rel.delay(name="b")
+    public.cancel_workflow(first, actor="ann")
+    assert [jobs.row(one).status for one in (first, second)] == ["cancelled", "waiting"]
+    assert left is not None  # it lives: nothing but the end of the transaction has ended it
+
+
+def test_a_unit_of_work_in_another_leaves_that_one_as_it_was(jobs: InProcess) -> None:
+    with transaction.atomic(), unit_of_work(app, "default") as outer:
+        with transaction.atomic(), unit_of_work(app, "default"):
+            pass
+        assert unit.current() is outer
+    assert unit.current() is None

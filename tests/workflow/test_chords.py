@@ -18,7 +18,7 @@ from reliable_jobs.enqueue import owing
 from reliable_jobs.models import Job, JobGroup
 from reliable_jobs.sweep import pruner
 from reliable_jobs.workflow import looks
-from reliable_jobs.workflow.groups import on_finished
+from reliable_jobs.workflow.chords import on_finished
 from tests.support import inprocess
 from tests.support.inprocess import InProcess
 from tests.testapp.models import Effect
@@ -62,7 +62,19 @@ SHAPES: dict[str, tuple[Callable[[], Any], Any]] = {
     "a group in the header": (lambda: chord([part.s(1), group(part.s(2), part.s(3)), part.s(4)], body.s()), None),
     "a group at a chain's end": (
         lambda: chord([part.s(1) | group(wrap.s(), wrap.s() | wrap.s()), part.s(2)], body.s()),
-        [[1], [[1]], 2],
+        [[[1], [[1]]], 2],
+    ),
+    "a group at the only chain's end": (
+        lambda: chord(group(part.s(1) | group(wrap.s(), wrap.s())), body.s()),
+        [[[1], [1]]],
+    ),
+    "groups at chains' ends, two deep": (
+        lambda: chord([part.s(1) | group(wrap.s() | group(wrap.s(), wrap.s()), wrap.s()), part.s(2)], body.s()),
+        [[[[[1]], [[1]]], [1]], 2],
+    ),
+    "a group as the body in the header": (
+        lambda: chord([part.s(1), chord([part.s(2), part.s(3)], group(wrap.s(), wrap.s()))], body.s()),
+        [1, [[[2, 3]], [[2, 3]]]],
     ),
     "a chord in the header": (
         lambda: chord([chord([part.s(1), part.s(2)], wrap.s()), part.s(3)], body.s()),

@@ -70,10 +70,10 @@ def break_off_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The first settlement's transaction breaks at its end; says how many other rows it had written."""
     end, written = settling.end, []
 
-    def broken(task: Any, ended: Any, claim: Any) -> bool:
-        won = end(task, ended, claim)
+    def broken(task: Any, run: Any, ended: Any) -> bool:
+        won = end(task, run, ended)
         if not written:
-            written.append(Job.objects.exclude(pk=claim.job.pk).count())
+            written.append(Job.objects.exclude(pk=run.claim.job.pk).count())
             raise RuntimeError("no power")
         return won
 

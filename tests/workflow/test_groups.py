@@ -5,28 +5,29 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import pytest
-from django.db import connection, connections, transaction
+from django.db import connection, transaction
 from django.test import override_settings
 from django.utils import timezone
 
 from reliable_jobs import lifecycle
-from reliable_jobs.lifecycle import groups as states
-from reliable_jobs.lifecycle import sql
+from reliable_jobs.lifecycle import groups, sql
 from reliable_jobs.message import result_text
 from reliable_jobs.models import Job, JobGroup
 from reliable_jobs.status import GroupState, Status
 from reliable_jobs.sweep import pruner, sweeper
-from reliable_jobs.workflow import groups
+from reliable_jobs.workflow import chords
 from tests.celery_app import app
 from tests.support.harness import Stack, Transaction, wait_until
+from tests.support.threads import Aside
 from tests.test_models import job
+from tests.workflow import chords as shared
 from tests.workflow.chords import body
 
+isolation = shared.isolation
 pytestmark = pytest.mark.servers
 
 #: How often two last parts commit together, for each isolation level.
@@ -64,7 +65,7 @@ def end(part: Job, status: str = Status.SUCCEEDED) -> None:
     """As a settlement does it, and what comes after its commit."""
     with transaction.atomic():
         Job.objects.filter(pk=part.pk).update(status=status, finished_at=timezone.now())
-    groups.part_ended(app, part.owes, "default")  # type: ignore[arg-type]
+    chords.part_ended(app, part.owes, "default")  # type: ignore[arg-type]
 
 
 def state(group: JobGroup) -> str:
@@ -73,31 +74,6 @@ def state(group: JobGroup) -> str:
 
 def bodies(group: JobGroup) -> list[Job]:
     return list(Job.objects.filter(pk=group.body_id))
-
-
-def in_thread(work: Callable[[], Any]) -> threading.Thread:
-    def run() -> None:
-        try:
-            work()
-        finally:
-            connections.close_all()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread
-
-
-@pytest.fixture(params=["read committed", "repeatable read"])
-def isolation(stack: Stack, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The level that every new connection begins its transactions with."""
-    with connection.cursor() as cursor:
-        name = connection.settings_dict["NAME"]
-        cursor.execute(f"ALTER DATABASE \"{name}\" SET default_transaction_isolation TO '{request.param}'")
-    connection.close()
-    yield request.param
-    with connection.cursor() as cursor:
-        cursor.execute(f'ALTER DATABASE "{name}" RESET default_transaction_isolation')
-    connection.close()
 
 
 def test_the_last_part_writes_the_body_with_the_results_in_order(stack: Stack) -> None:
@@ -109,7 +85,7 @@ def test_the_last_part_writes_the_body_with_the_results_in_order(stack: Stack) -
     (written,) = bodies(group)
     assert (state(group), written.task) == ("done", body.name)
     assert b"[0, 1, 2]" in bytes(written.payload)
-    assert not groups.decide(app, group.pk, "default")
+    assert not chords.decide(app, group.pk, "default")
 
 
 @pytest.mark.promise("I3")
@@ -123,11 +99,11 @@ def test_two_last_parts_that_commit_together_write_one_body(stack: Stack, isolat
             with transaction.atomic():
                 Job.objects.filter(pk=part.pk).update(status=Status.SUCCEEDED, finished_at=timezone.now())
                 barrier.wait(20)
-            groups.part_ended(app, part.owes, "default")  # type: ignore[arg-type]
+            chords.part_ended(app, part.owes, "default")  # type: ignore[arg-type]
 
-        threads = [in_thread(lambda part=part: end_together(part)) for part in parts(group)]
+        threads = [Aside(lambda part=part: end_together(part)) for part in parts(group)]
         for thread in threads:
-            thread.join(20)
+            thread.value()
         assert (state(group), len(bodies(group))) == ("done", 1)
 
 
@@ -137,11 +113,11 @@ def test_a_part_requeued_between_the_look_and_the_decision_is_waited_for(stack: 
     group = opened("succeeded", "failed")
     failed = parts(group)[1]
     requeue = Transaction(lambda: lifecycle.requeue([failed.pk], "default", actor="ann"))
-    assert sql.rows("default", sql.OWED, group.pk) == [(0,)]
-    deciding = in_thread(lambda: groups.part_ended(app, group.pk, "default"))
+    assert sql.rows("default", groups.OWED, group.pk) == [(0,)]
+    deciding = Aside(lambda: chords.part_ended(app, group.pk, "default"))
     wait_until(lambda: stack.sessions("wait_event_type = 'Lock'"), "the decision waits")
     requeue.end()
-    deciding.join(20)
+    deciding.value()
     assert (state(group), bodies(group)) == ("open", [])
     end(failed)
     assert (state(group), len(bodies(group))) == ("done", 1)
@@ -151,11 +127,11 @@ def test_a_part_requeued_between_the_look_and_the_decision_is_waited_for(stack: 
 def test_a_requeue_during_the_decision_opens_the_group_again(stack: Stack) -> None:
     group = opened("succeeded", "failed")
     failed = parts(group)[1]
-    deciding = Transaction(lambda: groups.decide(app, group.pk, "default"))
-    requeueing = in_thread(lambda: lifecycle.requeue([failed.pk], "default", actor="ann"))
+    deciding = Transaction(lambda: chords.decide(app, group.pk, "default"))
+    requeueing = Aside(lambda: lifecycle.requeue([failed.pk], "default", actor="ann"))
     wait_until(lambda: stack.sessions("wait_event_type = 'Lock'"), "the requeue waits")
     deciding.end()
-    requeueing.join(20)
+    requeueing.value()
     (held,) = bodies(group)
     assert (state(group), held.status, held.due_at) == ("open", "waiting", None)
     end(failed)
@@ -167,7 +143,7 @@ def test_a_requeue_during_the_decision_opens_the_group_again(stack: Stack) -> No
 @pytest.mark.promise("I7")
 def test_a_requeue_of_a_part_that_succeeded_opens_no_failed_group(stack: Stack) -> None:
     group = opened("succeeded", "failed")
-    assert groups.decide(app, group.pk, "default")
+    assert chords.decide(app, group.pk, "default")
     succeeded, failed = parts(group)
     lifecycle.requeue([succeeded.pk], "default", actor="ann")
     assert (state(group), bodies(group)[0].status) == ("failed", "failed")
@@ -191,7 +167,7 @@ def test_a_decision_that_nobody_made_is_made_by_the_sweep(stack: Stack) -> None:
 
 def test_a_sweep_does_not_wait_for_a_decision(stack: Stack) -> None:
     group = opened("succeeded")
-    deciding = Transaction(lambda: states.lock_open(group.pk, "default"))
+    deciding = Transaction(lambda: groups.lock_open(group.pk, "default"))
     assert sweeper.sweep(app).decided == 0
     deciding.end()
     assert sweeper.sweep(app).decided == 1
@@ -203,7 +179,7 @@ def test_a_sweep_does_not_wait_for_a_decision(stack: Stack) -> None:
 )
 def test_a_part_that_does_not_succeed_fails_the_body_when_all_have_ended(stack: Stack, status: str, why: str) -> None:
     group = opened("succeeded", "waiting", status)
-    groups.part_ended(app, group.pk, "default")
+    chords.part_ended(app, group.pk, "default")
     assert state(group) == "open"
     end(parts(group)[1])
     (failed,) = bodies(group)
@@ -217,7 +193,7 @@ def test_a_part_that_does_not_succeed_fails_the_body_when_all_have_ended(stack: 
 def test_an_inner_group_that_fails_fails_the_outer_one(stack: Stack) -> None:
     outer = opened("succeeded")
     inner = opened("waiting", owes=outer.pk, place="000001")
-    groups.part_ended(app, outer.pk, "default")
+    chords.part_ended(app, outer.pk, "default")
     assert state(outer) == "open"
     end(parts(inner)[0], Status.FAILED)
     assert (state(inner), state(outer)) == ("failed", "failed")
@@ -268,7 +244,7 @@ def test_the_look_and_the_sweep_read_what_is_open_only(stack: Stack) -> None:
             cursor.execute("EXPLAIN " + sql.in_words(connection, text), values)
             return "\n".join(row[0] for row in cursor.fetchall())
 
-    assert "Backward using reliable_job_owes_open" in plan(sql.OWED, group.pk)
-    undecided = plan(sql.UNDECIDED, 500)
+    assert "Backward using reliable_job_owes_open" in plan(groups.OWED, group.pk)
+    undecided = plan(groups.UNDECIDED, 500)
     assert "reliable_job_owes_open" in undecided
     assert "reliable_group_open" in undecided or "reliable_group_owes" in undecided, undecided

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from celery import chord
-from django.db import connection
 
 from reliable_jobs.models import Job, JobGroup
-from tests.support.harness import Stack, wait_until
+from tests.support.harness import PATIENCE, Stack, wait_until
 from tests.testapp import tasks
+from tests.workflow import chords
 
+isolation = chords.isolation
 pytestmark = [pytest.mark.servers, pytest.mark.promise("I2"), pytest.mark.promise("I3")]
-
-
-@pytest.fixture(params=["read committed", "repeatable read"])
-def isolation(stack: Stack, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The level that every new connection begins its transactions with."""
-    name = connection.settings_dict["NAME"]
-    with connection.cursor() as cursor:
-        cursor.execute(f"ALTER DATABASE \"{name}\" SET default_transaction_isolation TO '{request.param}'")
-    connection.close()
-    yield request.param
-    with connection.cursor() as cursor:
-        cursor.execute(f'ALTER DATABASE "{name}" RESET default_transaction_isolation')
-    connection.close()
 
 
 @pytest.mark.parametrize("rounds", [30, pytest.param(1000, marks=pytest.mark.soak)])
@@ -40,7 +27,7 @@ def test_two_last_parts_that_run_at_the_same_time_write_one_body(
         parts = [tasks.meets.si(str(tmp_path / f"{number}"), part) for part in range(2)]
         chord(parts, tasks.effect.si(f"body {number}")).apply_async()
     bodies = Job.objects.filter(task=tasks.effect.name, status="succeeded")
-    wait_until(lambda: bodies.count() == rounds, f"{rounds} bodies", 60 + rounds / 10, every=0.2)
+    wait_until(lambda: bodies.count() == rounds, f"{rounds} bodies", PATIENCE + rounds / 10, every=0.2)
     assert Job.objects.filter(task=tasks.effect.name).count() == rounds
     assert [stack.effects(f"body {number}") for number in range(rounds)] == [1] * rounds
     assert set(JobGroup.objects.values_list("state", flat=True)) == {"done"}

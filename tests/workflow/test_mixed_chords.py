@@ -12,6 +12,7 @@ from celery import chord, group, shared_task, signature
 from django.db import OperationalError
 from django.utils import timezone
 
+from reliable_jobs.compat import celery_groups
 from reliable_jobs.models import Job, JobGroup
 from reliable_jobs.workflow import headers, plain_parts
 from reliable_jobs.workflow.chord_backend import ChordBackend
@@ -42,7 +43,7 @@ SHAPES: dict[str, tuple[Callable[[], Any], Any]] = {
     "plain first": (lambda: chord([plain.s(1), part.s(2), plain.s(3)], body.s()), [1, 2, 3]),
     "behind a reliable one": (lambda: chord([part.s(1) | plain.s(), part.s(2)], body.s()), [1, 2]),
     "in a group": (lambda: chord([part.s(1), group(plain.s(2), part.s(2))], body.s()), [1, 2, 2]),
-    "in a group at a chain's end": (lambda: chord([part.s(1) | group(plain.s(), wrap.s())], body.s()), [1, [1]]),
+    "in a group at a chain's end": (lambda: chord([part.s(1) | group(plain.s(), wrap.s())], body.s()), [[1, [1]]]),
     "a chord with a plain body": (lambda: chord([chord([part.s(1)], plain.s()), part.s(2)], body.s()), [[1], 2]),
     "a mixed chord": (lambda: chord([chord([plain.s(1), part.s(2)], wrap.s()), part.s(3)], body.s()), [[[1, 2]], 3]),
     "behind a job": (lambda: part.s(1) | chord([plain.s(), wrap.s()], body.s()), [1, [1]]),
@@ -99,6 +100,25 @@ def test_any_other_chord_is_celerys_and_that_is_said_once(
     assert below.apply_chord.call_count >= 2
     assert caplog.text.count("is Celery's own") == caplog.text.count(why) == 1
     assert not JobGroup.objects.exists()
+
+
+def test_a_header_is_known_while_its_chord_is_called(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a chord in a header the inner one's; and none behind a call that failed."""
+    seen: list[list[str]] = []
+
+    def look(*args: Any, **kwargs: Any) -> None:
+        header = celery_groups.header_of_chord()
+        seen.append([task.task for task in header.tasks])
+        if len(seen) == 3:
+            raise ZeroDivisionError
+
+    with no_backend():
+        monkeypatch.setattr(type(app.backend), "apply_chord", look)
+        chord([chord([plain.s(1)], wrap.s()), part.s(2)], body.s()).apply_async()
+        with pytest.raises(ZeroDivisionError):
+            chord([wrap.s(1)], body.s()).apply_async()
+    assert seen == [["celery.chord", part.name], [plain.name], [wrap.name]]
+    assert celery_groups.header_of_chord() is None
 
 
 def unreported(jobs: InProcess) -> None:

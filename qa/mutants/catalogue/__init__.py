@@ -9,6 +9,7 @@ from qa.mutants.catalogue import (
     enqueue,
     groups,
     lifecycle,
+    people,
     run,
     sweep,
     task,
@@ -28,4 +29,5 @@ MUTANTS = [
     *groups.MUTANTS,
     *workflows.MUTANTS,
     *sweep.MUTANTS,
+    *people.MUTANTS,
 ]

@@ -32,10 +32,18 @@ MUTANTS = [
     Mutant(
         "mandatory",
         "I7",
-        "dispatch/amqp_frames.py",
+        "dispatch/amqp_pipeline.py",
         "(0, exchange, routing_key, mandatory, False)",
         "(0, exchange, routing_key, False, False)",
         (f"{I5}::test_a_returned_message_is_visible_and_goes_out_once_it_is_bound",),
+    ),
+    Mutant(
+        "last-look",
+        "I9",
+        "dispatch/amqp_pipeline.py",
+        "timeout=max(LOOK, deadline - time.monotonic())",
+        "timeout=time_left(deadline)",
+        ("tests/dispatch/test_publisher.py::test_a_confirm_that_has_arrived_counts_after_a_stall",),
     ),
     Mutant(
         "breaker",

@@ -14,7 +14,7 @@ MUTANTS = [
         "",
         # The others leave a connection behind that the fixture's end waits for.
         (
-            "tests/enqueue/test_template.py::test_values_may_be_encoded_from_the_database_that_they_are_written_to[Tolerant-4]",
+            "tests/enqueue/test_bulk_blocks.py::test_values_may_be_encoded_from_the_database_that_they_are_written_to[Tolerant-4]",
         ),
     ),
     Mutant(
@@ -23,7 +23,7 @@ MUTANTS = [
         "enqueue/bulk.py",
         "while block := list(itertools.islice(taken, BLOCK)):",
         "for block in [taken]:",
-        ("tests/enqueue/test_template.py::test_calls_may_come_from_the_database_that_they_are_written_to",),
+        ("tests/enqueue/test_bulk_blocks.py::test_calls_may_come_from_the_database_that_they_are_written_to",),
     ),
     Mutant(
         "size-limit",

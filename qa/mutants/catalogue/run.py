@@ -40,7 +40,7 @@ MUTANTS = [
     Mutant(
         "reconnected",
         "I3",
-        "run/transaction_state.py",
+        "run/round_trips.py",
         "if run.session is None or driver_of(connection) is run.session:",
         "if True:",
         ("tests/run/test_ends_of_runs.py::test_b6_a_task_that_reconnects_does_not_succeed_without_its_effects",),

@@ -48,7 +48,7 @@ MUTANTS = [
     Mutant(
         "overtaking",
         "I8",
-        "sweep/sweeper.py",
+        "sweep/lost_messages.py",
         "    return newest\n",
         "    return {}\n",
         ("tests/sweep/test_sweeper.py::test_in_a_queue_that_moves_only_what_was_overtaken_is_sent_again",),
@@ -56,10 +56,18 @@ MUTANTS = [
     Mutant(
         "overtaking-slack",
         "I8",
-        "sweep/sweeper.py",
-        "due_at__lt=due_at - datetime.timedelta(seconds=OVERTAKING_SLACK)",
-        "due_at__lt=due_at",
+        "sweep/lost_messages.py",
+        "passed = due_at - datetime.timedelta(seconds=OVERTAKING_SLACK)",
+        "passed = due_at",
         ("tests/sweep/test_sweeper.py::test_being_overtaken_by_a_little_is_not_being_lost",),
+    ),
+    Mutant(
+        "overtaking-of-later-sends",
+        "I8",
+        "sweep/lost_messages.py",
+        "(Q(sends=1, due_at__lt=passed) | Q(sends__gt=1, check_at__lt=passed))",
+        "Q(due_at__lt=passed)",
+        ("tests/sweep/test_sweeper.py::test_a_later_send_is_not_overtaken_by_what_stood_before_it",),
     ),
     Mutant(
         "prune-predicate",

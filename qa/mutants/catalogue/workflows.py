@@ -13,7 +13,7 @@ MUTANTS = [
         "no-claim-in-a-cancelled-workflow",
         "I7",
         "lifecycle/claims.py",
-        "    if workflow_cancelled:\n",
+        "    if locked.workflow_cancelled:\n",
         "    if False:\n",
         (f"{CANCELLING}::test_a_cancel_that_broke_off_is_ended_by_the_sweep",),
     ),

@@ -1,24 +1,13 @@
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
-from reliable_jobs.management.base import JobCommand, actor
+from reliable_jobs.management.base import JobCommand, actor, add_choice
+from reliable_jobs.management.options import age
 from reliable_jobs.status import Status
 from reliable_jobs.sweep import purge
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def age(text: str) -> float:
-    """The type of an option that is an age: ``90``, ``90s``, ``15m``, ``2h`` or ``7d``."""
-    number, unit = (text[:-1], _UNITS[text[-1]]) if text[-1:] in _UNITS else (text, 1)
-    seconds = float(number) * unit
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError("must be a time such as 90s, 15m, 2h or 7d")
-    return seconds
 
 
 class Command(JobCommand):
@@ -30,23 +19,13 @@ class Command(JobCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
-        parser.add_argument("--task", action="append", help="Jobs of this task; may be given several times.")
-        parser.add_argument("--queue", action="append", help="Jobs of this queue; may be given several times.")
+        add_choice(parser, purge.STATUSES)
         parser.add_argument(
             "--older-than",
             type=age,
             metavar="AGE",
             help="Jobs that were enqueued (waiting) or have ended (settled) so long ago: 90s, 15m, 2h, 7d.",
         )
-        parser.add_argument(
-            "--status",
-            action="append",
-            choices=purge.STATUSES,
-            help=f"Jobs with this status; {Status.WAITING} when omitted. May be given several times.",
-        )
-        parser.add_argument("--all", action="store_true", help="Every job with that status, of all tasks and queues.")
-        parser.add_argument("--dry-run", action="store_true", help="Only say how many jobs it would be.")
-        parser.add_argument("--yes", "--no-input", "--noinput", action="store_true", help="Do not ask.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if not any(options[name] for name in ("task", "queue", "all")) and options["older_than"] is None:

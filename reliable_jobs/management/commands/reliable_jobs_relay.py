@@ -6,7 +6,8 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 
 from reliable_jobs.conf import settings
-from reliable_jobs.management.base import JobCommand, seconds
+from reliable_jobs.management.base import JobCommand
+from reliable_jobs.management.options import seconds
 from reliable_jobs.sweep.relay import Relay
 
 

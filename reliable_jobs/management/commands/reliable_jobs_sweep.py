@@ -10,7 +10,8 @@ from django.core.management.base import CommandError, CommandParser
 from django.db import close_old_connections
 
 from reliable_jobs.compat.django import close_connections
-from reliable_jobs.management.base import JobCommand, seconds
+from reliable_jobs.management.base import JobCommand
+from reliable_jobs.management.options import seconds
 from reliable_jobs.sweep import sweeper
 
 logger = logging.getLogger(__name__)

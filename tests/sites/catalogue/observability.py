@@ -149,11 +149,12 @@ def trace_id():
 
 OPENTELEMETRY = """
 from opentelemetry import trace
-from opentelemetry.instrumentation.celery import CeleryInstrumentor
 from opentelemetry.instrumentation.django import DjangoInstrumentor
 from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+
+from reliable_jobs.telemetry.opentelemetry import ReliableJobsInstrumentor
 
 
 class Recorder(SpanExporter):
@@ -170,7 +171,7 @@ class Recorder(SpanExporter):
 trace.set_tracer_provider(TracerProvider())
 trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(Recorder()))
 DjangoInstrumentor().instrument()
-CeleryInstrumentor().instrument()
+ReliableJobsInstrumentor().instrument()  # and with it Celery's
 PsycopgInstrumentor().instrument()
 """
 OPENTELEMETRY_TRACE = """
@@ -254,7 +255,7 @@ OBSERVABILITY = [
     site("elastic-apm", "elastic-apm's app for Django, which adds Celery", "elastic-apm>=6.20", ELASTIC_TRACE, ELASTIC),
     site(
         "opentelemetry",
-        "OpenTelemetry's instrumentations of Django, Celery and psycopg",
+        "OpenTelemetry's instrumentations of Django, Celery and psycopg, and ours",
         (
             "opentelemetry-sdk",
             "opentelemetry-instrumentation-celery",

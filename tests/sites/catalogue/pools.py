@@ -10,7 +10,7 @@ BINARY = "psycopg[binary]>=3.2"
 
 POOLS = [
     Site("threads", "`-P threads -c 4`", "pools", pool="threads", concurrency=4),
-    Site("solo", "`-P solo`", "pools", pool="solo", concurrency=1, seconds=200.0),
+    Site("solo", "`-P solo`", "pools", pool="solo", concurrency=1),
     Site(
         "gevent",
         "`-P gevent -c 10`",

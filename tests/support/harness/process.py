@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
 
+from tests.support.fork_server import ForkServer
 from tests.support.harness.waiting import PATIENCE, ROOT, wait_until
+
+#: Of an environment: settings that take another driver than the one which the fork server has loaded.
+NOT_FORKED = {"TEST_DRIVER"}
+
+
+@functools.cache
+def fork_server() -> ForkServer:
+    return ForkServer(ROOT)
 
 
 class Process:
     """A child in a process group of its own, with its output in a file."""
+
+    #: Whether it may come from the fork server, which starts it sooner.
+    forked = True
 
     def __init__(self, name: str, argv: list[str], env: dict[str, str], directory: Path) -> None:
         self.name = name
@@ -23,10 +37,19 @@ class Process:
         self.start()
 
     def start(self) -> None:
+        self.popen: Any
         with self._path.open("ab") as output:
-            self.popen = subprocess.Popen(
-                self._argv, env=self._env, cwd=ROOT, start_new_session=True, **self.streams(output)
-            )
+            if self.forked and self._can_be_forked():
+                self.popen = fork_server().start(self._argv[1:], self._env, ROOT, self._path)
+            else:
+                self.popen = subprocess.Popen(
+                    self._argv, env=self._env, cwd=ROOT, start_new_session=True, **self.streams(output)
+                )
+
+    def _can_be_forked(self) -> bool:
+        # Those patch the standard library, before anything is imported.
+        patched = {"gevent", "eventlet"} & set(self._argv)
+        return self._argv[0] == sys.executable and not patched and not NOT_FORKED & set(self._env)
 
     def streams(self, output: Any) -> dict[str, Any]:
         """Where standard input, output and error go; ``output`` is the open log."""

@@ -23,9 +23,10 @@ from django.test import override_settings
 
 from reliable_jobs.dispatch.publisher import Publisher
 from reliable_jobs.models import Job, JobEvent
-from reliable_jobs.sweep import sweeper
+from reliable_jobs.sweep import lost_messages, sweeper
 from tests.celery_app import app
 from tests.support.databases import by_hand
+from tests.support.emptying import LARGE
 from tests.support.harness.process import Process, Worker
 from tests.support.harness.queues import Queues
 from tests.support.harness.waiting import PATIENCE, wait_until
@@ -41,8 +42,10 @@ class Stack(Queues):
         self.database_name = f"rj_{os.getpid()}_{uuid.uuid4().hex[:6]}"
         parts = urlsplit(database_url)
         self.database_url = urlunsplit(parts._replace(path=f"/{self.database_name}"))
-        #: No sweep unless a test says so: in workers the fallback is off, and beat is not running.
-        self.settings: dict[str, Any] = {"GRACE": 0.3, "LEASE": 2.0, "WORKER_SWEEP_INTERVAL": 0.0, **settings}
+        #: No sweep unless a test says so: in workers the fallback is off, and beat is not running. A confirm may take
+        #: long on a loaded machine, and what is not confirmed in time is sent once more.
+        self.settings: dict[str, Any] = {"GRACE": 0.3, "LEASE": 2.0, "WORKER_SWEEP_INTERVAL": 0.0}
+        self.settings.update(PUBLISH_TIMEOUT=10.0, **settings)
         self.queue = f"rj_{os.getpid()}_{uuid.uuid4().hex[:6]}"
         self.queues: list[str] = []
         self.processes: list[Process] = []
@@ -104,13 +107,19 @@ class Stack(Queues):
         """Empty every table of a test's making. What a test left running is disconnected, not waited for."""
         tables = ["reliable_jobs_job", "reliable_jobs_jobevent", "testapp_effect", "testapp_parent", "testapp_child"]
         tables += ["reliable_jobs_jobgroup", "reliable_jobs_jobstate", "reliable_jobs_savedgroup"]
-        tables.append("reliable_jobs_cancelledworkflow")
-        tables.append("django_celery_results_taskresult")
+        tables += ["reliable_jobs_cancelledworkflow", "reliable_jobs_process", "reliable_jobs_processseen"]
+        tables += ["reliable_jobs_stat", "reliable_jobs_statstate", "reliable_jobs_queuestat"]
+        tables += ["reliable_jobs_bulkact", "reliable_jobs_pause", "django_celery_results_taskresult"]
         for attempt in range(3):
             try:
-                with psycopg.connect(self.database_url, autocommit=True) as connection:
+                with psycopg.connect(self.database_url) as connection:
                     connection.execute(f"SET lock_timeout = '{1 + attempt}s'")
-                    connection.execute(f"TRUNCATE {', '.join(tables)} RESTART IDENTITY")
+                    # Waits for whoever uses one of them, as TRUNCATE does, which makes new files for each.
+                    connection.execute(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE")
+                    sizes = (f"SELECT '{table}', pg_relation_size('{table}')" for table in tables)
+                    for table, size in connection.execute(" UNION ALL ".join(sizes)).fetchall():
+                        if size:
+                            connection.execute(f"{'TRUNCATE' if size > LARGE else 'DELETE FROM'} {table}")
                     return
             except psycopg.errors.DeadlockDetected:  # with a sweep, which goes on
                 continue
@@ -126,16 +135,23 @@ class Stack(Queues):
                 f"WHERE datname = current_database() AND pid <> pg_backend_pid() AND {which}"
             ).fetchone()[0]
 
-    def sessions(self, which: str) -> int:
-        """How many database sessions of this stack but our own there are."""
+    def pids(self, which: str) -> list[int]:
+        """The server's processes of such database sessions of this stack, our own one left out."""
         with psycopg.connect(self.database_url, autocommit=True) as connection:
-            return connection.execute(
-                "SELECT count(*) FROM pg_stat_activity "
+            rows = connection.execute(
+                "SELECT pid FROM pg_stat_activity "
                 f"WHERE datname = current_database() AND pid <> pg_backend_pid() AND {which}"
-            ).fetchone()[0]
+            )
+            return [pid for (pid,) in rows]
+
+    def sessions(self, which: str) -> int:
+        """How many such database sessions of this stack but our own there are."""
+        return len(self.pids(which))
 
     def state(self) -> str:
-        """The unfinished jobs with their events, and the sessions with what they hold or wait for. For a person."""
+        """The unfinished jobs with their events, the sessions with what they hold or wait for, and which running rows a
+        sweeper could lock.
+        """
         questions = (
             "SELECT id, status, reason, sends, crashes, interruptions, epoch, due_at - now(), check_at - now(), "
             "lease_at - now(), worker, (SELECT array_agg(kind || ' ' || at || ' ' || detail ORDER BY event.id) "
@@ -143,6 +159,10 @@ class Stack(Queues):
             "FROM reliable_jobs_job job WHERE finished_at IS NULL LIMIT 20",
             "SELECT pid, state, now() - xact_start, wait_event, pg_blocking_pids(pid), left(query, 200) "
             "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()",
+            "SELECT 'running', id, lease_at <= statement_timestamp() AS over, xmin, xmax FROM reliable_jobs_job "
+            "WHERE status = 'running'",
+            "SELECT 'not locked', id FROM reliable_jobs_job WHERE status = 'running' FOR NO KEY UPDATE SKIP LOCKED",
+            "SELECT 'up since', pg_postmaster_start_time(), clock_timestamp()",
         )
         try:
             with psycopg.connect(self.database_url, autocommit=True, connect_timeout=5) as connection:
@@ -239,7 +259,7 @@ class Stack(Queues):
         behind it waits for being overtaken, or for that time. A broker that is away is asked for a second."""
         reachable = Publisher.reachable
         with (
-            mock.patch.object(sweeper, "FRONTIER_AGE", 1.0),
+            mock.patch.object(lost_messages, "FRONTIER_AGE", 1.0),
             mock.patch.object(
                 Publisher, "reachable", lambda self, timeout=1.0, **more: reachable(self, min(timeout, 1.0), **more)
             ),

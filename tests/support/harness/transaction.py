@@ -38,7 +38,7 @@ class Transaction:
 
         self._thread = threading.Thread(target=run, daemon=True)
         self._thread.start()
-        if not self._did.wait(10):
+        if not self._did.wait(60):
             self._go.set()
             raise AssertionError("the other session waits for a lock")
         if self.error is not None:

@@ -11,8 +11,9 @@ from typing import TypeVar
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 DATABASE_URL = "postgresql://postgres@127.0.0.1:5432/postgres"
 BROKER_URL = "amqp://guest:guest@127.0.0.1:5672//"
-#: Deadline of every wait: a loaded machine is slow, a test that passes never waits so long.
-PATIENCE = float(os.environ.get("PATIENCE", "45"))
+#: Deadline of every wait. Generous, because CI has been seen at a quarter of its speed, and what passes never waits so
+#: long. A mutant is tried with less.
+PATIENCE = float(os.environ.get("PATIENCE", "180"))
 
 _T = TypeVar("_T")
 

@@ -15,6 +15,7 @@ from tests.support.private_servers.handshakes import amqp_auth, postgres_auth
 from tests.support.private_servers.mariadb import PrivateMariaDB
 from tests.support.private_servers.pgbouncer import PgBouncer
 from tests.support.private_servers.postgresql import PrivatePostgres
+from tests.support.private_servers.prometheus import PrivatePrometheus
 from tests.support.private_servers.proxy import CuttableProxy
 from tests.support.private_servers.rabbitmq import PrivateRabbitMQ
 from tests.support.private_servers.redis import PrivateRedis
@@ -35,6 +36,7 @@ __all__ = [
     "PgBouncer",
     "PrivateMariaDB",
     "PrivatePostgres",
+    "PrivatePrometheus",
     "PrivateRabbitMQ",
     "PrivateRedis",
     "Server",

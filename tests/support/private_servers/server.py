@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 HOST = "127.0.0.1"
-START_SECONDS = 60.0
-STOP_SECONDS = 30.0
+START_SECONDS = 180.0
+STOP_SECONDS = 90.0
 
 Self = TypeVar("Self", bound="Managed")
 

@@ -1,4 +1,4 @@
-"""``manage.py serve_demo``: the shop, a worker, beat and the admin, to look at."""
+"""``manage.py serve_demo``: the shop, a worker, beat and the admin, on a bad night, to look at."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Command(BaseCommand):
     def serve(self, port: int) -> None:
         from django.contrib.auth import get_user_model
 
-        from demo_project.trial import brokers, customers
+        from demo_project.trial import brokers, customers, night
         from demo_project.trial.processes import Fleet
 
         call_command("migrate", verbosity=0)
@@ -55,6 +55,7 @@ class Command(BaseCommand):
                     if not site.alive:
                         raise CommandError(f"The site did not start:\n{site.last_words()}")
                     time.sleep(0.1)
+                night.begin(fleet)
                 self.stdout.write(f"Shop:   http://{HOST}:{port}/")
                 self.stdout.write(f"Admin:  http://{HOST}:{port}/admin/  (user {USER}, password {PASSWORD})")
                 self.stdout.write(f"Logs, mails and the payment provider's log: {settings.DEMO_DIR}")

@@ -39,6 +39,11 @@ def receipt(number):
 
 
 @shared_task(base=ReliableTask)
+def item(number, position):
+    Entry.objects.create(number=number, what=f"item {position}")
+
+
+@shared_task(base=ReliableTask)
 def pack(number):
     Entry.objects.create(number=number, what="packed")
     return number

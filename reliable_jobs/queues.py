@@ -1,0 +1,82 @@
+"""Which queues have jobs of a kind, for the cost of one step of an index for each queue.
+
+``SELECT DISTINCT queue`` would read all those jobs: a hundred thousand that wait in one queue would make each look of
+each sweeper longer. MySQL has no partial indexes, where such a step would read settled jobs; it reads the rows.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+from django.db import connections
+
+from reliable_jobs.clock import now_sql
+from reliable_jobs.compat.django import has_partial_indexes, zone_of
+from reliable_jobs.models import Job
+
+
+class Kind(NamedTuple):
+    """Jobs whose queues are asked for."""
+
+    #: The condition of a partial index, word for word, which begins with the queue …
+    condition: str
+    #: … and has this time next.
+    time: str
+
+
+#: Waiting, and no message is believed out.
+UNSENT = Kind("status = 'waiting' AND sends = 0", "due_at")
+#: Waiting.
+WAITING = Kind("status = 'waiting'", "due_at")
+#: Waiting, and published.
+SENT = Kind("status = 'waiting' AND sends > 0", "check_at")
+
+_FOUND = """
+    WITH RECURSIVE found (queue) AS (
+        SELECT MIN(queue) FROM {job} WHERE {condition}
+        UNION ALL
+        SELECT (SELECT MIN(queue) FROM {job} WHERE {condition} AND queue > found.queue)
+        FROM found WHERE found.queue IS NOT NULL
+    )
+"""
+_ANY = f"{_FOUND} SELECT queue FROM found WHERE queue IS NOT NULL"
+_ANY_BY_ROWS = "SELECT DISTINCT queue FROM {job} WHERE {condition} ORDER BY queue"
+
+#: The oldest first.
+_PAST = f"""
+    {_FOUND}, oldest (queue, at) AS (
+        SELECT queue, (SELECT MIN({{time}}) FROM {{job}} WHERE {{condition}} AND queue = found.queue)
+        FROM found WHERE queue IS NOT NULL
+    )
+    SELECT queue FROM oldest WHERE at <= {{now}} ORDER BY at
+"""
+_PAST_BY_ROWS = """
+    SELECT queue FROM {job} WHERE {condition} AND {time} <= {now} GROUP BY queue ORDER BY MIN({time})
+"""
+
+
+def with_any(kind: Kind, using: str) -> list[str]:
+    """The queues that have jobs of this kind, by name."""
+    return _names(using, kind, _ANY, _ANY_BY_ROWS)
+
+
+def with_past(kind: Kind, using: str) -> list[str]:
+    """The queues in which the time of a job of this kind has come, the one that has waited longest first."""
+    return _names(using, kind, _PAST, _PAST_BY_ROWS)
+
+
+def _names(using: str, kind: Kind, by_steps: str, by_rows: str) -> list[str]:
+    connection = connections[using]
+    text = by_steps if has_partial_indexes(connection) else by_rows
+    with connection.cursor() as cursor:
+        cursor.execute(_in_words(text, kind, connection.vendor, zone_of(connection) == "UTC"), [])
+        return [queue for (queue,) in cursor.fetchall()]
+
+
+@functools.cache
+def _in_words(text: str, kind: Kind, vendor: str, utc: bool) -> str:
+    """Everything that it depends on is among the arguments, as in lifecycle/sql.py."""
+    quote = "`" if vendor == "mysql" else '"'
+    table = f"{quote}{Job._meta.db_table}{quote}"
+    return text.format(job=table, now=now_sql(vendor, utc), condition=kind.condition, time=kind.time)

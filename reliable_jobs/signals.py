@@ -1,0 +1,152 @@
+"""Django signals of a job's way, for metrics, traces and other watchers. docs/telemetry.md has an example.
+
+Each is sent once what it says has been committed; ``job_started`` alone comes before the task function. Each comes once
+as a rule. A process that dies between the commit and the signal sends none, and an error around a COMMIT can double
+one: a signal is for watching, and what must happen belongs in the transaction. Where nobody listens, nothing is done.
+
+A receiver runs in the process that did the work, in its thread, so it should be short. What it raises is logged by
+Django (``django.dispatch``) and fails no job. ``sender`` is the model class ``Job``. All have these arguments:
+
+- ``job_id``: the job's :class:`uuid.UUID`, which is the Celery task id too;
+- ``task``, ``queue``: names; ``queue`` is "" where it is not known;
+- ``using``: alias of the database that holds the job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from celery.exceptions import SoftTimeLimitExceeded
+from django.db import connections, transaction
+from django.dispatch import Signal
+
+from reliable_jobs.compat.django_signals import receivers_of, unlock_in_children
+from reliable_jobs.compat.django_transaction import after_commit, commits_on_exit, in_transaction
+
+#: The transaction with the new row has been committed. Not for a call whose key names an existing job, nor where the
+#: caller commits by hand (``set_autocommit(False)``), nor for the row of a message that came from elsewhere.
+job_enqueued = Signal()
+#: The broker has confirmed the job's message. ``send``: the number of this send since the job last became waiting (1 is
+#: the first), None where the task is not a reliable one. A job may be published more often than it runs.
+job_published = Signal()
+#: A worker has claimed the job, and calls its task function next. ``attempt``: 1 plus the failures before; ``wait``:
+#: seconds from the job's due time to the claim. An atomic function's transaction is open: statements on the job's
+#: database, and the closing of its connection, are refused in receivers.
+job_started = Signal()
+#: The job has ended for good. ``status``: succeeded, failed, cancelled or expired; ``kind``: of the event that records
+#: it (``EventKind``), "" for a success; ``detail``: that event's text, without sensitive values; ``error_class``: name
+#: of the exception's class, or ""; ``attempt``: as above, None where it is not known; ``seconds``: from the claim to
+#: the settlement, None where no run ended the job. Not for the later steps of a chain that failed: it is sent once, for
+#: the step that did.
+job_settled = Signal()
+#: A sweeper took the job back from a dead run; it will run again, or be failed by its next claim. ``detail``: how it
+#: died, as far as known; ``seen``: whether its worker's parent process saw it die, and has logged and recorded that.
+job_rescued = Signal()
+#: No worker can run the job. ``final``: False when a worker hands it back for the first time, True when it is given up,
+#: and ``job_settled`` is sent too; ``detail``: why.
+job_parked = Signal()
+
+unlock_in_children([job_enqueued, job_published, job_started, job_settled, job_rescued, job_parked])
+
+
+class ReceiverUsedDatabase(RuntimeError):
+    """A receiver of ``job_started`` used, or closed, the database in whose transaction the task function is to run.
+    Write in ``job_settled``, or on another connection."""
+
+
+@functools.cache
+def _job() -> Any:
+    """Not imported above: a project's celery.py, which is imported before Django's apps are loaded, may import this."""
+    from reliable_jobs.models import Job
+
+    return Job
+
+
+#: Whether anybody listens to a signal. Asked before what it says is put together.
+heard = receivers_of
+
+
+def send(signal: Signal, using: str, many: Iterable[dict[str, Any]]) -> None:
+    """Send now. Raises nothing of a receiver's.
+
+    Args:
+        many: what is said of each job, but ``using``.
+
+    Raises:
+        celery.exceptions.SoftTimeLimitExceeded: once all have been told. It comes once, and was meant for the task
+            function that runs here. Not of ``job_settled``: as a rule that function has ended.
+    """
+    if heard(signal):
+        cut_off = None
+        for said in many:
+            answers = signal.send_robust(_job(), using=using, **said)
+            cut_off = _time_limit(answers) or cut_off
+        if cut_off is not None and signal is not job_settled:
+            raise cut_off
+
+
+def _time_limit(answers: Iterable[tuple[Any, Any]]) -> SoftTimeLimitExceeded | None:
+    return next((answer for _, answer in answers if isinstance(answer, SoftTimeLimitExceeded)), None)
+
+
+def send_after_commit(signal: Signal, using: str, many: Iterable[dict[str, Any]]) -> None:
+    """:func:`send` when the open transaction has been committed, at once where none is open."""
+    if not heard(signal):
+        return
+    connection = connections[using]
+    if not connection.get_autocommit() and not (in_transaction(connection) and commits_on_exit(connection)):
+        return  # Django runs no hooks where the caller commits by hand
+    after_commit(functools.partial(send, signal, using, many), using)
+
+
+def _refuse(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+    raise ReceiverUsedDatabase("A receiver of job_started must not use the job's database.")
+
+
+@contextlib.contextmanager
+def _kept_open(connection: Any) -> Iterator[None]:
+    """Nobody closes a connection meanwhile, or opens it anew, with which its transaction would be gone."""
+
+    def refuse() -> None:
+        raise ReceiverUsedDatabase("A receiver of job_started must not use the job's database, nor close it.")
+
+    names = ("close", "connect")
+    before = {name: vars(connection)[name] for name in names if name in vars(connection)}
+    for name in names:
+        setattr(connection, name, refuse)
+    try:
+        yield
+    finally:
+        for name in names:
+            delattr(connection, name)
+        for name, value in before.items():
+            setattr(connection, name, value)
+
+
+def send_started(job: Any, using: str, wait: float) -> None:
+    """Send ``job_started`` in the transaction of the run, which no receiver can break.
+
+    Raises:
+        celery.exceptions.SoftTimeLimitExceeded: it was meant for the task function.
+    """
+    connection = connections[using]
+    doomed = in_transaction(connection) and transaction.get_rollback(using=using)
+    kept = _kept_open(connection) if in_transaction(connection) else contextlib.nullcontext()
+    with connection.execute_wrapper(_refuse), kept:
+        said = {**about(job), "using": using, "attempt": job.failures + 1, "wait": wait}
+        answers = job_started.send_robust(_job(), **said)
+    if in_transaction(connection):
+        # save() has noted the refused statement as one that broke the transaction.
+        transaction.set_rollback(doomed, using=using)
+    if (cut_off := _time_limit(answers)) is not None:
+        raise cut_off
+
+
+def about(job: Any) -> dict[str, Any]:
+    """What all signals say of a job."""
+    job_id: uuid.UUID = job.pk
+    return {"job_id": job_id, "task": job.task, "queue": job.queue}
