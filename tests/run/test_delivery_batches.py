@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import socket
 import sqlite3
 import threading
@@ -700,6 +701,19 @@ def test_a_broker_that_says_nothing_holds_up_nobody_who_tells_of_jobs(scheme: st
         telling.start()
         telling.join(PATIENCE)
         assert not telling.is_alive()
+
+
+@pytest.mark.parametrize("scheme", ["amqp", "redis"])
+def test_a_broker_that_is_gone_is_given_up_for_an_event(scheme: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Left to itself, kombu tries to connect for ever, and the next events wait for it."""
+    with socket.socket() as bound:  # and does not listen
+        bound.bind(("127.0.0.1", 0))
+        gone = Celery("gone", broker=f"{scheme}://127.0.0.1:{bound.getsockname()[1]}//")
+        with caplog.at_level(logging.INFO, task_events.__name__):
+            events = task_events.TaskEvents(gone, HOSTNAME, 0)
+            events.starts({"id": "1", "task": "one"})
+            events.tell()
+            wait_until(lambda: "Monitors were not told of 2 task events" in caplog.text, "the events are given up")
 
 
 def test_events_carry_the_clock_of_the_workers_parent_process() -> None:
