@@ -165,7 +165,7 @@ class _Teller(threading.Thread):
             connection = self.app.connection_for_write(heartbeat=0, connect_timeout=_PATIENCE)
             options = connection.transport_options or {}
             connection.transport_options = within(_PATIENCE, connection.transport, options)
-            # Left to itself, kombu would try again for ever.
+            # Left to itself, kombu would try for as long as a connection may take, while the next events wait.
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=_PATIENCE)
             self._producer = Producer(connection)
         exchange = get_exchange(self._producer.connection, name=self.app.conf.event_exchange)

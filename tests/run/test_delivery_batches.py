@@ -705,15 +705,22 @@ def test_a_broker_that_says_nothing_holds_up_nobody_who_tells_of_jobs(scheme: st
 
 @pytest.mark.parametrize("scheme", ["amqp", "redis"])
 def test_a_broker_that_is_gone_is_given_up_for_an_event(scheme: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Left to itself, kombu tries to connect for ever, and the next events wait for it."""
+    """At its first refusal: kombu would try for as long as a connection may take, for each event, and the next wait."""
+    many = 40
     with socket.socket() as bound:  # and does not listen
         bound.bind(("127.0.0.1", 0))
         gone = Celery("gone", broker=f"{scheme}://127.0.0.1:{bound.getsockname()[1]}//")
         with caplog.at_level(logging.INFO, task_events.__name__):
             events = task_events.TaskEvents(gone, HOSTNAME, 0)
-            events.starts({"id": "1", "task": "one"})
-            events.tell()
-            wait_until(lambda: "Monitors were not told of 2 task events" in caplog.text, "the events are given up")
+            for number in range(many):
+                for job in "ab":
+                    events.starts({"id": f"{job}{number}", "task": "one"})
+                events.tell()
+            wait_until(
+                lambda: caplog.text.count("Monitors were not told of 4 task events") == many,
+                "the events are given up",
+                seconds=many / 2,
+            )
 
 
 def test_events_carry_the_clock_of_the_workers_parent_process() -> None:
