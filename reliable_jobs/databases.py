@@ -19,6 +19,7 @@ from django.db import connections, router
 
 from reliable_jobs.compat.django import database_settings, made_connections, may_hold, quoted, settings_of, table_names
 from reliable_jobs.compat.django_transaction import is_of_a_test, open_blocks
+from reliable_jobs.conf import settings
 from reliable_jobs.errors import AmbiguousTransaction
 from reliable_jobs.models import Job
 
@@ -155,6 +156,30 @@ def on_each(work: Callable[[str], Any], what: str) -> None:
             trouble = error
     if trouble is not None:
         raise trouble
+
+
+def keep_connections() -> Callable[[], None]:
+    """Let this process keep its connections between two uses: for WORKER_CONN_MAX_AGE seconds where CONN_MAX_AGE is 0,
+    Django's default. Django's own ``close_old_connections`` closes them, and has each checked before it is used again.
+    Databases with a pool of connections (``OPTIONS["pool"]``) keep theirs there.
+
+    Returns:
+        What undoes it.
+    """
+    changed: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for configured in database_settings().values():
+        if not settings.WORKER_CONN_MAX_AGE or configured.get("OPTIONS", {}).get("pool"):
+            continue
+        changed.append((configured, {name: configured[name] for name in ("CONN_MAX_AGE", "CONN_HEALTH_CHECKS")}))
+        if configured["CONN_MAX_AGE"] == 0:
+            configured["CONN_MAX_AGE"] = settings.WORKER_CONN_MAX_AGE
+        configured["CONN_HEALTH_CHECKS"] = True
+
+    def undo() -> None:
+        for configured, before in changed:
+            configured.update(before)
+
+    return undo
 
 
 def forget(**kwargs: Any) -> None:

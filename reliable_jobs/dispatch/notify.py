@@ -1,8 +1,9 @@
 """Telling a relay that there is work, after the commit.
 
 A NOTIFY inside the caller's transaction would serialise all commits of the PostgreSQL instance behind one lock. This
-one is a statement of its own after the commit, and rare: a relay that has been woken looks again and again for
-``ACTIVE`` seconds, so a process speaks up at most once in half that time. Nothing depends on it: a relay polls.
+one is a statement of its own after the commit: it writes nothing, so nobody waits for a disk behind that lock. A
+process speaks up at most once in ``NUDGE_EVERY`` seconds; a relay that has been woken looks again after that time, for
+what was committed meanwhile. Nothing depends on it: a relay polls.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from reliable_jobs.compat.django import driver_of
 logger = logging.getLogger(__name__)
 
 CHANNEL = "reliable_jobs"
-#: How long a relay goes on looking every few milliseconds after it last found something, in seconds.
-ACTIVE = 1.0
+#: The shortest time between two NOTIFYs of a process, in seconds, and between two looks of a relay at the table.
+NUDGE_EVERY = 0.01
 
 _last: dict[str, float] = {}
 
 
 def nudge(alias: str) -> None:
-    """Wake the relays, if none has been woken lately. Call it after the commit; it never raises."""
+    """Wake the relays, if this process has not just done so. Call it after the commit; it never raises."""
     connection = connections[alias]
     now = time.monotonic()
-    if connection.vendor != "postgresql" or now - _last.get(alias, -ACTIVE) < ACTIVE / 2:
+    if connection.vendor != "postgresql" or now - _last.get(alias, -NUDGE_EVERY) < NUDGE_EVERY:
         return
     _last[alias] = now
     # InterfaceError, of a connection that has died, is no DatabaseError to Django.

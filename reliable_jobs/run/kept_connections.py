@@ -19,6 +19,7 @@ from typing import Any
 from celery import signals
 from django.db import close_old_connections, connections, transaction
 
+from reliable_jobs import databases
 from reliable_jobs.compat.celery_pool import close_cache, django_fixups, is_pool, pool_of, task_receivers
 from reliable_jobs.compat.django import database_settings, driver_of, settings_of, start_anew, take_pools
 from reliable_jobs.compat.django_transaction import in_transaction
@@ -47,7 +48,8 @@ def keep_connections(worker: Any) -> bool:
     global active
     active = bool(fixups)
     if active:
-        _set_ages()
+        # A function may use any of them; the one that its claim has tried is not tried again: see run/delivery.py.
+        databases.keep_connections()
     return active
 
 
@@ -65,14 +67,6 @@ def leave_pools_to_the_parent() -> None:
 
 def _forget_pools() -> None:
     _left_to_the_parent.extend(take_pools())
-
-
-def _set_ages() -> None:
-    for configured in database_settings().values():
-        if configured.get("CONN_MAX_AGE") == 0:
-            configured["CONN_MAX_AGE"] = settings.WORKER_CONN_MAX_AGE
-        # A function may use any of them; the one that its claim has tried is not tried again: see run/delivery.py.
-        configured["CONN_HEALTH_CHECKS"] = True
 
 
 class _Around:

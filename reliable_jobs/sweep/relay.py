@@ -1,7 +1,7 @@
 """The relay process: publishes due rows as they come, and sweeps and prunes beside that.
 
     woken, or a pause is over → due rows in windows, until there are none → every second the whole sweep, now and then
-    the pruner → a pause: short while there was work lately, ``interval`` when there was none
+    the pruner → a pause until a commit wakes it: short while there was work lately, at most ``interval``
 
 A window's time is spent in turn on the database and on waiting for the broker's confirms, so while there is a backlog
 a second thread does the same: one's rows are read while the other's are confirmed. Any number of relays may run;
@@ -23,7 +23,8 @@ from django.db import close_old_connections
 
 from reliable_jobs import databases
 from reliable_jobs.compat.django import close_connections
-from reliable_jobs.dispatch.notify import ACTIVE, Ear
+from reliable_jobs.conf import settings
+from reliable_jobs.dispatch.notify import NUDGE_EVERY, Ear
 from reliable_jobs.presence import Beacon
 from reliable_jobs.status import ProcessKind
 from reliable_jobs.sweep import pruner, statistics, sweeper
@@ -31,8 +32,8 @@ from reliable_jobs.sweep import pruner, statistics, sweeper
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-#: Pause between two looks while there was work lately, in seconds.
-SHORT = 0.02
+#: Pause between two looks while there was work in the last ACTIVE seconds, where no commit wakes the relay; in seconds.
+SHORT, ACTIVE = 0.02, 1.0
 #: How often the whole sweep and the pruner run, in seconds.
 SWEEP_EVERY = 1.0
 PRUNE_EVERY = 3600.0
@@ -74,9 +75,9 @@ class Relay:
         for ear in ears:
             ear.start()
         try:
-            with self._second_thread():
+            with self._at_work():
                 while not self._stopped:
-                    if not self._round():
+                    if self._round() < settings.SWEEP_LIMIT:
                         self._pause()
         finally:
             beacon.stop()
@@ -87,20 +88,26 @@ class Relay:
         """Until nothing is due that could be published. Whether all was: False also where a round met an error, the
         last one left due rows, a message was returned, or :meth:`stop` came first."""
         done = False
-        with self._second_thread():
+        with self._at_work():
             while not self._stopped and not done:
                 # What a round did not get confirmed is due again at once, for as long as others are.
                 done = not self._round() or self.failed
         return done and not (self.failed or self.left_due or self.returned)
 
     @contextlib.contextmanager
-    def _second_thread(self) -> Iterator[None]:
-        with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="reliable_jobs-relay") as self._second:
-            try:
-                yield
-            finally:
-                self._submit(close_connections)
-                self._second = None
+    def _at_work(self) -> Iterator[None]:
+        """Inside, there is a second thread, and both keep their connections from one look to the next: a new one takes
+        longer than the look."""
+        close_for_each_look = databases.keep_connections()
+        try:
+            with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="reliable_jobs-relay") as self._second:
+                try:
+                    yield
+                finally:
+                    self._submit(close_connections)
+                    self._second = None
+        finally:
+            close_for_each_look()
 
     def _submit(self, work: Callable[[], _T]) -> concurrent.futures.Future[_T] | None:
         """Have the second thread do something, if there is one to be had."""
@@ -111,16 +118,24 @@ class Relay:
             return None
 
     def _pause(self) -> None:
-        active = time.monotonic() - self._worked_at < ACTIVE
+        until = time.monotonic() + self._longest_pause()
         # In small steps: a signal handler may set no event, its lock may be held by what it interrupts.
-        until = time.monotonic() + (SHORT if active else self.interval)
         while not self._stopped and not self._wake.wait(min(0.1, max(0.0, until - time.monotonic()))):
             if time.monotonic() >= until:
                 break
+        # While jobs come one by one, those of a moment are sent together: a look for each would be all that it does.
+        time.sleep(max(0.0, self._worked_at + NUDGE_EVERY - time.monotonic()))
         self._wake.clear()
 
-    def _round(self) -> bool:
-        """Publish what is due; sweep and prune when it is time. Says whether anything was published."""
+    def _longest_pause(self) -> float:
+        """Seconds until the next look, if no commit wakes the relay sooner."""
+        quiet = time.monotonic() - self._worked_at
+        if quiet < SHORT:
+            return NUDGE_EVERY  # a process that has just spoken up may have committed more since
+        return SHORT if quiet < ACTIVE else self.interval
+
+    def _round(self) -> int:
+        """Publish what is due; sweep and prune when it is time. Returns how many rows were published."""
         self.failed = self.left_due = False
         found = self._by_two(lambda more: sweeper.publish_due(self.app, more))
         if time.monotonic() >= self._sweep_at and not self._stopped:
@@ -133,7 +148,7 @@ class Relay:
         if time.monotonic() >= self._prune_at and not self._stopped:
             self._prune_at = time.monotonic() + PRUNE_EVERY
             self._try(pruner.prune)
-        return bool(found)
+        return found
 
     def _by_two(self, work: Callable[[sweeper.OnBacklog], sweeper.Report]) -> int:
         """Do what publishes due rows, with the second thread's help from the first full window on. Returns how many

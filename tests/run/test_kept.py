@@ -13,6 +13,7 @@ from celery.concurrency import gevent, prefork, solo, thread
 from celery.fixups.django import DjangoFixup
 from django.db import connection, connections
 
+from reliable_jobs import databases
 from reliable_jobs.compat import django as compat_django
 from reliable_jobs.run import kept_connections
 from tests.support.harness import PATIENCE, Stack, wait_until
@@ -104,10 +105,15 @@ def test_a_projects_own_age_stays_and_kept_connections_are_checked(
 ) -> None:
     own = {**connections.settings["default"], "CONN_MAX_AGE": 5}
     other = {**connections.settings["default"], "CONN_MAX_AGE": 0}
-    monkeypatch.setattr(compat_django, "connections", types.SimpleNamespace(settings={"own": own, "other": other}))
-    kept_connections._set_ages()
+    pooled = {**other, "OPTIONS": {"pool": True}}
+    named = {"own": own, "other": other, "pooled": pooled}
+    monkeypatch.setattr(compat_django, "connections", types.SimpleNamespace(settings=named))
+    undo = databases.keep_connections()
     assert (own["CONN_MAX_AGE"], own["CONN_HEALTH_CHECKS"]) == (5, True)
     assert (other["CONN_MAX_AGE"], other["CONN_HEALTH_CHECKS"]) == (600, True)
+    assert pooled["CONN_MAX_AGE"] == 0  # Django takes no age beside a pool
+    undo()
+    assert (own["CONN_MAX_AGE"], other["CONN_MAX_AGE"], other["CONN_HEALTH_CHECKS"]) == (5, 0, False)
 
 
 @pytest.mark.django_db

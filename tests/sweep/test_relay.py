@@ -120,20 +120,41 @@ def test_a_relay_outlives_what_goes_wrong(
         raise RuntimeError("no such thing")
 
     monkeypatch.setattr(sweeper, "publish_due", broken)
-    assert Relay(app)._round() is False
+    assert Relay(app)._round() == 0
     assert "no such thing" in caplog.text
 
 
-def test_pauses_are_short_while_there_is_work_and_long_when_not(jobs: InProcess) -> None:
+def test_an_idle_relay_pauses_for_its_interval(jobs: InProcess) -> None:
     running = Relay(app, interval=0.3)
     began = time.monotonic()
     running._pause()
     assert time.monotonic() - began >= 0.3
-    running.interval = PATIENCE
-    began = time.monotonic()
-    running._worked_at = began + PATIENCE  # there is work, however late it pauses
-    running._pause()
-    assert time.monotonic() - began < PATIENCE
+
+
+def test_the_longer_there_was_no_work_the_longer_are_the_pauses(jobs: InProcess) -> None:
+    running = Relay(app, interval=600)
+    pauses = []
+    for quiet in (0, relay.ACTIVE / 2, 2 * relay.ACTIVE):
+        running._worked_at = time.monotonic() - quiet
+        pauses.append(running._longest_pause())
+    assert pauses == [notify.NUDGE_EVERY, relay.SHORT, 600]
+
+
+def test_jobs_that_come_one_by_one_are_sent_together(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look for each would be all that the relay does. The first after a quiet time does not wait."""
+    running = Relay(app, interval=600)
+
+    def pauses(quiet: float, every: float) -> float:
+        monkeypatch.setattr(relay, "NUDGE_EVERY", every)
+        began = time.monotonic()
+        running._worked_at = began - quiet
+        running._wake.set()
+        running._pause()
+        assert not running._wake.is_set()
+        return time.monotonic() - began
+
+    assert pauses(0, every=0.3) >= 0.3
+    assert pauses(2 * PATIENCE, every=PATIENCE) < PATIENCE
 
 
 def test_without_an_app_the_command_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +205,7 @@ def test_a_process_speaks_up_once_for_many_commits(
     stack: Stack, idle_queue: str, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.RELIABLE_JOBS = {**stack.settings, "DISPATCH": "relay"}
-    monkeypatch.setattr(notify, "ACTIVE", 10 * PATIENCE)  # however long these commits take
+    monkeypatch.setattr(notify, "NUDGE_EVERY", 10 * PATIENCE)  # however long these commits take
 
     def act() -> None:
         for number in range(20):
@@ -203,12 +224,30 @@ def test_a_relay_is_woken_by_a_commit_long_before_it_would_look(stack: Stack, se
         running.wait_for_line("Relay is ready")
         wait_until(lambda: listeners() >= 1, "the relay listens")
         for number in range(3):
-            notify._last.clear()
             stack.ends(tasks.effect.delay(f"woken {number}"), seconds=PATIENCE)
         running.popen.send_signal(signal.SIGTERM)
         wait_until(lambda: not running.alive, "the relay ends when told")
         assert running.popen.returncode == 0
         assert "Published 3 job(s)." in running.log
+
+
+@pytest.mark.servers
+def test_a_relay_keeps_its_session_from_one_look_to_the_next(stack: Stack, idle_queue: str) -> None:
+    """With Django's own CONN_MAX_AGE of 0. To connect takes longer than to look."""
+    if connection.vendor != "postgresql":
+        pytest.skip("sessions of PostgreSQL")
+    relay_process(stack, "--interval", "0.05").wait_for_line("Relay is ready")
+
+    def looks_again() -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                " AND query LIKE %s AND query_start > backend_start + interval '0.5 s'",
+                ['%FROM "reliable_jobs_job"%'],
+            )
+            return bool(cursor.fetchone()[0])
+
+    wait_until(looks_again, "a session looks at the table half a second after it began", 20)
 
 
 def listeners() -> int:
@@ -327,4 +366,3 @@ def test_a_database_without_notify_is_polled(stack: Stack, idle_queue: str, monk
     tasks.effect.bulk_delay((f"polled {n}",) for n in range(on_commit.MAX_ON_COMMIT + 1))
     relay_process(stack, "--interval", "0.2").wait_for_line("Relay is ready")
     wait_until(lambda: not Job.objects.filter(sends=0).exists(), "all are sent")
-    assert relay.SHORT < notify.ACTIVE / 2
