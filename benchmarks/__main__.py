@@ -1,6 +1,6 @@
 """Measures the contenders side by side and prints medians, spread and ratios.
 
-    python -m benchmarks [enqueue bulk relay work results chord latency sweep horizon churn hour watching]
+    python -m benchmarks [enqueue bulk relay work results chord latency behind sweep horizon churn hour watching]
                          [--rounds N] [--quick] [--json FILE]
 
 Uses the PostgreSQL of DATABASE_URL and the RabbitMQ of BROKER_URL (by default those on this machine) and removes there
@@ -30,6 +30,7 @@ NAMES = (
     "results",
     "chord",
     "latency",
+    "behind",
     "sweep",
     "horizon",
     "churn",

@@ -90,6 +90,7 @@ BENCHMARK = Benchmark(
         Contender("Celery as Django sets it up", "celery:BareCelery"),
         Contender("Celery, connections kept", "celery:KeptCelery"),
         Contender("ReliableTask on commit", "reliable:OnCommit"),
+        Contender("ReliableTask on commit, DELIVERY_BATCH = 1", "reliable:Alone"),
         Contender("ReliableTask by relay", "reliable:Relay"),
         Contender("procrastinate", "procrastinate:Procrastinate"),
     ),

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +20,10 @@ from benchmarks.rivals.celery import worker
 
 if TYPE_CHECKING:
     from celery import Celery
+
+
+#: Jobs of :class:`Mixed` that take long.
+LONG = 10
 
 
 class OnCommit(Rival):
@@ -120,6 +125,24 @@ class Alone(OnCommit):
     """``DELIVERY_BATCH = 1``: a message for each job."""
 
     settings: ClassVar[dict[str, Any]] = {**OnCommit.settings, "RELIABLE_JOBS": {"DELIVERY_BATCH": 1}}
+
+
+class Mixed(OnCommit):
+    """The jobs 0 to LONG - 1 take 5 s, all others 5 ms."""
+
+    def decorate(self, body: Callable[[int], None]) -> Any:
+        @functools.wraps(body)
+        def mixed(number: int) -> None:
+            body(number)
+            time.sleep(5.0 if number in range(LONG) else 0.005)
+
+        return super().decorate(mixed)
+
+
+class MixedAlone(Mixed):
+    """A message for each of them."""
+
+    settings = Alone.settings
 
 
 class ServersAutovacuum(Bundled):
