@@ -133,19 +133,25 @@ def judge(sql: Sql, answers: dict[int, int], alias: str = "default", schema: str
         else:
             verdict.healthy_but_failed += 1
             verdict.evidence.append(f"healthy-but-failed: {task} {job} is {status} ({reason}): {error[-300:]}")
+    for (group,) in sql(_GROUPS, alias):
+        verdict.unfinished += 1
+        verdict.evidence.append(f"unfinished: what follows group {group} has not been written")
     return verdict
 
 
 _JOBS = (
     "SELECT id, task, status, reason, error FROM reliable_jobs_job WHERE task LIKE 'shop.%' AND status <> 'succeeded'"
 )
+#: After the last part has ended, and before what follows has been written, no job is unfinished.
+_GROUPS = "SELECT id FROM reliable_jobs_jobgroup WHERE state = 'open'"
 
 
 def unfinished(sql: Sql, alias: str = "default") -> int:
+    open_groups = len(sql(_GROUPS, alias))
     found = sql(
         "SELECT count(*) FROM reliable_jobs_job WHERE task LIKE 'shop.%' AND status IN ('waiting', 'running')", alias
     )
-    return int(found[0][0])
+    return open_groups + int(found[0][0])
 
 
 def planned_runs(answers: dict[int, int]) -> int:

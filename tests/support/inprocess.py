@@ -22,6 +22,7 @@ from celery.worker.request import Request, create_request_cls
 from django.apps import apps
 from django.conf import settings as django_settings
 from django.db import connections
+from django.test import override_settings
 from django.utils import timezone
 from kombu import Connection, Producer, Queue
 from kombu.utils.imports import symbol_by_name
@@ -30,6 +31,7 @@ from reliable_jobs.message.row_to_message import HEADER, outgoing
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.sweep import sweeper
 from tests.celery_app import app, use_broker
+from tests.support.harness import PATIENCE
 from tests.support.harness.queues import close_publishers
 from tests.testapp.models import Effect
 
@@ -235,15 +237,20 @@ def listening(heard: list[str]) -> Iterator[None]:
 @pytest.fixture
 def jobs(transactional_db: None) -> Iterator[InProcess]:
     """Queue, worker and sweeper, with transactions that really commit."""
-    with memory_broker() as queue:
+    with memory_broker() as queue, without_haste():
         yield InProcess(queue)
 
 
 @pytest.fixture
 def rows(db: None) -> Iterator[InProcess]:
     """The same inside a test's transaction, for what needs no commit; on_commit hooks do not fire."""
-    with memory_broker() as queue:
+    with memory_broker() as queue, without_haste():
         yield InProcess(queue)
+
+
+def without_haste() -> override_settings:
+    """A commit publishes however long it takes: a busy machine stands still for longer than a request may."""
+    return override_settings(RELIABLE_JOBS={**django_settings.RELIABLE_JOBS, "PUBLISH_TIMEOUT": PATIENCE})
 
 
 @contextlib.contextmanager

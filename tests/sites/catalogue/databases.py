@@ -174,7 +174,10 @@ DATABASES = [
         databases(entry("default"), entry("orders", database=SECOND)),
         files={"proj/routers.py": ORDERS_ROUTER},
         settings="DATABASE_ROUTERS = ['proj.routers.OrdersRouter']\n",
-        replaced=(("shop/views.py", "transaction.atomic()", "transaction.atomic(using='orders')"),),
+        replaced=(
+            ("shop/views.py", "transaction.atomic()", "transaction.atomic(using='orders')"),
+            ("shop/views.py", "Stat.objects", "Stat.objects.using('orders')"),
+        ),
         migrate=(("migrate", "-v", "0"), ("migrate", "-v", "0", "--database", "orders")),
         alias="orders",
     ),
