@@ -38,6 +38,14 @@ MUTANTS = [
         (f"{I2}::test_a_sweep_counts_its_send_so_that_the_next_one_does_not_repeat_it",),
     ),
     Mutant(
+        "relay-heard",
+        "I2",
+        "sweep/relay.py",
+        "ears = [Ear(alias, self._wake.set) for alias in databases.aliases()]",
+        "ears = [Ear(alias, lambda: None) for alias in databases.aliases()]",
+        ("tests/sweep/test_relay.py::test_a_relay_is_woken_by_a_commit_long_before_it_would_look",),
+    ),
+    Mutant(
         "doubling",
         "I8",
         "sweep/sweeper.py",
