@@ -13,6 +13,7 @@ from typing import Any
 from celery import Task, maybe_signature, shared_task
 from celery.result import AsyncResult
 
+from reliable_jobs.compat.celery_run import unwatched
 from reliable_jobs.dispatch import bundles
 from reliable_jobs.run import bundle
 from reliable_jobs.schedule import PRUNE_TASK, SWEEP_TASK
@@ -67,6 +68,16 @@ class _BundleTask(Task):
     ignore_result = True
     Request = "reliable_jobs.worker.requests:BundleRequest"
     keeps_connections = True
+    _tracer: Any = None
+
+    @property
+    def __trace__(self) -> Any:
+        """What Celery calls for each message; its workers set it. Agents are to see the jobs, and not this call."""
+        return self._tracer
+
+    @__trace__.setter
+    def __trace__(self, tracer: Any) -> None:
+        self._tracer = unwatched(self, tracer)
 
 
 @shared_task(base=_BundleTask, name=bundles.TASK, bind=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import socket
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from billiard.einfo import ExceptionInfo
 from celery import Celery, chord, shared_task
+from celery.app import trace as app_trace
 from celery.exceptions import Ignore, InvalidTaskError, Reject, TaskRevokedError, Terminated, WorkerTerminate
 from celery.worker import state as worker_state
 from celery.worker.request import create_request_cls
@@ -684,6 +686,48 @@ def test_the_heartbeats_of_every_worker_are_no_task_events(jobs: InProcess, of_t
         _, pool = parent(message, dispatcher)
         assert pool.request[task_events.TOLD] == app.clock.value
         assert pool.request[bundle_apart.ALONE] == []
+
+
+def test_an_agent_that_wraps_tracers_sees_each_job_and_no_message(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New Relic's wraps the task that a tracer is made for, and knows one transaction at a time: its agent would see
+    what shares a message as parts of one call, and in no trace of theirs."""
+    inside: list[str] = []
+    seen: list[tuple[str, ...]] = []
+    plain = app_trace.build_tracer
+
+    class Watched:
+        def __init__(self, task: Any) -> None:
+            self.task = task
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.task, name)
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            inside.append(self.name)
+            seen.append(tuple(inside))
+            try:
+                return self.task(*args, **kwargs)
+            finally:
+                inside.pop()
+
+    @functools.wraps(plain)
+    def build_tracer(name: str, task: Any, *args: Any, **kwargs: Any) -> Any:
+        return plain(name, Watched(task), *args, **kwargs)
+
+    both = [app.tasks[one.name], app.tasks[bundles.TASK]]
+    monkeypatch.setattr(app_trace, "build_tracer", build_tracer)
+    try:
+        for task in both:
+            task.__trace__ = build_tracer(task.name, task, app=app)
+        _, message = one_message(jobs)
+        assert jobs.deliver(message).answer == "acked"
+    finally:
+        monkeypatch.undo()
+        for task in both:
+            task.__trace__ = None
+    assert seen == [(one.name,)] * 4
 
 
 @pytest.mark.parametrize("scheme", ["amqp", "redis"])

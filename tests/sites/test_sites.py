@@ -65,10 +65,13 @@ class Tables:
         self.orders = [0, 4]
         self.entries = [(0, "booked"), *((4, what) for what in ("packed", "labelled", "weighed", "shipped"))]
         self.jobs: list[Any] = []
+        self.open_groups: list[str] = []
 
     def __call__(self, sql: str, alias: str = "default") -> list[list[Any]]:
         if "shop_order" in sql:
             return [[number] for number in self.orders]
+        if "jobgroup" in sql:
+            return [[group] for group in self.open_groups]
         return [list(row) for row in (self.entries if "shop_entry" in sql else self.jobs)]
 
     def judged(self) -> Verdict:
@@ -89,6 +92,7 @@ def test_a_run_without_a_fault_has_all_zeros() -> None:
         (lambda tables: tables.entries.append((0, "booked")), "doubled"),
         (lambda tables: tables.jobs.append(("1", "shop.tasks.book", "waiting", "", "")), "unfinished"),
         (lambda tables: tables.jobs.append(("1", "shop.tasks.book", "failed", "error", "")), "healthy_but_failed"),
+        (lambda tables: tables.open_groups.append("1"), "unfinished"),
     ],
 )
 def test_the_verdict_sees(change: Any, what: str) -> None:
