@@ -40,6 +40,7 @@ def test_of_five_copies_one_after_the_other_one_runs(stack: Stack, idle_queue: s
     stack.ends(job)
     worker.wait_for_line(" ignored", 4)
     assert stack.effects("once") == 1
+    assert "taken away" not in worker.log, "a copy has begun; its settlement undid what it wrote"
 
 
 def test_copies_on_two_workers_run_once(stack: Stack, idle_queue: str) -> None:
