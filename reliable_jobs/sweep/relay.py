@@ -123,7 +123,7 @@ class Relay:
         while not self._stopped and not self._wake.wait(min(0.1, max(0.0, until - time.monotonic()))):
             if time.monotonic() >= until:
                 break
-        # While jobs come one by one, those of a moment are sent together: a look for each would be all that it does.
+        # Jobs that come one by one are looked for together, once in NUDGE_EVERY. A look for each would fill a core.
         time.sleep(max(0.0, self._worked_at + NUDGE_EVERY - time.monotonic()))
         self._wake.clear()
 
