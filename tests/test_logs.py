@@ -11,7 +11,8 @@ from celery import shared_task
 from reliable_jobs import ReliableTask
 from reliable_jobs.dispatch.answers import Confirms
 from reliable_jobs.logs import JobFields
-from reliable_jobs.message.row_to_message import outgoing
+from reliable_jobs.message.row_to_message import RowToSend
+from reliable_jobs.models import Job
 from reliable_jobs.sweep import unconfirmed
 from tests.support import inprocess
 from tests.support.inprocess import InProcess
@@ -89,7 +90,7 @@ def test_our_own_records_have_the_fields_without_a_filter(jobs: InProcess, caplo
 
 
 def test_a_record_of_the_sweeper_names_the_job_it_is_about(jobs: InProcess, caplog: pytest.LogCaptureFixture) -> None:
-    job = jobs.row(tasks.effect.delay("nowhere"))
-    unconfirmed.take_back("default", [job], Confirms(returned={outgoing(job, "default").id: "NO_ROUTE"}))
+    (job,) = RowToSend.each(Job.objects.filter(pk=tasks.effect.delay("nowhere").id))
+    unconfirmed.take_back("default", [job], Confirms(returned={job.pk: "NO_ROUTE"}))
     (record,) = [one for one in caplog.records if "not routed" in one.getMessage()]
     assert said_of(record)[:3] == [str(job.pk), tasks.effect.name, jobs.queue]

@@ -32,7 +32,7 @@ MANY = int(os.environ.get("MODEL_EXAMPLES", "1000"))
 
 
 def test_no_history_breaks_a_promise(place: Place) -> None:
-    run_state_machine_as_test(machine(place), settings=profile(60))
+    run_state_machine_as_test(machine(place), settings=profile(30))
 
 
 @pytest.mark.soak

@@ -15,6 +15,7 @@ from __future__ import annotations
 import datetime
 import uuid
 from collections.abc import Sequence
+from typing import TypeVar
 
 from django.db import connections, transaction
 from django.db.models import Exists, OuterRef
@@ -23,12 +24,14 @@ from reliable_jobs.clock import Now
 from reliable_jobs.compat.django import locks_no_keys
 from reliable_jobs.lifecycle.db_errors import clean
 from reliable_jobs.lifecycle.transition import ERROR_LIMIT
+from reliable_jobs.message.row_to_message import RowToSend
 from reliable_jobs.models import Job, Pause, PauseKind
 from reliable_jobs.status import Status
 
 #: How far ahead a due row of a paused task is put, at each time that it comes up.
 AHEAD = datetime.timedelta(hours=1)
 _BATCH = 1000
+_Row = TypeVar("_Row", Job, RowToSend)
 
 
 def pause(kind: str, name: str, using: str, *, actor: str, why: str = "") -> Pause:
@@ -81,7 +84,7 @@ def put_back(job_id: uuid.UUID, kind: str, using: str) -> None:
             put_off([job], using)
 
 
-def put_off(jobs: Sequence[Job], using: str) -> list[Job]:
+def put_off(jobs: Sequence[_Row], using: str) -> list[_Row]:
     """Put those ahead whose tasks are paused; returns the others. Call it in the transaction that has locked the rows.
 
     The pause is locked meanwhile: a resume waits for it, and then brings these rows back too.

@@ -20,6 +20,7 @@ from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle import announce
 from reliable_jobs.lifecycle.db_errors import clean
+from reliable_jobs.message.row_to_message import RowToSend
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.status import FINAL, TRANSITIONS, Status
 
@@ -128,7 +129,7 @@ def record(
 
 
 def event(
-    job: Job | Subject,
+    job: Job | RowToSend | Subject,
     kind: str,
     actor: str,
     detail: str = "",

@@ -12,7 +12,7 @@ from django.db.models import Q
 
 from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
-from reliable_jobs.message.row_to_message import SENT
+from reliable_jobs.message.row_to_message import RowToSend
 from reliable_jobs.models import Job
 from reliable_jobs.status import FINAL, Status
 
@@ -25,7 +25,7 @@ FRONTIER_AGE = 30.0
 OVERTAKING_SLACK = 5.0
 
 
-def probably_lost(alias: str, queue: str, recovery_limit: int) -> list[Job]:
+def probably_lost(alias: str, queue: str, recovery_limit: int) -> list[RowToSend]:
     """Overdue rows of a queue whose messages are probably lost.
 
     Where jobs of a priority move, overtaking decides: a first-send job of the same one has settled that was due later
@@ -33,24 +33,24 @@ def probably_lost(alias: str, queue: str, recovery_limit: int) -> list[Job]:
     Where none has settled lately, at most ``recovery_limit`` messages are out beside the first ones, until some of
     their jobs have settled. A row that is not selected costs no write.
     """
-    overdue = Job.objects.using(alias).overdue().filter(queue=queue).only(*SENT)
+    overdue = Job.objects.using(alias).overdue().filter(queue=queue)
     overtaken, unseen = Q(pk=None), Q()
     for priority, due_at in _frontier(alias, queue).items():
         passed = due_at - datetime.timedelta(seconds=OVERTAKING_SLACK)
         # A later send stands behind what was due before it: the queue must have passed the time of its check, too.
         overtaken |= Q(priority=priority) & (Q(sends=1, due_at__lt=passed) | Q(sends__gt=1, check_at__lt=passed))
         unseen &= Q(priority__isnull=False) if priority is None else Q(priority__isnull=True) | ~Q(priority=priority)
-    found = list(overdue.filter(overtaken).order_by("check_at").lock()[: settings.PUBLISH_WINDOW])
+    found = RowToSend.each(overdue.filter(overtaken).order_by("check_at").lock()[: settings.PUBLISH_WINDOW])
     # Priorities of which nothing has settled lately are not overtaken by anybody: they must not wait for that.
     again = Job.objects.using(alias).sent_again().filter(unseen, queue=queue)
     limit = recovery_limit - sum(sends - 1 for sends in again.values_list("sends", flat=True)[:recovery_limit])
     candidates = overdue.filter(unseen)
     if limit > 0:
-        found += candidates.order_by("check_at").lock()[:limit]
+        found += RowToSend.each(candidates.order_by("check_at").lock()[:limit])
     elif not again.filter(check_at__gt=Now()).exists():
         # All of them may be lost as well. One is tried, the one with the longest pause before the next try; when it
         # settles there is room for others.
-        found += candidates.order_by("-sends", "check_at").lock()[:1]
+        found += RowToSend.each(candidates.order_by("-sends", "check_at").lock()[:1])
     return found
 
 

@@ -25,7 +25,7 @@ from reliable_jobs.conf import settings
 from reliable_jobs.dispatch import on_commit
 from reliable_jobs.dispatch.answers import Confirms
 from reliable_jobs.dispatch.publisher import publisher
-from reliable_jobs.message.row_to_message import SENT, outgoing
+from reliable_jobs.message.row_to_message import RowToSend, outgoing
 from reliable_jobs.models import Job, PauseKind
 from reliable_jobs.status import Status
 from reliable_jobs.sweep import acts, unconfirmed
@@ -132,7 +132,7 @@ def send_again(app: Celery, alias: str, job_ids: Iterable[uuid.UUID]) -> set[uui
     """
     with transaction.atomic(using=alias):
         waiting = Job.objects.using(alias).filter(pk__in=list(job_ids), status=Status.WAITING, sends=1)
-        jobs = list(waiting.only(*SENT).lock())
+        jobs = RowToSend.each(waiting.lock())
         _raise_sends(alias, jobs)
     if jobs:
         _publish(app, alias, jobs, Report())
@@ -174,21 +174,21 @@ def _publish_due(app: Celery, alias: str, report: Report, on_backlog: OnBacklog 
     report.more |= bool(due)
 
 
-def _take_due(alias: str, due: collections.deque[str], window: int) -> list[Job]:
+def _take_due(alias: str, due: collections.deque[str], window: int) -> list[RowToSend]:
     """Lock due rows, as many of each queue: none waits until another one is empty.
 
     Args:
         due: the queues. Those of which all have been taken leave it, and those that had their turn stand behind.
         window: how many rows at most.
     """
-    jobs: list[Job] = []
+    jobs: list[RowToSend] = []
     share = -(-window // len(due))
     for _ in range(len(due)):
         size = min(share, window - len(jobs))
         if not size:
             break
-        rows = Job.objects.using(alias).due().filter(queue=due[0]).only(*SENT)
-        found = rows.order_by("due_at").lock()[:size]
+        rows = Job.objects.using(alias).due().filter(queue=due[0]).order_by("due_at")
+        found = RowToSend.each(rows.lock()[:size])
         jobs += found
         if len(found) < size:
             due.popleft()
@@ -197,7 +197,7 @@ def _take_due(alias: str, due: collections.deque[str], window: int) -> list[Job]
     return jobs
 
 
-def _raise_sends(alias: str, jobs: Iterable[Job]) -> None:
+def _raise_sends(alias: str, jobs: Iterable[RowToSend]) -> None:
     """Count the send and set the next look, one statement per number of sends."""
     by_sends: dict[int, list[uuid.UUID]] = {}
     for job in jobs:
@@ -215,7 +215,7 @@ def next_check(grace: float, sends: int, limit: float) -> float:
     return min(limit, grace * 2.0 ** min(max(sends, 1) - 1, 32))
 
 
-def _publish(app: Celery, alias: str, jobs: list[Job], report: Report) -> Confirms:
+def _publish(app: Celery, alias: str, jobs: list[RowToSend], report: Report) -> Confirms:
     messages, relayed, unreadable = [], [], {}
     for job in jobs:
         try:

@@ -12,13 +12,14 @@ from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
 from reliable_jobs.dispatch.answers import Confirms
 from reliable_jobs.logs import fields
+from reliable_jobs.message.row_to_message import RowToSend
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.status import EventKind, Status
 
 logger = logging.getLogger(__name__)
 
 
-def take_back(alias: str, jobs: list[Job], confirms: Confirms) -> None:
+def take_back(alias: str, jobs: list[RowToSend], confirms: Confirms) -> None:
     """What a failed batch did not confirm goes back: it costs no doubling. What was returned keeps its doubling, so
     that an exchange that does not exist is not tried every second, and says so in the job's history. If its task is not
     a reliable one, it is failed."""
@@ -40,12 +41,17 @@ def take_back(alias: str, jobs: list[Job], confirms: Confirms) -> None:
     _record_returns(alias, {job: confirms.returned[job.pk] for job in returned if job.pk not in relayed})
 
 
-def _record_returns(alias: str, returned: dict[Job, str]) -> None:
+def _record_returns(alias: str, returned: dict[RowToSend, str]) -> None:
     """Of returns in succession the history keeps the first and the latest: an exchange may be missing for weeks."""
     if not returned:
         return
     history: dict[uuid.UUID, list[JobEvent]] = {}
-    for event in JobEvent.objects.using(alias).filter(job__in=list(returned)).only("job_id", "kind").order_by("-pk"):
+    for event in (
+        JobEvent.objects.using(alias)
+        .filter(job__in=[job.pk for job in returned])
+        .only("job_id", "kind")
+        .order_by("-pk")
+    ):
         history.setdefault(event.job_id, []).append(event)
     new = []
     for job, why in returned.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +72,7 @@ def files() -> list[Path]:
     return [file for file in sorted(PACKAGE.rglob("*.py")) if file.relative_to(PACKAGE).parts[0] != "compat"]
 
 
+@functools.cache
 def own_names() -> set[str]:
     """What this package itself calls so."""
     names: set[str] = set()
@@ -94,7 +96,6 @@ REGISTERED = {
     for name in use.names
     if name.attribute not in WORDS
 }
-OWN = own_names()
 
 
 def is_documented(module: str) -> bool:
@@ -120,7 +121,7 @@ def found_in(tree: ast.AST) -> Iterator[str]:
                     yield f"line {node.lineno}: import {alias.name}"
         elif isinstance(node, ast.Attribute):
             private = node.attr.startswith("_") and not node.attr.endswith("__")
-            if (private and node.attr not in OWN | SAID) or node.attr in REGISTERED:
+            if (private and node.attr not in own_names() | SAID) or node.attr in REGISTERED:
                 yield f"line {node.lineno}: {ast.unparse(node)}"
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name in REGISTERED:
             yield f"line {node.lineno}: def {node.name}"

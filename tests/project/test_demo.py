@@ -147,14 +147,9 @@ def test_what_a_switched_off_protection_replaces_is_still_there(place: Path, bro
     subprocess.run([sys.executable, "-c", "import django; django.setup()"], env=env, cwd=ROOT, check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize(
-    ("broken", "sign"),
-    [
-        ("lock", "duplicate_effects"),
-        pytest.param("fence", "duplicate_effects", marks=pytest.mark.soak),
-        pytest.param("sweep", "lost", marks=pytest.mark.soak),
-    ],
+    ("broken", "sign"), [("lock", "duplicate_effects"), ("fence", "duplicate_effects"), ("sweep", "lost")]
 )
 def test_the_demo_fails_when_a_protection_is_switched_off(place: Path, broken: str, sign: str) -> None:
     code, line, output = demo(place, "--break", broken)

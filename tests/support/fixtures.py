@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
 
 #: Sessions that a test run has left in its database, with what each said last.
 LEFTOVERS = Path(__file__).resolve().parent.parent.parent / "var" / "leftover-sessions.log"
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and their modules stay until the end. Looking through them for garbage again and again took a
+    fifth of the time of the suite on SQLite."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from reliable_jobs.sweep import sweeper
+from reliable_jobs.sweep import statistics, sweeper
 from reliable_jobs.sweep.loop import SweepLoop
 from tests.celery_app import app
 
@@ -27,6 +27,12 @@ class Ticking:
                 raise RuntimeError("no database")
 
         monkeypatch.setattr(sweeper, "sweep", sweep)
+
+
+@pytest.fixture(autouse=True)
+def _counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would clear away what a thread counts into a database that its test does not ask for."""
+    monkeypatch.setattr(statistics, "roll_when_due", lambda: None)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from django.urls import reverse
 from reliable_jobs.dispatch import publisher as publisher_module
 from reliable_jobs.dispatch.publisher import Publisher, publisher
 from reliable_jobs.models import Job
-from reliable_jobs.sweep import sweeper
+from reliable_jobs.sweep import statistics, sweeper
 from reliable_jobs.sweep.loop import SweepLoop
 from tests.celery_app import app
 from tests.support import inprocess
@@ -54,6 +54,7 @@ class Rounds:
         self.count, self.more = 0, more
         self.did = threading.Condition()
         monkeypatch.setattr(sweeper, "sweep", self.sweep)
+        monkeypatch.setattr(statistics, "roll_when_due", lambda: None)
 
     def sweep(self, app: Any, actor: str) -> sweeper.Report:
         with self.did:

@@ -210,6 +210,20 @@ DATABASES = [
         database="mariadb",
         requirements=WITH_MYSQL,
     ),
-    site("sqlite", "SQLite as startproject configures it", SQLITE, database="sqlite", named="reliable_jobs.W021"),
-    site("sqlite-advised", "SQLite as docs/settings.md advises", SQLITE_ADVISED, database="sqlite"),
+    # Whoever writes to the one file may wait for the others as long as `timeout` says, 5 s by default.
+    site(
+        "sqlite",
+        "SQLite as startproject configures it",
+        SQLITE,
+        database="sqlite",
+        named="reliable_jobs.W021",
+        budget=5 + 3.0,
+    ),
+    site(
+        "sqlite-advised",
+        "SQLite as docs/settings.md advises",
+        SQLITE_ADVISED,
+        database="sqlite",
+        budget=20 + 3.0,
+    ),
 ]
