@@ -80,7 +80,8 @@ def main(argv: list[str] | None = None) -> int:
     import django
 
     django.setup()
-    from qa.chaos import scenarios, take_down_at_sigterm
+    from qa.chaos import scenarios
+    from qa.chaos.__main__ import take_down_at_sigterm
 
     known: dict[str, Scenario] = scenarios.SCENARIOS
     options = arguments(argv, list(known))

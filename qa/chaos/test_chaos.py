@@ -221,3 +221,10 @@ def test_a_short_campaign_breaks_no_promise(tmp_path: Path) -> None:
     counted = [fault["kind"] for fault in campaign["faults"] if fault["counted"]]
     assert len(counted) >= 5, f"only {counted} met unfinished work; the campaign shows little"
     assert campaign["figures"]["jobs"] >= 100
+
+
+def test_the_recovery_scenarios_can_be_started() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "qa.chaos.recovery", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, "SCENARIO" in done.stdout) == (0, True), done.stderr

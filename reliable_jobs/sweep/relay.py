@@ -34,6 +34,9 @@ _T = TypeVar("_T")
 
 #: Pause between two looks while there was work in the last ACTIVE seconds, where no commit wakes the relay; in seconds.
 SHORT, ACTIVE = 0.02, 1.0
+#: The shortest pause after a round that met an error, or a broker that is away, and published nothing; in seconds.
+#: However many processes wake the relay meanwhile: each try is a new connection, and a line in the log.
+FAILED_PAUSE = 0.5
 #: How often the whole sweep and the pruner run, in seconds.
 SWEEP_EVERY = 1.0
 PRUNE_EVERY = 3600.0
@@ -60,6 +63,10 @@ class Relay:
         self._stopped = False
         self._sweep_at = self._prune_at = 0.0
         self._worked_at = -ACTIVE
+        #: When the last round ended, and the shortest time until the next one.
+        self._looked_at, self._rest = -FAILED_PAUSE, 0.0
+        #: Whether a commit has ended the last pause.
+        self._woken = False
         self._second: concurrent.futures.ThreadPoolExecutor | None = None
 
     def stop(self) -> None:
@@ -124,13 +131,16 @@ class Relay:
             if time.monotonic() >= until:
                 break
         # Jobs that come one by one are looked for together, once in NUDGE_EVERY. A look for each would fill a core.
-        time.sleep(max(0.0, self._worked_at + NUDGE_EVERY - time.monotonic()))
+        rest_until = self._looked_at + min(self._rest, self.interval)
+        while not self._stopped and (left := rest_until - time.monotonic()) > 0:
+            time.sleep(min(0.1, left))
+        self._woken = self._wake.is_set()
         self._wake.clear()
 
     def _longest_pause(self) -> float:
         """Seconds until the next look, if no commit wakes the relay sooner."""
         quiet = time.monotonic() - self._worked_at
-        if quiet < SHORT:
+        if self._woken or quiet < SHORT:
             return NUDGE_EVERY  # a process that has just spoken up may have committed more since
         return SHORT if quiet < ACTIVE else self.interval
 
@@ -148,6 +158,8 @@ class Relay:
         if time.monotonic() >= self._prune_at and not self._stopped:
             self._prune_at = time.monotonic() + PRUNE_EVERY
             self._try(pruner.prune)
+        self._looked_at = time.monotonic()
+        self._rest = FAILED_PAUSE if not found and (self.failed or self.left_due) else NUDGE_EVERY
         return found
 
     def _by_two(self, work: Callable[[sweeper.OnBacklog], sweeper.Report]) -> int:

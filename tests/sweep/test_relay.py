@@ -140,14 +140,13 @@ def test_the_longer_there_was_no_work_the_longer_are_the_pauses(jobs: InProcess)
     assert pauses == [notify.NUDGE_EVERY, relay.SHORT, 600]
 
 
-def test_jobs_that_come_one_by_one_are_sent_together(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_that_come_one_by_one_are_sent_together(jobs: InProcess) -> None:
     """A look for each would be all that the relay does. The first after a quiet time does not wait."""
     running = Relay(app, interval=600)
 
     def pauses(quiet: float, every: float) -> float:
-        monkeypatch.setattr(relay, "NUDGE_EVERY", every)
         began = time.monotonic()
-        running._worked_at = began - quiet
+        running._looked_at, running._rest = began - quiet, every
         running._wake.set()
         running._pause()
         assert not running._wake.is_set()
@@ -155,6 +154,39 @@ def test_jobs_that_come_one_by_one_are_sent_together(jobs: InProcess, monkeypatc
 
     assert pauses(0, every=0.3) >= 0.3
     assert pauses(2 * PATIENCE, every=PATIENCE) < PATIENCE
+
+
+@pytest.mark.promise("I10")
+@pytest.mark.parametrize("left_due", [True, False], ids=["the broker is away", "a database is away"])
+def test_a_round_that_failed_is_not_repeated_at_each_commit(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch, left_due: bool
+) -> None:
+    """Each try was a new connection: 90 a second, where web processes committed jobs all the time."""
+
+    def fails(app: Any, on_backlog: Any) -> sweeper.Report:
+        if left_due:
+            return sweeper.Report(left_due=True)
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(sweeper, "publish_due", fails)
+    monkeypatch.setattr(sweeper, "sweep", lambda app, **_: sweeper.Report(left_due=left_due))
+    running = Relay(app, interval=600)
+    running._round()
+    began = time.monotonic()
+    running._wake.set()
+    running._pause()
+    assert time.monotonic() - began >= relay.FAILED_PAUSE - 0.1
+
+
+def test_a_look_that_found_nothing_is_followed_by_another_one(jobs: InProcess) -> None:
+    """The process that asked for it keeps silent for a moment, and may have committed more."""
+    running = Relay(app, interval=600)
+    running._wake.set()
+    running._pause()
+    assert running._round() == 0
+    assert running._longest_pause() == notify.NUDGE_EVERY
+    running._pause()
+    assert running._longest_pause() == 600
 
 
 def test_without_an_app_the_command_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
