@@ -9,16 +9,17 @@ The answers are kept for a minute, and forgotten after a migration.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from celery.exceptions import SoftTimeLimitExceeded
-from django.db import connections, router
+from django.db import Error, connections, router
 
 from reliable_jobs.compat.django import database_settings, made_connections, may_hold, quoted, settings_of, table_names
-from reliable_jobs.compat.django_transaction import is_of_a_test, open_blocks
+from reliable_jobs.compat.django_transaction import in_transaction, is_of_a_test, open_blocks
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import AmbiguousTransaction
 from reliable_jobs.models import Job
@@ -137,7 +138,8 @@ def left_out() -> dict[str, str]:
 
 
 def on_each(work: Callable[[str], Any], what: str) -> None:
-    """Do something with every database that holds jobs. An error of one does not keep the others from their turn.
+    """Do something with every database that holds jobs. An error of one does not keep the others from their turn, and
+    closes this thread's connection to it.
 
     Args:
         what: for the log, e.g. "The sweep".
@@ -154,8 +156,16 @@ def on_each(work: Callable[[str], Any], what: str) -> None:
         except Exception as error:
             logger.warning("%s of database %r failed (%s: %s).", what, alias, type(error).__name__, error)
             trouble = error
+            _close(alias)
     if trouble is not None:
         raise trouble
+
+
+def _close(alias: str) -> None:
+    """Have the next use make a new connection: a primary that has become a replica answers, and takes no write."""
+    if not in_transaction(connections[alias]):
+        with contextlib.suppress(Error):
+            connections[alias].close()
 
 
 def keep_connections() -> Callable[[], None]:

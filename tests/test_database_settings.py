@@ -14,9 +14,11 @@ import psycopg
 import pytest
 from django.db import connection
 
+from reliable_jobs.dispatch.notify import Ear
 from tests.promises import adversary_tasks as bad
 from tests.support.databases import by_hand
-from tests.support.harness import Stack, lines
+from tests.support.harness import PATIENCE, Stack, lines
+from tests.support.inprocess import extra_alias
 from tests.testapp import tasks
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
@@ -83,6 +85,22 @@ def test_a14_behind_pgbouncer_a_run_that_meets_another_session_runs_once(stack: 
                     job = stack.ends(task.apply_async(args, queue=queue), sweeping=True)
                     assert (job.interruptions, job.crashes, job.failures) == (0, 0, 0), job.error
     assert stack.effects("a14") == 8
+
+
+def test_a14_behind_pgbouncer_a_relay_does_not_listen(stack: Stack, pgbouncer: Any) -> None:
+    """Its session would be given to others, whose psycopg keeps the notifications: 321 after 1,000 of them."""
+    parts = urlsplit(pgbouncer.database)
+    settings = {"ENGINE": "django.db.backends.postgresql", "NAME": stack.database_name, "USER": parts.username}
+    with extra_alias("pooled", **settings, HOST=parts.hostname, PORT=parts.port):
+        ear = Ear("pooled", lambda: None)
+        ear.start()
+        ear.join(PATIENCE)
+        ended = not ear.is_alive()
+        ear.stop()
+    assert ended
+    with psycopg.connect(pgbouncer.database) as client, psycopg.connect(pgbouncer.database) as other:
+        for session in (client, other):
+            assert session.execute("SELECT pg_listening_channels()").fetchall() == []
 
 
 @pytest.mark.promise("I2", "I3")

@@ -41,7 +41,7 @@ def nudge(alias: str) -> None:
 
 class Ear(threading.Thread):
     """Listens on one database and calls back at each notification, until stopped. Where it can't listen (another
-    database, a pooler in transaction mode) the relay's polling is all there is."""
+    database than PostgreSQL, a pooler before it) the relay's polling is all there is."""
 
     def __init__(self, alias: str, heard: Callable[[], None]) -> None:
         super().__init__(name=f"reliable_jobs-ear-{alias}", daemon=True)
@@ -69,7 +69,15 @@ class Ear(threading.Thread):
     def _listen(self) -> None:
         connection = connections[self.alias]
         with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            if cursor.fetchone()[0] != driver_of(connection).info.backend_pid:
+                # A LISTEN would stay on a session that a pooler gives to others: psycopg keeps for each of them, for as
+                # long as its connection lasts, the notifications that nobody there waits for.
+                logger.info("Database %r is behind a pooler; polling only.", self.alias)
+                self._stop_event.set()
+                return
             cursor.execute(f"LISTEN {CHANNEL}")
+        self.heard()  # who spoke while nobody listened
         while not self._stop_event.is_set():
             for _ in driver_of(connection).notifies(timeout=0.5):
                 self.heard()

@@ -23,7 +23,6 @@ from django.db import close_old_connections
 
 from reliable_jobs import databases
 from reliable_jobs.compat.django import close_connections
-from reliable_jobs.conf import settings
 from reliable_jobs.dispatch.notify import NUDGE_EVERY, Ear
 from reliable_jobs.presence import Beacon
 from reliable_jobs.status import ProcessKind
@@ -40,6 +39,8 @@ FAILED_PAUSE = 0.5
 #: How often the whole sweep and the pruner run, in seconds.
 SWEEP_EVERY = 1.0
 PRUNE_EVERY = 3600.0
+#: Jobs of each database that are pruned between two looks at what is due: a tenth of a second's work.
+PRUNE_LIMIT = pruner.BATCH
 
 
 class Relay:
@@ -59,9 +60,13 @@ class Relay:
         self.failed = False
         #: Whether the last round left due rows, because the broker was away or did not confirm.
         self.left_due = False
+        #: Whether the last round met a limit: there is more to do at once.
+        self.more = False
         self._wake = threading.Event()
         self._stopped = False
         self._sweep_at = self._prune_at = 0.0
+        #: Whether the last pruning met its limit.
+        self._prunes_on = False
         self._worked_at = -ACTIVE
         #: When the last round ended, and the shortest time until the next one.
         self._looked_at, self._rest = -FAILED_PAUSE, 0.0
@@ -84,7 +89,8 @@ class Relay:
         try:
             with self._at_work():
                 while not self._stopped:
-                    if self._round() < settings.SWEEP_LIMIT:
+                    self._round()
+                    if not (self.more or self._prunes_on):
                         self._pause()
         finally:
             beacon.stop()
@@ -98,7 +104,7 @@ class Relay:
         with self._at_work():
             while not self._stopped and not done:
                 # What a round did not get confirmed is due again at once, for as long as others are.
-                done = not self._round() or self.failed
+                done = not (self._round() or self.more) or self.failed
         return done and not (self.failed or self.left_due or self.returned)
 
     @contextlib.contextmanager
@@ -146,37 +152,45 @@ class Relay:
 
     def _round(self) -> int:
         """Publish what is due; sweep and prune when it is time. Returns how many rows were published."""
-        self.failed = self.left_due = False
-        found = self._by_two(lambda more: sweeper.publish_due(self.app, more))
+        self.failed = self.left_due = self.more = False
+        found = self._by_two(lambda report, more: sweeper.publish_due(self.app, report, more))
         if time.monotonic() >= self._sweep_at and not self._stopped:
             self._sweep_at = time.monotonic() + SWEEP_EVERY
-            found += self._by_two(lambda more: sweeper.sweep(self.app, actor="relay", on_backlog=more))
+            found += self._by_two(
+                lambda report, more: sweeper.sweep(self.app, actor="relay", report=report, on_backlog=more)
+            )
             self._try(statistics.roll_when_due)
         if found:
             self._worked_at = time.monotonic()
         self.published += found
         if time.monotonic() >= self._prune_at and not self._stopped:
-            self._prune_at = time.monotonic() + PRUNE_EVERY
-            self._try(pruner.prune)
+            self._prunes_on = (self._try(lambda: pruner.prune(limit=PRUNE_LIMIT)) or 0) >= PRUNE_LIMIT
+            if not self._prunes_on:
+                self._prune_at = time.monotonic() + PRUNE_EVERY
         self._looked_at = time.monotonic()
-        self._rest = FAILED_PAUSE if not found and (self.failed or self.left_due) else NUDGE_EVERY
+        self._rest = NUDGE_EVERY
+        if not found and (self.failed or self.left_due):
+            self._rest, self.more = FAILED_PAUSE, False
         return found
 
-    def _by_two(self, work: Callable[[sweeper.OnBacklog], sweeper.Report]) -> int:
+    def _by_two(self, work: Callable[[sweeper.Report, sweeper.OnBacklog], object]) -> int:
         """Do what publishes due rows, with the second thread's help from the first full window on. Returns how many
         rows both have published."""
-        helps: list[concurrent.futures.Future[sweeper.Report | None] | None] = []
+        helps: list[concurrent.futures.Future[None] | None] = []
+        mine, of_second = sweeper.Report(), sweeper.Report()
 
         def help_out() -> None:
             if not helps:
-                helps.append(self._submit(lambda: self._try(lambda: sweeper.publish_due(self.app))))
+                helps.append(self._submit(lambda: self._try(lambda: sweeper.publish_due(self.app, of_second))))
 
-        reports = [self._try(lambda: work(help_out))]
-        reports += [future.result() for future in helps if future is not None]
-        done = [report for report in reports if report is not None]
-        self.returned += sum(report.returned for report in done)
-        self.left_due |= any(report.left_due for report in done)
-        return sum(report.published for report in done)
+        self._try(lambda: work(mine, help_out))
+        for future in helps:
+            if future is not None:
+                future.result()
+        self.returned += mine.returned + of_second.returned
+        self.left_due |= mine.left_due or of_second.left_due
+        self.more |= mine.more or of_second.more
+        return mine.published + of_second.published
 
     def _try(self, work: Callable[[], _T]) -> _T | None:
         try:
@@ -185,6 +199,5 @@ class Relay:
         except Exception as error:
             # A relay that dies would be noticed only when jobs are late; it says so and goes on.
             logger.warning("Relay: %s: %s; trying again.", type(error).__name__, error)
-            close_connections()
             self.failed = True
             return None

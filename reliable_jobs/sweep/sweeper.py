@@ -74,17 +74,20 @@ class Report:
         return not any(self._numbers().values())
 
 
-def sweep(app: Celery, *, actor: str = "sweeper", on_backlog: OnBacklog | None = None) -> Report:
+def sweep(
+    app: Celery, *, actor: str = "sweeper", report: Report | None = None, on_backlog: OnBacklog | None = None
+) -> Report:
     """One round over every database that holds jobs.
 
     Args:
         actor: who sweeps, for the jobs' history.
+        report: what is done is added to it, for a caller who has to know it although a database fails.
         on_backlog: see :data:`OnBacklog`.
 
     Raises:
         Exception: of a database that could not be swept, after the others have been.
     """
-    report = Report()
+    report = Report() if report is None else report
 
     def one(alias: str) -> None:
         cancelling.sweep(alias)
@@ -109,18 +112,17 @@ def sweep(app: Celery, *, actor: str = "sweeper", on_backlog: OnBacklog | None =
     return report
 
 
-def publish_due(app: Celery, on_backlog: OnBacklog | None = None) -> Report:
+def publish_due(app: Celery, report: Report, on_backlog: OnBacklog | None = None) -> None:
     """The first part of a sweep alone, for a relay: rows that are due and were never sent.
 
     Args:
+        report: what is done is added to it, also where a database fails.
         on_backlog: see :data:`OnBacklog`.
 
     Raises:
         Exception: of a database that could not be read, after the others have been.
     """
-    report = Report()
     databases.on_each(lambda alias: _publish_due(app, alias, report, on_backlog), "The publishing of due jobs")
-    return report
 
 
 def send_again(app: Celery, alias: str, job_ids: Iterable[uuid.UUID]) -> set[uuid.UUID]:

@@ -15,9 +15,10 @@ from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django.utils import timezone
 
+from reliable_jobs import lifecycle
 from reliable_jobs.dispatch import notify, on_commit
 from reliable_jobs.dispatch.publisher import publisher
-from reliable_jobs.models import Job
+from reliable_jobs.models import Job, PauseKind
 from reliable_jobs.sweep import pruner, relay, sweeper
 from reliable_jobs.sweep.relay import Relay
 from tests.celery_app import app
@@ -98,25 +99,89 @@ def test_a_relay_that_was_stopped_begins_no_pruning(
     running = Relay(app)
     tasks.effect.delay("due")
     monkeypatch.setattr(sweeper, "sweep", lambda app, **_: running.stop() or sweeper.Report())
-    monkeypatch.setattr(pruner, "prune", lambda: done.append("prune"))
+    monkeypatch.setattr(pruner, "prune", lambda limit: done.append("prune"))
     assert not running.drain(), "it can't tell what is left"
     assert not done
 
 
 def test_a_relay_sweeps_and_prunes_too(jobs: InProcess, by_relay: None, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
-    monkeypatch.setattr(sweeper, "sweep", lambda app, actor, **_: done.append(f"sweep by {actor}") or sweeper.Report())
-    monkeypatch.setattr(pruner, "prune", lambda: done.append("prune"))
+    monkeypatch.setattr(sweeper, "sweep", lambda app, actor, **_: done.append(f"sweep by {actor}"))
+    monkeypatch.setattr(pruner, "prune", lambda limit: done.append("prune") or 0)
     running = Relay(app)
     for _ in range(3):
         running._round()
     assert done == ["sweep by relay", "prune"]
 
 
+def test_a_relay_prunes_in_small_steps_between_its_looks(
+    jobs: InProcess, by_relay: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two seconds of pruning, each hour, would be two seconds in which nothing is published."""
+    old, pauses = [relay.PRUNE_LIMIT + 5], []
+    looks: list[str] = []
+    running = Relay(app)
+
+    def prune(limit: int) -> int:
+        looks.append("prune")
+        gone = min(limit, old[0])
+        old[0] -= gone
+        return gone
+
+    def pause() -> None:
+        pauses.append(list(looks))
+        running.stop()
+
+    monkeypatch.setattr(pruner, "prune", prune)
+    monkeypatch.setattr(sweeper, "publish_due", lambda *args: looks.append("look"))
+    monkeypatch.setattr(running, "_pause", pause)
+    running.run()
+    assert old == [0]
+    assert pauses == [["look", "prune"] * 2]
+
+
+@pytest.mark.promise("I1")
+@pytest.mark.parametrize("how", ["drain", "run"])
+def test_rows_of_a_paused_task_hold_up_no_other_job(
+    jobs: InProcess, settings: Any, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """They fill whole rounds that publish nothing: there is more to do at once all the same."""
+    settings.RELIABLE_JOBS = {"DISPATCH": "relay", "SWEEP_LIMIT": 2, "PUBLISH_WINDOW": 2}
+    lifecycle.pause(PauseKind.TASK, tasks.fails.name, "default", actor="test")
+    for number in range(20):
+        tasks.fails.delay(f"paused {number}")
+    tasks.effect.delay("live")
+    running = Relay(app, interval=600)
+    monkeypatch.setattr(running, "_pause", running.stop)
+    getattr(running, how)()
+    [message] = jobs.take()
+    assert message.headers["task"] == tasks.effect.name
+    assert Job.objects.filter(paused_at__isnull=False).count() == 20
+
+
+@pytest.mark.promise("I10")
+def test_a_database_that_fails_hides_nothing_of_what_the_others_did(
+    jobs: InProcess, by_relay: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The relay paused in mid-backlog, and had published nothing as far as it knew."""
+
+    def fails_at_last(app: Any, report: sweeper.Report, on_backlog: Any = None, **options: Any) -> None:
+        on_backlog()
+        report.published, report.more = 3, True
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(sweeper, "publish_due", fails_at_last)
+    monkeypatch.setattr(sweeper, "sweep", lambda app, **_: None)
+    running = Relay(app, interval=600)
+    assert running._round() == running.published == 3
+    assert running.more
+    assert running.failed
+
+
 def test_a_relay_outlives_what_goes_wrong(
     jobs: InProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(app: Any, on_backlog: Any) -> sweeper.Report:
+    def broken(app: Any, report: Any, on_backlog: Any) -> None:
         raise RuntimeError("no such thing")
 
     monkeypatch.setattr(sweeper, "publish_due", broken)
@@ -163,13 +228,13 @@ def test_a_round_that_failed_is_not_repeated_at_each_commit(
 ) -> None:
     """Each try was a new connection: 90 a second, where web processes committed jobs all the time."""
 
-    def fails(app: Any, on_backlog: Any) -> sweeper.Report:
-        if left_due:
-            return sweeper.Report(left_due=True)
-        raise RuntimeError("no such thing")
+    def fails(app: Any, report: sweeper.Report, on_backlog: Any) -> None:
+        report.left_due = left_due
+        if not left_due:
+            raise RuntimeError("no such thing")
 
     monkeypatch.setattr(sweeper, "publish_due", fails)
-    monkeypatch.setattr(sweeper, "sweep", lambda app, **_: sweeper.Report(left_due=left_due))
+    monkeypatch.setattr(sweeper, "sweep", lambda app, **_: None)
     running = Relay(app, interval=600)
     running._round()
     began = time.monotonic()
@@ -209,6 +274,27 @@ def test_a_commit_wakes_the_relays_and_a_rollback_does_not(
         enqueue()
         assert not nudged
     assert nudged == ["default"]
+
+
+@pytest.mark.servers
+@pytest.mark.promise("I1")
+def test_who_spoke_while_the_relay_was_deaf_is_heard(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its start, and after its connection was cut."""
+    heard = threading.Semaphore(0)
+    ear = notify.Ear("default", heard.release)
+    monkeypatch.setattr(ear._stop_event, "wait", lambda seconds: None)
+    ear.start()
+    try:
+        assert heard.acquire(timeout=PATIENCE)
+        wait_until(lambda: listeners() == 1, "it listens")
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND query LIKE 'LISTEN%%'"
+            )
+        assert heard.acquire(timeout=PATIENCE)
+    finally:
+        ear.stop()
 
 
 def relay_process(stack: Stack, *options: str) -> Process:
