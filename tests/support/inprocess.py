@@ -211,24 +211,32 @@ class InProcess:
 
 
 _SIGNALS = ("task_prerun", "task_postrun", "task_success", "task_failure", "task_retry", "task_internal_error")
+_listeners: list[list[str]] = []
 
 
 @contextlib.contextmanager
 def listening(heard: list[str]) -> Iterator[None]:
     """Note every run signal that Celery sends meanwhile."""
-    receivers = {}
-    for name in _SIGNALS:
-
-        def receive(_name: str = name, **kwargs: Any) -> None:
-            heard.append(_name)
-
-        receivers[name] = receive
-        getattr(signals, name).connect(receive, weak=False)
+    _listeners.append(heard)
     try:
         yield
     finally:
-        for name, receive in receivers.items():
-            getattr(signals, name).disconnect(receive)
+        _listeners[:] = [one for one in _listeners if one is not heard]
+
+
+def _connect_for_good() -> None:
+    """Before any tracer is built: it keeps the list of receivers that the signal has then. Up to Celery 5.6 a signal
+    gets a new one when a receiver has died."""
+    for name in _SIGNALS:
+
+        def receive(_name: str = name, **kwargs: Any) -> None:
+            for heard in _listeners:
+                heard.append(_name)
+
+        getattr(signals, name).connect(receive, weak=False)
+
+
+_connect_for_good()
 
 
 # --- fixtures: a module takes them by assignment, ``jobs = inprocess.jobs`` -------------------------------------------
