@@ -156,13 +156,14 @@ def on_each(work: Callable[[str], Any], what: str) -> None:
         except Exception as error:
             logger.warning("%s of database %r failed (%s: %s).", what, alias, type(error).__name__, error)
             trouble = error
-            _close(alias)
+            discard(alias)
     if trouble is not None:
         raise trouble
 
 
-def _close(alias: str) -> None:
-    """Have the next use make a new connection: a primary that has become a replica answers, and takes no write."""
+def discard(alias: str) -> None:
+    """Close a connection that failed, so that the next use makes a new one. It may be whole: what was a primary and is
+    a replica now answers, and takes no write."""
     if not in_transaction(connections[alias]):
         with contextlib.suppress(Error):
             connections[alias].close()

@@ -12,6 +12,9 @@ import random
 CONFLICT_WINDOW = 3600.0
 #: Longest pause after a conflict, in seconds.
 CONFLICT_PAUSE = 30.0
+#: Seconds for which a transaction of our own that meets others is tried again at once. They are short: a lock that is
+#: held for longer (a forgotten session, SQLite's one writer) is waited for like a database that is away, and logged.
+CONFLICTS_PASS = 1.0
 
 
 def crash_delay(crashes: int) -> float:
@@ -41,6 +44,11 @@ def conflict_delay(conflicts: int) -> float:
         conflicts: earlier ones, from 0.
     """
     return 0.02 + random.uniform(0.0, min(CONFLICT_PAUSE, 0.1 * 2.0 ** min(conflicts, 10)))
+
+
+def conflict_pause() -> float:
+    """Seconds before such a transaction is tried again."""
+    return random.uniform(0.005, 0.05)
 
 
 def conflict_window(limit: int, run: float) -> float:

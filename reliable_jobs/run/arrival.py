@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-import random
 import threading
 import time
 import uuid
@@ -19,16 +18,15 @@ from django.db import connections
 from kombu.serialization import dumps
 from kombu.utils import json as kombu_json
 
-from reliable_jobs import lifecycle
+from reliable_jobs import databases, lifecycle
 from reliable_jobs.clock import Now
 from reliable_jobs.compat.django import driver_of, skip_health_check
 from reliable_jobs.conf import settings
-from reliable_jobs.databases import write_alias
 from reliable_jobs.lifecycle import db_errors
+from reliable_jobs.lifecycle.delays import CONFLICTS_PASS, conflict_pause
 from reliable_jobs.logs import job_logger
 from reliable_jobs.message.row_to_message import ENVELOPE_VERSION, HEADER, as_uuid, foreign_id
 from reliable_jobs.models import Job
-from reliable_jobs.run import kept_connections
 from reliable_jobs.run.state import NotStarted
 from reliable_jobs.run.trail import TRAIL
 
@@ -45,9 +43,6 @@ _HEADERS = (
     *("lang", "task", "id", "shadow", "group", "group_index", "retries", "timelimit", "root_id", "parent_id"),
     *("argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers", "stamps"),
 )
-#: Seconds for which a claim that meets other transactions is tried again at once. They are short: a lock that is held
-#: for longer (a forgotten session, SQLite's one writer) is waited for like a database that is away, and logged.
-CONFLICTS_PASS = 1.0
 _here = threading.local()
 
 
@@ -109,7 +104,7 @@ def read_delivery(task: RunnableTask) -> Delivery:
 def pointer_alias(pointer: Any) -> str:
     """The database that a message's pointer names; where it names none of ours, the one that a job would go to."""
     using = pointer.get("using") if isinstance(pointer, dict) else None
-    return using if isinstance(using, str) and using in connections else write_alias()
+    return using if isinstance(using, str) and using in connections else databases.write_alias()
 
 
 def why_no_row(task: RunnableTask, delivery: Delivery) -> str:
@@ -216,14 +211,14 @@ def waiting_out_outages(using: str, what: str, try_once: Callable[[], _T], since
             if kept and not met:
                 # It may have died since the last job, which says nothing of the database.
                 kept = False
-                kept_connections.discard(using)
+                databases.discard(using)
                 continue
             # By the clock: one try at a host that is gone takes two minutes.
             if time.monotonic() >= until:
                 raise Reject(str(reason), requeue=True) from reason
             if met and time.monotonic() < began + CONFLICTS_PASS:
                 # The session is whole, and the other transaction is short: it claims or settles as this one does.
-                _sleep(random.uniform(0.005, 0.05), reason)
+                _sleep(conflict_pause(), reason)
                 continue
             logger.warning(
                 "%s: the database %r can't be used (%s). Holding the message, next try in %.1f s.",
@@ -233,7 +228,7 @@ def waiting_out_outages(using: str, what: str, try_once: Callable[[], _T], since
                 pause,
             )
             if not met:
-                kept_connections.discard(using)
+                databases.discard(using)
             _sleep(pause, reason)
             pause = min(pause * 2, 1.0 if met else 15.0)
 

@@ -19,7 +19,7 @@ from celery.exceptions import Ignore, SoftTimeLimitExceeded
 from django.db import Error as DatabaseError
 from django.db import connections, transaction
 
-from reliable_jobs import lifecycle, signals
+from reliable_jobs import databases, lifecycle, signals
 from reliable_jobs.compat.django import driver_of
 from reliable_jobs.compat.django_transaction import open_blocks
 from reliable_jobs.conf import settings
@@ -243,7 +243,7 @@ def _heartbeat(run: Run, stop: Any) -> None:
                     return
             except Exception as error:  # whatever it is: a run without a lease would be begun a second time
                 run.missed_beats, run.last_miss = run.missed_beats + 1, error.with_traceback(None)
-                kept_connections.discard(claim.using)
+                databases.discard(claim.using)
     finally:
         connections[claim.using].close()
 

@@ -112,9 +112,3 @@ def reset_if_open(using: str, depth: int) -> bool:
         return False
     start_anew(using)
     return bool(open_block)
-
-
-def discard(using: str) -> None:
-    """Close a connection that failed, so that the next statement opens a new one."""
-    if not in_transaction(connections[using]):
-        connections[using].close()

@@ -17,16 +17,22 @@ from celery.exceptions import Ignore, Retry
 from django.db import Error as DatabaseError
 from django.db import transaction
 
-from reliable_jobs import lifecycle
+from reliable_jobs import databases, lifecycle
 from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import BrokenTransaction, CrashLimitExceeded, InterruptionLimitExceeded
 from reliable_jobs.lifecycle import Claim, Refusal, db_errors
-from reliable_jobs.lifecycle.delays import conflict_delay, conflict_window, interruption_delay
+from reliable_jobs.lifecycle.delays import (
+    CONFLICTS_PASS,
+    conflict_delay,
+    conflict_pause,
+    conflict_window,
+    interruption_delay,
+)
 from reliable_jobs.logs import job_logger
 from reliable_jobs.message import exception_text
 from reliable_jobs.models import Job, JobEvent
-from reliable_jobs.run import kept_connections, outcomes, pools, settling
+from reliable_jobs.run import outcomes, pools, settling
 from reliable_jobs.run.state import Interrupted, Outcome, Run
 from reliable_jobs.status import EventKind, Reason, Status
 
@@ -262,21 +268,28 @@ def until_settled(run: Run, ended: Outcome, write: Callable[[], bool]) -> bool:
 
 
 def until_written(claim: Claim, write: Callable[[], _T]) -> _T:
-    """Do a write that reports a run, waiting out a database that is away: an unreported run would count as a crash."""
-    pause, until = 0.1, time.monotonic() + settings.HOLD
+    """Do a write that reports a run, waiting out a database that is away: an unreported run would count as a crash. A
+    conflict with other transactions is over at once, and may come often: pauses that grow would outlast the lease."""
+    began = time.monotonic()
+    pause, until = 0.1, began + settings.HOLD
     while True:
         try:
             return write()
         except DatabaseError as trouble:
             if time.monotonic() >= until or not db_errors.is_transient(trouble, claim.using):
                 raise
+            met = db_errors.is_conflict(trouble, claim.using)
+            if met and time.monotonic() < began + CONFLICTS_PASS:
+                time.sleep(conflict_pause())
+                continue
             logger.warning(
                 "Job %s has run, but its end can't be written yet (%s); next try in %.1f s.",
                 claim.job.pk,
                 trouble,
                 pause,
             )
-            kept_connections.discard(claim.using)
+            if not met:
+                databases.discard(claim.using)
             time.sleep(pause)
             # Less than a lease: after the database's return the sweeper waits that long before it rescues.
             pause = min(pause * 2, settings.LEASE / 3)

@@ -7,6 +7,7 @@ import datetime
 import statistics
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -390,6 +391,29 @@ def test_b8_what_tells_a_process_or_a_greenlet_to_stop_is_no_failure() -> None:
 def _conflicts() -> None:
     with connection.cursor() as cursor:
         cursor.execute("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$")
+
+
+@pytest.mark.promise("I6")
+def test_a12_an_end_that_meets_other_transactions_is_written_within_its_lease(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pauses grew as in an outage, past the lease: a sweep took the job from a run that lived, as crashed."""
+    now, tries, session = [0.0], [0], connection.connection
+    monkeypatch.setattr(recovery.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(recovery.time, "sleep", lambda pause: now.__setitem__(0, now[0] + pause))
+    monkeypatch.setattr(recovery.db_errors, "is_conflict", lambda *args: True)
+    monkeypatch.setattr(recovery.db_errors, "is_transient", lambda *args: True)
+
+    def write() -> str:
+        tries[0] += 1
+        if tries[0] <= 12:
+            raise OperationalError("could not serialize access")
+        return "written"
+
+    claim: Any = SimpleNamespace(using="default", job=SimpleNamespace(pk="a job"))
+    assert recovery.until_written(claim, write) == "written"
+    assert now[0] < 1.0
+    assert connection.connection is session, "it is whole"
 
 
 @pytest.mark.servers

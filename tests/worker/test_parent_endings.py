@@ -23,6 +23,7 @@ from kombu.utils.imports import symbol_by_name
 from reliable_jobs import ReliableTask, lifecycle
 from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
+from reliable_jobs.lifecycle import delays
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.run import arrival
 from reliable_jobs.run.state import NotStarted
@@ -170,7 +171,7 @@ def test_a_lock_that_stays_is_waited_for_with_pauses_and_logged(
     with pytest.raises(Reject):
         arrival.waiting_out_outages("default", "A job", attempt)
     assert settings.HOLD <= now[0] <= settings.HOLD + 1.0
-    assert len([moment for moment in tries if moment > arrival.CONFLICTS_PASS]) <= settings.HOLD + 3
+    assert len([moment for moment in tries if moment > delays.CONFLICTS_PASS]) <= settings.HOLD + 3
     assert "Holding the message" in caplog.text
 
 
