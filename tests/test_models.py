@@ -149,14 +149,14 @@ QUESTIONS: dict[str, tuple[str, Callable[[], JobQuerySet]]] = {
         lambda: STATES["succeeded"](Job.objects.all()).order_by("-finished_at")[:100],
     ),
     "newest of a task": ("reliable_job_task", lambda: Job.objects.filter(task="task 3").order_by("-created_at")[:100]),
-    "requeued": ("reliable_job_requeued", lambda: Job.objects.filter(requeues__gt=0).order_by("-created_at")[:100]),
+    "requeued": ("reliable_job_unusual", lambda: Job.objects.filter(requeues__gt=0).order_by("-created_at")[:100]),
     "put ahead by a pause": (
         "reliable_job_paused",
         lambda: Job.objects.filter(status=Status.WAITING, paused_at__isnull=False)[:100],
     ),
-    "crashed": ("reliable_job_crashed", lambda: Job.objects.filter(crashes__gt=0).order_by("-created_at")[:100]),
+    "crashed": ("reliable_job_unusual", lambda: Job.objects.filter(crashes__gt=0).order_by("-created_at")[:100]),
     "parked": (
-        "reliable_job_parked",
+        "reliable_job_unusual",
         lambda: Job.objects.filter(reason=Reason.PARKED).order_by("-created_at")[:100],
     ),
 }

@@ -23,16 +23,24 @@ from reliable_jobs.status import FINAL, Status
 _one_claim_at_a_time = threading.Lock()
 
 
-def claim_atomic(job_id: uuid.UUID, content_version: int, using: str) -> Claim | Refusal:
+def claim_atomic(
+    job_id: uuid.UUID, content_version: int, using: str, *, root_id: uuid.UUID | None = None
+) -> Claim | Refusal:
     """Lock the row for a first run. Call it inside the function's transaction; others see only a locked row until that
-    commits."""
-    claim = _lock_if_fit(job_id, content_version, using)
+    commits.
+
+    Args:
+        root_id: the workflow that the message names, where it is known.
+    """
+    claim = _lock_if_fit(job_id, content_version, using, root_id)
     return Refusal.SUSPECT if isinstance(claim, Claim) and claim.job.crashes else claim
 
 
-def _lock_if_fit(job_id: uuid.UUID, content_version: int, using: str) -> Claim | Refusal:
+def _lock_if_fit(
+    job_id: uuid.UUID, content_version: int, using: str, root_id: uuid.UUID | None = None
+) -> Claim | Refusal:
     """Lock the row and see whether a message of this content version may run it now."""
-    locked = sql.lock_row(using, job_id)
+    locked = sql.lock_row(using, job_id, root_id)
     if locked is None:
         seen = Job.objects.using(using).find(job_id)
         if seen is None:
@@ -81,7 +89,14 @@ def claim_many(task: str, content_versions: Mapping[uuid.UUID, int], using: str)
 
 
 def claim_committed(
-    job_id: uuid.UUID, content_version: int, using: str, *, worker: str, lease: float, deadline: float | None = None
+    job_id: uuid.UUID,
+    content_version: int,
+    using: str,
+    *,
+    worker: str,
+    lease: float,
+    deadline: float | None = None,
+    root_id: uuid.UUID | None = None,
 ) -> Claim | Refusal:
     """Take the row with a token and a lease, in a transaction of its own, and count the start as a crash until the run
     reports: simultaneous copies can't each count, and a run that never reports has been counted.
@@ -89,9 +104,10 @@ def claim_committed(
     Args:
         lease: seconds until the sweeper may take the job back from a dead run.
         deadline: seconds after which the lease is not extended (non-atomic runs).
+        root_id: as in :func:`claim_atomic`.
     """
     with _one_claim_at_a_time, transaction.atomic(using=using):
-        claim = _lock_if_fit(job_id, content_version, using)
+        claim = _lock_if_fit(job_id, content_version, using, root_id)
         if isinstance(claim, Refusal):
             return claim
         job = claim.job

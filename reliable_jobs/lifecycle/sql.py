@@ -24,14 +24,17 @@ from reliable_jobs.models import CancelledWorkflow, Job, JobGroup, Pause
 # --- The statements ---------------------------------------------------------------------------------------------------
 
 #: A job that arrived: lock its row, if nobody holds it. The conditions are looked at afterwards: each has its answer.
-#: Whether anything at all is paused is the cheaper question: with BEGIN and COMMIT 0.29 ms of PostgreSQL's CPU time
-#: instead of 0.38 ms for what pauses this job, most of it planning.
+#: PostgreSQL takes longer to plan this than to do it, so it asks in a cheaper way: about the workflow that the message
+#: names, and not the row (0.12 ms less of 0.39), and whether anything at all is paused (0.09 ms less).
 LOCK_ROW = """
-    SELECT {claimed}, {workflow_cancelled}, EXISTS (SELECT 1 FROM {pause}), {now}
+    SELECT {claimed}, EXISTS (SELECT 1 FROM {cancelled} WHERE root_id = %s), EXISTS (SELECT 1 FROM {pause}), {now}
     FROM {job}
     WHERE id = %s
     {for_update}
 """
+
+#: Asked of a locked row of another workflow than its message names.
+WORKFLOW_CANCELLED = "SELECT {workflow_cancelled} FROM {job} WHERE id = %s"
 
 #: Asked of a locked row while anything is paused.
 PAUSED_BY = "SELECT {paused_by} FROM {job} WHERE id = %s"
@@ -54,6 +57,10 @@ CLAIM = """
     WHERE id = %s AND epoch = %s AND status = 'waiting'
 """
 
+#: How a row is while it is this run's: of a first run, and of one with a committed claim.
+_OF_FIRST_RUN = "epoch = %s AND status = 'waiting'"
+_OF_TOKEN = "token = %s AND status = 'running'"
+
 #: The end of a first run, which holds the row's lock. Whether what follows it owes now what it owed is a parameter.
 SUCCEED_FIRST_RUN = """
     UPDATE {job}
@@ -61,7 +68,7 @@ SUCCEED_FIRST_RUN = """
         subtasks = %s, worker = %s, "release" = %s, started_at = COALESCE(started_at, %s), run_started_at = %s,
         finished_at = {now}, deadline_at = NULL, live_key = CASE WHEN key_forever THEN live_key END,
         owes = CASE WHEN %s THEN NULL ELSE owes END, epoch = epoch + 1
-    WHERE id = %s AND epoch = %s AND status = 'waiting'
+    WHERE id = %s AND {of_first_run}
 """
 
 #: The end of a run with a committed claim, which gives its crash back.
@@ -73,7 +80,7 @@ SUCCEED_BY_TOKEN = """
         crashes = crashes - 1, token = NULL, lease_at = NULL,
         live_key = CASE WHEN key_forever THEN live_key END, owes = CASE WHEN %s THEN NULL ELSE owes END,
         epoch = epoch + 1
-    WHERE id = %s AND token = %s AND status = 'running'
+    WHERE id = %s AND {of_token}
 """
 
 #: The end of a bundle's first runs (PostgreSQL).
@@ -141,7 +148,7 @@ _WANTED = {
         "failures",
         "crashes",
     ),
-    *("interruptions", "live_key", "key_forever", "created_at", "started_at", "errback_of", "owes", "place"),
+    *("interruptions", "live_key", "key_forever", "created_at", "started_at", "root_id", "errback_of", "owes", "place"),
 }
 _COLUMNS = tuple(field.attname for field in Job._meta.concrete_fields)
 #: What a claim wants to know of its row, in the model's order; anything else is read when somebody asks for it.
@@ -187,6 +194,8 @@ def _in_words(text: str, vendor: str, utc: bool, skips: bool, count: int) -> str
     made = text.format(
         **words,
         **tables,
+        of_first_run=_OF_FIRST_RUN,
+        of_token=_OF_TOKEN,
         workflow_cancelled=_WORKFLOW_CANCELLED.format(**tables),
         paused_by=_PAUSED_BY.format(**tables),
         group=f'"{JobGroup._meta.db_table}"',
@@ -197,6 +206,15 @@ def _in_words(text: str, vendor: str, utc: bool, skips: bool, count: int) -> str
         workflow_rows=_ROW.format(**words).rstrip()[:-1] + ", %s" * len(WORKFLOW) + ")",
     )
     return " ".join((made.replace('"', "`") if vendor == "mysql" else made).split())
+
+
+def or_fail(text: str) -> str | None:
+    """A success, in the words of PostgreSQL, as it is where the COMMIT travels with it: for a row that is another run's
+    it fails with a division by zero, so that nothing is committed. None for another statement."""
+    for fence in (_OF_FIRST_RUN, _OF_TOKEN):
+        if fence in text:
+            return text.replace(fence, f"1 / CASE WHEN {fence} THEN 1 ELSE 0 END = 1")
+    return None
 
 
 # --- Their use --------------------------------------------------------------------------------------------------------
@@ -245,15 +263,20 @@ class Locked(NamedTuple):
     paused_by: str | None
 
 
-def lock_row(alias: str, job_id: uuid.UUID) -> Locked | None:
+def lock_row(alias: str, job_id: uuid.UUID, root_id: uuid.UUID | None) -> Locked | None:
     """Lock a job's row where that can be done at once.
 
     Must be called in a transaction.
+
+    Args:
+        root_id: the workflow that the message names. Another one than the row's costs a statement more.
     """
-    found = _select(alias, LOCK_ROW, CLAIMED, [Job._meta.pk.to_python(job_id)])  # a task's request has it as text
+    found = _select(alias, LOCK_ROW, CLAIMED, [root_id, Job._meta.pk.to_python(job_id)])  # a request has it as text
     if not found:
         return None
     job, now, (workflow_cancelled, anything_paused) = found[0]
+    if job.root_id != root_id:
+        workflow_cancelled = rows(alias, WORKFLOW_CANCELLED, job.pk)[0][0]
     paused_by = rows(alias, PAUSED_BY, job.pk)[0][0] if anything_paused else None
     return Locked(job, now, bool(workflow_cancelled), paused_by)
 

@@ -203,9 +203,12 @@ class Job(models.Model):
                 condition=Q(key__isnull=False),
                 opclasses=["varchar_pattern_ops"],
             ),
-            models.Index(fields=["created_at"], name="reliable_job_requeued", condition=Q(requeues__gt=0)),
-            models.Index(fields=["created_at"], name="reliable_job_crashed", condition=Q(crashes__gt=0)),
-            models.Index(fields=["created_at"], name="reliable_job_parked", condition=Q(reason=Reason.PARKED)),
+            # One for all of them: every index makes each statement on this table longer to plan, by some 0.01 ms.
+            models.Index(
+                fields=["created_at"],
+                name="reliable_job_unusual",
+                condition=Q(requeues__gt=0) | Q(crashes__gt=0) | Q(reason=Reason.PARKED),
+            ),
             models.Index(
                 fields=["owes", "place"],
                 name="reliable_job_owes_open",

@@ -64,6 +64,8 @@ class Delivery:
     job_id: uuid.UUID
     using: str
     content_version: int
+    #: Of its workflow.
+    root_id: uuid.UUID | None
     commits_claim: bool
     redelivered: bool
     #: False for a message that no outbox wrote: another language, ``send_task``, a producer not adopted yet.
@@ -93,6 +95,7 @@ def read_delivery(task: RunnableTask) -> Delivery:
         job_id=foreign_id(request.id),
         using=pointer_alias(pointer),
         content_version=content_version,
+        root_id=as_uuid(request.root_id),
         commits_claim=commits_claim,
         redelivered=redelivered,
         ours=isinstance(pointer, dict),

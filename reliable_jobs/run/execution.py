@@ -52,7 +52,13 @@ def run_first(task: RunnableTask, delivery: Delivery, args: Any, kwargs: Any) ->
     Raises:
         NotStarted: the database failed before the function began. Nothing was claimed.
     """
-    take = functools.partial(lifecycle.claim_atomic, delivery.job_id, delivery.content_version, delivery.using)
+    take = functools.partial(
+        lifecycle.claim_atomic,
+        delivery.job_id,
+        delivery.content_version,
+        delivery.using,
+        root_id=delivery.root_id,
+    )
     return _run_in_transaction(
         task, delivery.using, take, args, kwargs, worker=delivery.worker, following=delivery.following
     )
@@ -82,6 +88,7 @@ def claim_committed(task: RunnableTask, delivery: Delivery) -> Run | Refusal:
             worker=delivery.worker,
             lease=settings.LEASE,
             deadline=None if task.atomic else task.run_deadline(),
+            root_id=delivery.root_id,
         )
     except DatabaseError as error:
         if db_errors.prevents_start(error):

@@ -18,6 +18,7 @@ from django.db import DatabaseError, OperationalError
 from reliable_jobs.compat.django import driver_of
 from reliable_jobs.compat.psycopg import begins_plainly, without_begin
 from reliable_jobs.lifecycle.db_errors import sqlstate
+from reliable_jobs.lifecycle.sql import or_fail
 from reliable_jobs.models import Job
 
 logger = logging.getLogger(__name__)
@@ -37,8 +38,8 @@ class Join:
         verb: how that statement begins; comments may come first.
         begin: send BEGIN too, unless a transaction has begun on the server.
         before, after: statements without parameters.
-        commit: send COMMIT too. The statement must be an UPDATE; if it changes no row, the whole text fails with a
-            division by zero and nothing is committed.
+        commit: send COMMIT too, with a success that fails where the row is another run's: ``or_fail`` in
+            lifecycle/sql.py. COMMIT stays behind where the statement is no such one.
         behind: a statement that finds one row, sent behind that COMMIT: it sees what all others have committed by then,
             in a transaction of its own. ``found`` is its row; None where it was not sent.
     """
@@ -74,13 +75,14 @@ class Join:
     def _send(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         before, self.before = self.before, ()
         after, self.after = self.after, ()
-        if self.commit:
-            sql, after = f"WITH won AS ({sql}\nRETURNING 1) SELECT 1 / count(*) FROM won", ["COMMIT"]
-        behind = [self.behind] if self.behind and self.commit else []
+        failing = or_fail(sql) if self.commit else None
+        if failing is not None:
+            sql, after = failing, ["COMMIT"]
+        behind = [self.behind] if self.behind and failing is not None else []
         result = execute("\n; ".join([*before, sql, *after, *behind]), params, many, context)
         self._skip(context["cursor"], before)
         if behind:
-            # The cursor stays here. For the caller it is the same: the statement's own answer is one row, too.
+            # The cursor stays here. For the caller it is the same: the statement's own answer counts one row, too.
             self._skip(context["cursor"], [sql, *after])
             self.found = context["cursor"].fetchone()
         return result

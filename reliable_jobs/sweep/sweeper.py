@@ -9,11 +9,12 @@ message that was not confirmed may have arrived all the same: its row is sent ag
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import datetime
 import logging
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from celery import Celery
 from django.db import connections, transaction
@@ -157,7 +158,7 @@ def _publish_due(app: Celery, alias: str, report: Report, on_backlog: OnBacklog 
         return  # the broker is away: no send is counted that can't happen
     left = settings.SWEEP_LIMIT
     while left > 0 and due:
-        with transaction.atomic(using=alias):
+        with _counting(alias):
             taken = _take_due(alias, due, min(left, settings.PUBLISH_WINDOW))
             jobs = lifecycle.put_off(taken, alias) if pauses else taken
             _raise_sends(alias, jobs)
@@ -197,6 +198,18 @@ def _take_due(alias: str, due: collections.deque[str], window: int) -> list[RowT
         else:
             due.rotate(-1)
     return jobs
+
+
+@contextlib.contextmanager
+def _counting(alias: str) -> Iterator[None]:
+    """A transaction that counts sends. On PostgreSQL its COMMIT does not wait for the disk (2 ms at the median, 15 at
+    the 99th percentile): others see it at once, and a server that breaks down within half a second costs those jobs a
+    copy, which is dropped."""
+    with transaction.atomic(using=alias):
+        if connections[alias].vendor == "postgresql":
+            with connections[alias].cursor() as cursor:
+                cursor.execute("SET LOCAL synchronous_commit TO off")
+        yield
 
 
 def _raise_sends(alias: str, jobs: Iterable[RowToSend]) -> None:
@@ -254,7 +267,7 @@ def _publish_overdue(app: Celery, alias: str, report: Report) -> None:
     for queue in overdue:
         if queue in depths and depths[queue].abandoned:
             continue  # the messages are there; what is missing is a worker
-        with transaction.atomic(using=alias):
+        with _counting(alias):
             jobs = probably_lost(alias, queue, limit)
             _raise_sends(alias, jobs)
         if not jobs:

@@ -160,7 +160,7 @@ def test_the_demo_fails_when_a_protection_is_switched_off(place: Path, broken: s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
 def test_a_demo_that_is_interrupted_ends_its_processes(place: Path, number: int) -> None:
     command = [sys.executable, str(ROOT / "manage.py"), "demo"]
     with subprocess.Popen(

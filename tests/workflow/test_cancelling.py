@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -74,6 +75,21 @@ def test_the_later_steps_of_a_cancelled_job_end_too(jobs: InProcess) -> None:
     assert statuses() == {"cancelled": 3}
     with pytest.raises(TaskRevokedError):
         result.get(timeout=5)
+
+
+@pytest.mark.promise("I7")
+@pytest.mark.parametrize("named", ["the row's own", "another one", "none"])
+def test_a_claim_asks_for_the_rows_workflow_whatever_the_message_names(jobs: InProcess, named: str) -> None:
+    with transaction.atomic():
+        part.delay(1)
+        job = Job.objects.get()
+        Job.objects.update(root_id=(root := uuid.uuid4()))
+        CancelledWorkflow.objects.create(root_id=root, actor="ann", at=timezone.now())
+    message = jobs.message(job)
+    message.headers["root_id"] = {"the row's own": str(root), "another one": str(uuid.uuid4())}.get(named)
+    jobs.deliver(message)
+    assert jobs.row(job).status == "cancelled"
+    assert not Effect.objects.exists()
 
 
 def test_a_requeue_of_a_cancelled_step_goes_on_with_the_chain(jobs: InProcess) -> None:

@@ -230,9 +230,9 @@ MUTANTS = [
     Mutant(
         "commit-only-when-the-fence-holds",
         "I4",
-        "run/joined.py",
-        "SELECT 1 / count(*) FROM won",
-        "SELECT 1 FROM won",
+        "lifecycle/sql.py",
+        "1 / CASE WHEN {fence} THEN 1 ELSE 0 END = 1",
+        "1 / CASE WHEN {fence} THEN 1 ELSE 1 END = 1",
         ("tests/run/test_savepoint.py::test_a_settlement_whose_fence_does_not_hold_commits_nothing",),
     ),
     Mutant(
