@@ -18,7 +18,7 @@ from django.utils.timezone import is_naive, make_aware
 
 from reliable_jobs.clock import from_now_sql, now_sql
 from reliable_jobs.compat.django import skips_locked, zone_of
-from reliable_jobs.message.row_to_message import SENT
+from reliable_jobs.message.row_to_message import SENT, RowToSend
 from reliable_jobs.models import CancelledWorkflow, Job, JobGroup, Pause
 
 # --- The statements ---------------------------------------------------------------------------------------------------
@@ -38,6 +38,21 @@ WORKFLOW_CANCELLED = "SELECT {workflow_cancelled} FROM {job} WHERE id = %s"
 
 #: Asked of a locked row while anything is paused.
 PAUSED_BY = "SELECT {paused_by} FROM {job} WHERE id = %s"
+
+#: Asked before due rows are published.
+ANYTHING_PAUSED = "SELECT EXISTS (SELECT 1 FROM {pause})"
+
+#: Due rows of a queue, the oldest first: locked as far as that can be done at once, counted as sent, and read
+#: (PostgreSQL).
+SEND_DUE = """
+    UPDATE {job}
+    SET sends = 1, check_at = {from_now}
+    WHERE id = ANY (ARRAY(
+        SELECT id FROM {job} WHERE status = 'waiting' AND sends = 0 AND queue = %s AND due_at <= {now}
+        ORDER BY due_at LIMIT %s {for_update}
+    ))
+    RETURNING id, {sent}, due_at
+"""
 
 #: The jobs of a bundle: lock those that are plainly fit for a first run, with all that their messages are made of.
 LOCK_BUNDLE = """
@@ -201,6 +216,7 @@ def _in_words(text: str, vendor: str, utc: bool, skips: bool, count: int) -> str
         group=f'"{JobGroup._meta.db_table}"',
         claimed=", ".join(CLAIMED),
         claimed_and_sent=", ".join(CLAIMED_AND_SENT),
+        sent=", ".join(SENT),
         ids=", ".join(["%s"] * count),
         rows=", ".join([_ROW.format(**words)] * count),
         workflow_rows=_ROW.format(**words).rstrip()[:-1] + ", %s" * len(WORKFLOW) + ")",
@@ -250,6 +266,16 @@ def rows(alias: str, text: str, *values: Any) -> list[tuple[Any, ...]]:
         cursor.execute(in_words(connection, text), prepared(connection, values))
         found: list[tuple[Any, ...]] = cursor.fetchall()
     return found
+
+
+def send_due(alias: str, queue: str, limit: int, grace: float) -> list[RowToSend]:
+    """Count due rows of a queue as sent, and read them, the oldest first (PostgreSQL).
+
+    Args:
+        grace: seconds until the sweeper looks at them.
+    """
+    found = sorted(rows(alias, SEND_DUE, grace, queue, limit), key=lambda row: row[-1])
+    return [RowToSend(*row[:-1]) for row in found]
 
 
 class Locked(NamedTuple):

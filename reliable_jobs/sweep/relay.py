@@ -168,7 +168,8 @@ class Relay:
             if not self._prunes_on:
                 self._prune_at = time.monotonic() + PRUNE_EVERY
         self._looked_at = time.monotonic()
-        self._rest = NUDGE_EVERY
+        # After a look that nobody asked for, whoever asks is not to wait.
+        self._rest = NUDGE_EVERY if found or self._woken else 0.0
         if not found and (self.failed or self.left_due):
             self._rest, self.more = FAILED_PAUSE, False
         return found

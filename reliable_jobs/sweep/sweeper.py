@@ -147,7 +147,7 @@ def send_again(app: Celery, alias: str, job_ids: Iterable[uuid.UUID]) -> set[uui
 
 def _publish_due(app: Celery, alias: str, report: Report, on_backlog: OnBacklog | None) -> None:
     due = collections.deque(queues.with_past(queues.UNSENT, alias))
-    pauses = lifecycle.paused(alias) if due else []
+    pauses = lifecycle.paused(alias) if due and lifecycle.anything_paused(alias) else []
     for pause in pauses:
         if pause.kind == PauseKind.QUEUE and pause.name in due:
             due.remove(pause.name)
@@ -158,13 +158,10 @@ def _publish_due(app: Celery, alias: str, report: Report, on_backlog: OnBacklog 
         return  # the broker is away: no send is counted that can't happen
     left = settings.SWEEP_LIMIT
     while left > 0 and due:
-        with _counting(alias):
-            taken = _take_due(alias, due, min(left, settings.PUBLISH_WINDOW))
-            jobs = lifecycle.put_off(taken, alias) if pauses else taken
-            _raise_sends(alias, jobs)
+        taken, jobs = _take_due(alias, due, min(left, settings.PUBLISH_WINDOW), paused=bool(pauses))
         if not taken:
             return
-        left -= len(taken)
+        left -= taken
         if on_backlog and due and skips_locked(connections[alias]):
             on_backlog()
         if not jobs:
@@ -177,12 +174,37 @@ def _publish_due(app: Celery, alias: str, report: Report, on_backlog: OnBacklog 
     report.more |= bool(due)
 
 
-def _take_due(alias: str, due: collections.deque[str], window: int) -> list[RowToSend]:
-    """Lock due rows, as many of each queue: none waits until another one is empty.
+def _take_due(alias: str, due: collections.deque[str], window: int, *, paused: bool) -> tuple[int, list[RowToSend]]:
+    """Take due rows, and count those as sent that are to be published: how many, and the latter.
+
+    Args:
+        due: see :func:`_in_turn`.
+        window: how many rows at most.
+        paused: whether anything is.
+    """
+    with _counting(alias):
+        if connections[alias].vendor == "postgresql" and not paused:
+            grace = next_check(settings.GRACE, 1, settings.MAX_GRACE)
+            jobs = _in_turn(due, window, lambda queue, size: lifecycle.send_due(alias, queue, size, grace))
+            return len(jobs), jobs
+
+        def take(queue: str, size: int) -> list[RowToSend]:
+            rows = Job.objects.using(alias).due().filter(queue=queue).order_by("due_at")
+            return RowToSend.each(rows.lock()[:size])
+
+        taken = _in_turn(due, window, take)
+        jobs = lifecycle.put_off(taken, alias) if paused else taken
+        _raise_sends(alias, jobs)
+        return len(taken), jobs
+
+
+def _in_turn(due: collections.deque[str], window: int, take: Callable[[str, int], list[RowToSend]]) -> list[RowToSend]:
+    """Due rows, as many of each queue: none waits until another one is empty.
 
     Args:
         due: the queues. Those of which all have been taken leave it, and those that had their turn stand behind.
         window: how many rows at most.
+        take: takes so many of a queue, at most.
     """
     jobs: list[RowToSend] = []
     share = -(-window // len(due))
@@ -190,8 +212,7 @@ def _take_due(alias: str, due: collections.deque[str], window: int) -> list[RowT
         size = min(share, window - len(jobs))
         if not size:
             break
-        rows = Job.objects.using(alias).due().filter(queue=due[0]).order_by("due_at")
-        found = RowToSend.each(rows.lock()[:size])
+        found = take(due[0], size)
         jobs += found
         if len(found) < size:
             due.popleft()
