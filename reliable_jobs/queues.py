@@ -1,7 +1,8 @@
 """Which queues have jobs of a kind, for the cost of one step of an index for each queue.
 
 ``SELECT DISTINCT queue`` would read all those jobs: a hundred thousand that wait in one queue would make each look of
-each sweeper longer. MySQL has no partial indexes, where such a step would read settled jobs; it reads the rows.
+each sweeper longer. MySQL has no partial indexes, so that such a step would read settled jobs, and SQLite no LATERAL:
+there the rows are read.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import NamedTuple
 from django.db import connections
 
 from reliable_jobs.clock import now_sql
-from reliable_jobs.compat.django import has_partial_indexes, zone_of
+from reliable_jobs.compat.django import zone_of
 from reliable_jobs.models import Job
 
 
@@ -32,25 +33,22 @@ WAITING = Kind("status = 'waiting'", "due_at")
 #: Waiting, and published.
 SENT = Kind("status = 'waiting' AND sends > 0", "check_at")
 
+#: PostgreSQL: the first job of the first queue, of the next queue, and so on.
 _FOUND = """
-    WITH RECURSIVE found (queue) AS (
-        SELECT MIN(queue) FROM {job} WHERE {condition}
+    WITH RECURSIVE found (queue, at) AS (
+        (SELECT queue, {time} FROM {job} WHERE {condition} ORDER BY queue, {time} LIMIT 1)
         UNION ALL
-        SELECT (SELECT MIN(queue) FROM {job} WHERE {condition} AND queue > found.queue)
-        FROM found WHERE found.queue IS NOT NULL
+        SELECT following.queue, following.at FROM found, LATERAL (
+            SELECT queue, {time} AS at FROM {job} WHERE {condition} AND queue > found.queue
+            ORDER BY queue, {time} LIMIT 1
+        ) AS following
     )
 """
-_ANY = f"{_FOUND} SELECT queue FROM found WHERE queue IS NOT NULL"
+_ANY = f"{_FOUND} SELECT queue FROM found ORDER BY queue"
 _ANY_BY_ROWS = "SELECT DISTINCT queue FROM {job} WHERE {condition} ORDER BY queue"
 
 #: The oldest first.
-_PAST = f"""
-    {_FOUND}, oldest (queue, at) AS (
-        SELECT queue, (SELECT MIN({{time}}) FROM {{job}} WHERE {{condition}} AND queue = found.queue)
-        FROM found WHERE queue IS NOT NULL
-    )
-    SELECT queue FROM oldest WHERE at <= {{now}} ORDER BY at
-"""
+_PAST = f"{_FOUND} SELECT queue FROM found WHERE at <= {{now}} ORDER BY at"
 _PAST_BY_ROWS = """
     SELECT queue FROM {job} WHERE {condition} AND {time} <= {now} GROUP BY queue ORDER BY MIN({time})
 """
@@ -68,7 +66,7 @@ def with_past(kind: Kind, using: str) -> list[str]:
 
 def _names(using: str, kind: Kind, by_steps: str, by_rows: str) -> list[str]:
     connection = connections[using]
-    text = by_steps if has_partial_indexes(connection) else by_rows
+    text = by_steps if connection.vendor == "postgresql" else by_rows
     with connection.cursor() as cursor:
         cursor.execute(_in_words(text, kind, connection.vendor, zone_of(connection) == "UTC"), [])
         return [queue for (queue,) in cursor.fetchall()]
