@@ -74,7 +74,7 @@ def _without_sweep() -> None:
     """Nobody looks after what was published and not settled, what is due, or what died."""
     from reliable_jobs.sweep import sweeper
 
-    _replace(sweeper, "sweep", lambda app, actor="", on_backlog=None: sweeper.Report())
+    _replace(sweeper, "sweep", lambda app, actor="", report=None, on_backlog=None: sweeper.Report())
 
 
 def _replace(owner: Any, name: str, replacement: Any) -> None:

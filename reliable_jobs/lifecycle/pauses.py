@@ -22,7 +22,6 @@ from django.db.models import Exists, OuterRef
 
 from reliable_jobs.clock import Now
 from reliable_jobs.compat.django import locks_no_keys
-from reliable_jobs.lifecycle import sql
 from reliable_jobs.lifecycle.db_errors import clean
 from reliable_jobs.lifecycle.transition import ERROR_LIMIT
 from reliable_jobs.message.row_to_message import RowToSend
@@ -70,11 +69,6 @@ def paused(using: str, kind: str = "") -> list[Pause]:
     """What is paused, the latest first."""
     rows = Pause.objects.using(using).order_by("-at", "-pk")
     return list(rows.filter(kind=kind) if kind else rows)
-
-
-def anything_paused(using: str) -> bool:
-    """Whether anything is."""
-    return bool(sql.rows(using, sql.ANYTHING_PAUSED)[0][0])
 
 
 def put_back(job_id: uuid.UUID, kind: str, using: str) -> None:

@@ -73,8 +73,8 @@ CLAIM = """
 """
 
 #: How a row is while it is this run's: of a first run, and of one with a committed claim.
-_OF_FIRST_RUN = "epoch = %s AND status = 'waiting'"
-_OF_TOKEN = "token = %s AND status = 'running'"
+OF_FIRST_RUN = "epoch = %s AND status = 'waiting'"
+OF_TOKEN = "token = %s AND status = 'running'"
 
 #: The end of a first run, which holds the row's lock. Whether what follows it owes now what it owed is a parameter.
 SUCCEED_FIRST_RUN = """
@@ -209,8 +209,8 @@ def _in_words(text: str, vendor: str, utc: bool, skips: bool, count: int) -> str
     made = text.format(
         **words,
         **tables,
-        of_first_run=_OF_FIRST_RUN,
-        of_token=_OF_TOKEN,
+        of_first_run=OF_FIRST_RUN,
+        of_token=OF_TOKEN,
         workflow_cancelled=_WORKFLOW_CANCELLED.format(**tables),
         paused_by=_PAUSED_BY.format(**tables),
         group=f'"{JobGroup._meta.db_table}"',
@@ -222,15 +222,6 @@ def _in_words(text: str, vendor: str, utc: bool, skips: bool, count: int) -> str
         workflow_rows=_ROW.format(**words).rstrip()[:-1] + ", %s" * len(WORKFLOW) + ")",
     )
     return " ".join((made.replace('"', "`") if vendor == "mysql" else made).split())
-
-
-def or_fail(text: str) -> str | None:
-    """A success, in the words of PostgreSQL, as it is where the COMMIT travels with it: for a row that is another run's
-    it fails with a division by zero, so that nothing is committed. None for another statement."""
-    for fence in (_OF_FIRST_RUN, _OF_TOKEN):
-        if fence in text:
-            return text.replace(fence, f"1 / CASE WHEN {fence} THEN 1 ELSE 0 END = 1")
-    return None
 
 
 # --- Their use --------------------------------------------------------------------------------------------------------
@@ -266,6 +257,11 @@ def rows(alias: str, text: str, *values: Any) -> list[tuple[Any, ...]]:
         cursor.execute(in_words(connection, text), prepared(connection, values))
         found: list[tuple[Any, ...]] = cursor.fetchall()
     return found
+
+
+def anything_paused(alias: str) -> bool:
+    """Whether any queue or task is."""
+    return bool(rows(alias, ANYTHING_PAUSED)[0][0])
 
 
 def send_due(alias: str, queue: str, limit: int, grace: float) -> list[RowToSend]:

@@ -62,10 +62,10 @@ class Delivery:
     """What the message says of itself, and who has taken it."""
 
     job_id: uuid.UUID
-    using: str
-    content_version: int
     #: Of its workflow.
     root_id: uuid.UUID | None
+    using: str
+    content_version: int
     commits_claim: bool
     redelivered: bool
     #: False for a message that no outbox wrote: another language, ``send_task``, a producer not adopted yet.
@@ -93,9 +93,9 @@ def read_delivery(task: RunnableTask) -> Delivery:
         commits_claim = not (first and task.atomic and task.reruns)
     return Delivery(
         job_id=foreign_id(request.id),
+        root_id=as_uuid(request.root_id),
         using=pointer_alias(pointer),
         content_version=content_version,
-        root_id=as_uuid(request.root_id),
         commits_claim=commits_claim,
         redelivered=redelivered,
         ours=isinstance(pointer, dict),
@@ -181,7 +181,6 @@ def write_row(task: RunnableTask, job_id: uuid.UUID, using: str, request: Any = 
         content_type=content_type,
         content_encoding=content_encoding,
         envelope=kombu_json.dumps(envelope),
-        root_id=as_uuid(request.root_id),
         parent_id=as_uuid(request.parent_id),
     )
     Job.objects.using(using).bulk_create([job], ignore_conflicts=True)

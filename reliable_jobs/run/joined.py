@@ -18,7 +18,7 @@ from django.db import DatabaseError, OperationalError
 from reliable_jobs.compat.django import driver_of
 from reliable_jobs.compat.psycopg import begins_plainly, without_begin
 from reliable_jobs.lifecycle.db_errors import sqlstate
-from reliable_jobs.lifecycle.sql import or_fail
+from reliable_jobs.lifecycle.sql import OF_FIRST_RUN, OF_TOKEN
 from reliable_jobs.models import Job
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,8 @@ class Join:
         verb: how that statement begins; comments may come first.
         begin: send BEGIN too, unless a transaction has begun on the server.
         before, after: statements without parameters.
-        commit: send COMMIT too, with a success that fails where the row is another run's: ``or_fail`` in
-            lifecycle/sql.py. COMMIT stays behind where the statement is no such one.
+        commit: send COMMIT too. The statement must be a success of lifecycle/sql.py; for a row that is another run's
+            the whole text fails with a division by zero then, and nothing is committed.
         behind: a statement that finds one row, sent behind that COMMIT: it sees what all others have committed by then,
             in a transaction of its own. ``found`` is its row; None where it was not sent.
     """
@@ -75,7 +75,7 @@ class Join:
     def _send(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         before, self.before = self.before, ()
         after, self.after = self.after, ()
-        failing = or_fail(sql) if self.commit else None
+        failing = _or_fail(sql) if self.commit else None
         if failing is not None:
             sql, after = failing, ["COMMIT"]
         behind = [self.behind] if self.behind and failing is not None else []
@@ -97,6 +97,15 @@ class Join:
         if not isinstance(sql, str) or ";" in sql or "--" in sql:
             return False  # a wrapper of the project added something; another statement can't follow it
         return _TABLE in sql and bool(re.match(rf"(?:\s|/\*(?:.|\n)*?\*/)*{self.verb}\b", sql))
+
+
+def _or_fail(text: str) -> str | None:
+    """A success as it is where the COMMIT travels with it: for a row that is another run's it fails with a division by
+    zero, so that nothing is committed. None for another statement."""
+    for fence in (OF_FIRST_RUN, OF_TOKEN):
+        if fence in text:
+            return text.replace(fence, f"1 / CASE WHEN {fence} THEN 1 ELSE 0 END = 1")
+    return None
 
 
 # --- where they are refused ------------------------------------------------------------------------------------------

@@ -150,7 +150,9 @@ def test_no_statement_of_the_list_counts_sorts_or_searches_the_table(
         statements = [one["sql"] for one in captured if "reliable_jobs_job" in one["sql"]]
         assert statements
         for sql in statements:
-            assert "LIMIT" in sql or "ANY(" in sql or "WITH RECURSIVE found" in sql, sql
+            if sql.lstrip().startswith("WITH RECURSIVE found"):
+                continue  # steps through the queues: tests/test_models.py reads its plan
+            assert "LIMIT" in sql or "ANY(" in sql, sql
             assert "LIKE" not in sql.upper(), sql
             ordered = re.findall(r"ORDER BY (.*?) LIMIT", sql)
             assert all(order in ORDERS for order in ordered), sql

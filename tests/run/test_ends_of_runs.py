@@ -408,9 +408,7 @@ def _conflicts() -> None:
 
 
 @pytest.mark.promise("I6")
-def test_a12_an_end_that_meets_other_transactions_is_written_within_its_lease(
-    db: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a12_an_end_that_meets_conflicts_is_written_within_its_lease(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pauses grew as in an outage, past the lease: a sweep took the job from a run that lived, as crashed."""
     now, tries, session = [0.0], [0], connection.connection
     monkeypatch.setattr(recovery.time, "monotonic", lambda: now[0])

@@ -86,8 +86,8 @@ MUTANTS = [
         also=(
             (
                 "lifecycle/sql.py",
-                "_OF_FIRST_RUN = \"epoch = %s AND status = 'waiting'\"",
-                '_OF_FIRST_RUN = "(TRUE OR epoch = %s)"',
+                "OF_FIRST_RUN = \"epoch = %s AND status = 'waiting'\"",
+                'OF_FIRST_RUN = "(TRUE OR epoch = %s)"',
             ),
         ),
     ),
@@ -101,8 +101,8 @@ MUTANTS = [
         also=(
             (
                 "lifecycle/sql.py",
-                "_OF_TOKEN = \"token = %s AND status = 'running'\"",
-                '_OF_TOKEN = "(TRUE OR token = %s)"',
+                "OF_TOKEN = \"token = %s AND status = 'running'\"",
+                'OF_TOKEN = "(TRUE OR token = %s)"',
             ),
         ),
     ),

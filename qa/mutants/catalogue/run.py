@@ -230,7 +230,7 @@ MUTANTS = [
     Mutant(
         "commit-only-when-the-fence-holds",
         "I4",
-        "lifecycle/sql.py",
+        "run/joined.py",
         "1 / CASE WHEN {fence} THEN 1 ELSE 0 END = 1",
         "1 / CASE WHEN {fence} THEN 1 ELSE 1 END = 1",
         ("tests/run/test_savepoint.py::test_a_settlement_whose_fence_does_not_hold_commits_nothing",),
