@@ -25,7 +25,6 @@ from reliable_jobs.lifecycle.transition import (
     transition,
 )
 from reliable_jobs.message.row_to_message import Rendered
-from reliable_jobs.models import Job
 from reliable_jobs.status import EventKind, Reason, Status
 
 
@@ -46,9 +45,7 @@ def succeed(
         won = sql.write(claim.using, sql.SUCCEED_BY_TOKEN, *values, claim.token) == 1
     if not won:
         check_allowed(job, Status.SUCCEEDED)  # the statements name the status that they start from
-        # Deleted by the task function, which is all that can while the row is locked: that stands, as what else it did.
-        return Job.objects.using(claim.using).find(job.pk) is None
-    if signals.heard(signals.job_settled):
+    elif signals.heard(signals.job_settled):
         announce.of_successes([claim])
     return won
 

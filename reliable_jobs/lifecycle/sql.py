@@ -72,10 +72,6 @@ CLAIM = """
     WHERE id = %s AND epoch = %s AND status = 'waiting'
 """
 
-#: How a row is while it is this run's: of a first run, and of one with a committed claim.
-OF_FIRST_RUN = "epoch = %s AND status = 'waiting'"
-OF_TOKEN = "token = %s AND status = 'running'"
-
 #: The end of a first run, which holds the row's lock. Whether what follows it owes now what it owed is a parameter.
 SUCCEED_FIRST_RUN = """
     UPDATE {job}
@@ -83,7 +79,7 @@ SUCCEED_FIRST_RUN = """
         subtasks = %s, worker = %s, "release" = %s, started_at = COALESCE(started_at, %s), run_started_at = %s,
         finished_at = {now}, deadline_at = NULL, live_key = CASE WHEN key_forever THEN live_key END,
         owes = CASE WHEN %s THEN NULL ELSE owes END, epoch = epoch + 1
-    WHERE id = %s AND {of_first_run}
+    WHERE id = %s AND epoch = %s AND status = 'waiting'
 """
 
 #: The end of a run with a committed claim, which gives its crash back.
@@ -95,7 +91,7 @@ SUCCEED_BY_TOKEN = """
         crashes = crashes - 1, token = NULL, lease_at = NULL,
         live_key = CASE WHEN key_forever THEN live_key END, owes = CASE WHEN %s THEN NULL ELSE owes END,
         epoch = epoch + 1
-    WHERE id = %s AND {of_token}
+    WHERE id = %s AND token = %s AND status = 'running'
 """
 
 #: The end of a bundle's first runs (PostgreSQL).
@@ -209,8 +205,6 @@ def _in_words(text: str, vendor: str, utc: bool, skips: bool, count: int) -> str
     made = text.format(
         **words,
         **tables,
-        of_first_run=OF_FIRST_RUN,
-        of_token=OF_TOKEN,
         workflow_cancelled=_WORKFLOW_CANCELLED.format(**tables),
         paused_by=_PAUSED_BY.format(**tables),
         group=f'"{JobGroup._meta.db_table}"',

@@ -181,6 +181,7 @@ def write_row(task: RunnableTask, job_id: uuid.UUID, using: str, request: Any = 
         content_type=content_type,
         content_encoding=content_encoding,
         envelope=kombu_json.dumps(envelope),
+        root_id=as_uuid(request.root_id),
         parent_id=as_uuid(request.parent_id),
     )
     Job.objects.using(using).bulk_create([job], ignore_conflicts=True)

@@ -18,7 +18,6 @@ from django.db import DatabaseError, OperationalError
 from reliable_jobs.compat.django import driver_of
 from reliable_jobs.compat.psycopg import begins_plainly, without_begin
 from reliable_jobs.lifecycle.db_errors import sqlstate
-from reliable_jobs.lifecycle.sql import OF_FIRST_RUN, OF_TOKEN
 from reliable_jobs.models import Job
 
 logger = logging.getLogger(__name__)
@@ -38,8 +37,8 @@ class Join:
         verb: how that statement begins; comments may come first.
         begin: send BEGIN too, unless a transaction has begun on the server.
         before, after: statements without parameters.
-        commit: send COMMIT too. The statement must be a success of lifecycle/sql.py; for a row that is another run's
-            the whole text fails with a division by zero then, and nothing is committed.
+        commit: send COMMIT too. The statement must be an UPDATE; if it changes no row, the whole text fails with a
+            division by zero and nothing is committed.
         behind: a statement that finds one row, sent behind that COMMIT: it sees what all others have committed by then,
             in a transaction of its own. ``found`` is its row; None where it was not sent.
     """
@@ -75,14 +74,13 @@ class Join:
     def _send(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         before, self.before = self.before, ()
         after, self.after = self.after, ()
-        failing = _or_fail(sql) if self.commit else None
-        if failing is not None:
-            sql, after = failing, ["COMMIT"]
-        behind = [self.behind] if self.behind and failing is not None else []
+        if self.commit:
+            sql, after = f"WITH won AS ({sql}\nRETURNING 1) SELECT 1 / count(*) FROM won", ["COMMIT"]
+        behind = [self.behind] if self.behind and self.commit else []
         result = execute("\n; ".join([*before, sql, *after, *behind]), params, many, context)
         self._skip(context["cursor"], before)
         if behind:
-            # The cursor stays here. For the caller it is the same: the statement's own answer counts one row, too.
+            # The cursor stays here. For the caller it is the same: the statement's own answer is one row, too.
             self._skip(context["cursor"], [sql, *after])
             self.found = context["cursor"].fetchone()
         return result
@@ -97,15 +95,6 @@ class Join:
         if not isinstance(sql, str) or ";" in sql or "--" in sql:
             return False  # a wrapper of the project added something; another statement can't follow it
         return _TABLE in sql and bool(re.match(rf"(?:\s|/\*(?:.|\n)*?\*/)*{self.verb}\b", sql))
-
-
-def _or_fail(text: str) -> str | None:
-    """A success as it is where the COMMIT travels with it: for a row that is another run's it fails with a division by
-    zero, so that nothing is committed. None for another statement."""
-    for fence in (OF_FIRST_RUN, OF_TOKEN):
-        if fence in text:
-            return text.replace(fence, f"1 / CASE WHEN {fence} THEN 1 ELSE 0 END = 1")
-    return None
 
 
 # --- where they are refused ------------------------------------------------------------------------------------------

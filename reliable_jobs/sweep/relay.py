@@ -39,6 +39,8 @@ FAILED_PAUSE = 0.5
 #: How often the whole sweep and the pruner run, in seconds.
 SWEEP_EVERY = 1.0
 PRUNE_EVERY = 3600.0
+#: The same after a pruning that failed: other databases may have more to prune.
+PRUNE_AGAIN = 60.0
 #: Jobs of each database that are pruned between two looks at what is due: a tenth of a second's work.
 PRUNE_LIMIT = pruner.BATCH
 
@@ -90,7 +92,7 @@ class Relay:
             with self._at_work():
                 while not self._stopped:
                     self._round()
-                    if not (self.more or self._prunes_on):
+                    if not (self.more or self._prunes_on) or self._rest >= FAILED_PAUSE:
                         self._pause()
         finally:
             beacon.stop()
@@ -164,9 +166,10 @@ class Relay:
             self._worked_at = time.monotonic()
         self.published += found
         if time.monotonic() >= self._prune_at and not self._stopped:
-            self._prunes_on = (self._try(lambda: pruner.prune(limit=PRUNE_LIMIT)) or 0) >= PRUNE_LIMIT
+            pruned = self._try(lambda: pruner.prune(limit=PRUNE_LIMIT))
+            self._prunes_on = pruned is not None and pruned >= PRUNE_LIMIT
             if not self._prunes_on:
-                self._prune_at = time.monotonic() + PRUNE_EVERY
+                self._prune_at = time.monotonic() + (PRUNE_AGAIN if pruned is None else PRUNE_EVERY)
         self._looked_at = time.monotonic()
         # After a look that nobody asked for, whoever asks is not to wait.
         self._rest = NUDGE_EVERY if found or self._woken else 0.0

@@ -347,20 +347,6 @@ def test_b8_a_base_exception_of_the_tasks_own_is_its_failure(jobs: InProcess, er
     assert "task_failure" in jobs.last[0].signals
 
 
-@pytest.mark.promise("I3")
-@pytest.mark.parametrize("task", [acts, acts_outside])
-def test_a_function_that_deletes_its_own_row_has_succeeded(jobs: InProcess, task: Any) -> None:
-    """A project clears the table away by a job: undone, it would run for ever."""
-    ACT["do"] = lambda: Job.objects.all()._raw_delete("default")  # type: ignore[attr-defined]
-    task.delay()
-    [delivered] = jobs.work()
-    assert "task_success" in delivered.signals
-    assert delivered.answer == "acked"
-    assert len(RUNS) == 1
-    assert Effect.objects.count() == (1 if task is acts else 0)
-    assert not Job.objects.exists()
-
-
 @pytest.mark.parametrize("ends", ["cancelled", "gone"])
 def test_b8_a_process_that_is_to_stop_does_so_without_its_job(
     jobs: InProcess, monkeypatch: pytest.MonkeyPatch, ends: str

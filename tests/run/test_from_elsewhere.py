@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import pytest
 
+from reliable_jobs import jobs as public
 from reliable_jobs.message.row_to_message import HEADER
 from reliable_jobs.models import Job
 from tests.run import run_tasks
@@ -25,6 +27,18 @@ def test_a_message_from_elsewhere_gets_a_receipt_and_runs_once(jobs: InProcess) 
     row = Job.objects.get()
     assert (str(row.pk), row.status, row.task) == (message.headers["id"], "succeeded", tasks.effect.name)
     assert jobs.effects("foreign") == 1
+
+
+@pytest.mark.promise("I7")
+def test_a_foreign_job_of_a_cancelled_workflow_does_not_start(jobs: InProcess) -> None:
+    root = str(uuid.uuid4())
+    first, second = (jobs.foreign(tasks.effect.name, [name], root_id=root) for name in ("first", "second"))
+    jobs.deliver(first)
+    assert [str(job.root_id) for job in Job.objects.all()] == [root]
+    public.cancel_workflow(root, actor="ann")
+    jobs.deliver(second)
+    assert sorted(Job.objects.values_list("status", flat=True)) == ["cancelled", "succeeded"]
+    assert (jobs.effects("first"), jobs.effects("second")) == (1, 0)
 
 
 def test_a_message_from_elsewhere_with_an_id_that_is_no_uuid_runs_once(jobs: InProcess) -> None:

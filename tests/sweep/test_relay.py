@@ -140,6 +140,34 @@ def test_a_relay_prunes_in_small_steps_between_its_looks(
     assert pauses == [["look", "prune"] * 2]
 
 
+def test_a_pruning_that_fails_is_tried_again_within_minutes(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is one database's: the others had been left a thousand jobs an hour."""
+
+    def fails(limit: int) -> int:
+        raise RuntimeError("of one database")
+
+    monkeypatch.setattr(pruner, "prune", fails)
+    running = Relay(app)
+    running._round()
+    assert not running._prunes_on
+    assert running._prune_at - time.monotonic() <= relay.PRUNE_AGAIN
+
+
+def test_a_relay_that_prunes_rests_where_the_broker_is_away(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    running = Relay(app)
+
+    def away(app: Any, report: sweeper.Report, on_backlog: Any) -> None:
+        report.left_due = True
+
+    monkeypatch.setattr(sweeper, "publish_due", away)
+    monkeypatch.setattr(sweeper, "sweep", lambda app, **_: None)
+    monkeypatch.setattr(pruner, "prune", lambda limit: limit)
+    monkeypatch.setattr(running, "_pause", lambda: pauses.append(running._rest) or running.stop())
+    running.run()
+    assert pauses == [relay.FAILED_PAUSE]
+
+
 @pytest.mark.promise("I1")
 @pytest.mark.parametrize("how", ["drain", "run"])
 def test_rows_of_a_paused_task_hold_up_no_other_job(

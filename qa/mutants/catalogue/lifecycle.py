@@ -86,8 +86,8 @@ MUTANTS = [
         also=(
             (
                 "lifecycle/sql.py",
-                "OF_FIRST_RUN = \"epoch = %s AND status = 'waiting'\"",
-                'OF_FIRST_RUN = "(TRUE OR epoch = %s)"',
+                'AND epoch = %s AND status = \'waiting\'\n"""\n\n#: The end of a run with',
+                'AND (TRUE OR epoch = %s)\n"""\n\n#: The end of a run with',
             ),
         ),
     ),
@@ -98,13 +98,7 @@ MUTANTS = [
         "Q(token=token_now, status=Status.RUNNING) if",
         "Q() if",
         (f"{I4}::test_a_worker_stopped_past_its_lease_wakes_up_to_nothing",),
-        also=(
-            (
-                "lifecycle/sql.py",
-                "OF_TOKEN = \"token = %s AND status = 'running'\"",
-                'OF_TOKEN = "(TRUE OR token = %s)"',
-            ),
-        ),
+        also=(("lifecycle/sql.py", "AND token = %s AND status = 'running'", "AND (TRUE OR token = %s)"),),
     ),
     Mutant(
         "crash-given-back",
