@@ -64,8 +64,8 @@ def limited_everywhere(publish: Any, quiet: Any) -> int:
         except SoftTimeLimitExceeded:
             pass
         else:
-            # Python itself swallows what is raised in a generator that is closed, and in a finaliser: of Celery's result,
-            # too, which tells its backend.
+            # Python itself swallows what is raised in a generator that is closed, and in a finaliser; that of Celery's
+            # result tells the backend.
             swallows = ("insert.random_ids", "__del__", "AskedBackend.remove_pending_result")
             if len(met.names) >= point and not met.names[point - 1].endswith(swallows):
                 swallowed.append(met.names[point - 1])
