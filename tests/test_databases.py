@@ -178,24 +178,22 @@ def test_a7_one_bad_database_stops_no_other(jobs: InProcess, broken: str) -> Non
     assert JobResult(str(job.pk), app=app).state == "PENDING"
 
 
-def test_a_database_that_fails_is_connected_anew_and_no_other(jobs: InProcess, second_database: str) -> None:
+def test_a_database_that_fails_is_connected_anew_and_no_other(
+    jobs: InProcess, second_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A primary that has become a replica still answers: nothing else would close the connection to it."""
     closed: list[str] = []
 
     def fails_on_second(alias: str) -> None:
-        connection = connections[alias]
-        connection.close = lambda: closed.append(alias)  # type: ignore[method-assign]
+        patch.setattr(connections[alias], "close", lambda: closed.append(alias))
         if alias == second_database:
             raise RuntimeError("read-only")
 
-    try:
+    with monkeypatch.context() as patch:
         with pytest.raises(RuntimeError, match="read-only"):
             databases.on_each(fails_on_second, "The test")
         with transaction.atomic(using=second_database), pytest.raises(RuntimeError, match="read-only"):
             databases.on_each(fails_on_second, "The test")
-    finally:
-        for alias in ("default", second_database):
-            vars(connections[alias]).pop("close", None)
     assert closed == [second_database], "and none in an open transaction"
 
 

@@ -53,11 +53,7 @@ def run_first(task: RunnableTask, delivery: Delivery, args: Any, kwargs: Any) ->
         NotStarted: the database failed before the function began. Nothing was claimed.
     """
     take = functools.partial(
-        lifecycle.claim_atomic,
-        delivery.job_id,
-        delivery.content_version,
-        delivery.using,
-        root_id=delivery.root_id,
+        lifecycle.claim_atomic, delivery.job_id, delivery.content_version, delivery.using, root_id=delivery.root_id
     )
     return _run_in_transaction(
         task, delivery.using, take, args, kwargs, worker=delivery.worker, following=delivery.following

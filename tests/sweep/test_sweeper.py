@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.db.models import Count
 from django.test import override_settings
 from django.utils import timezone
@@ -112,6 +113,15 @@ def test_a_sweep_takes_no_more_than_it_may_in_windows(rows: InProcess) -> None:
     for n in range(7):
         tasks.effect.delay(str(n))
     assert [rows.sweep().published for _ in range(3)] == [5, 2, 0]
+
+
+def test_a_sweep_within_a_callers_transaction_leaves_its_commit_alone(rows: InProcess) -> None:
+    """Only its own COMMIT need not wait for the disk."""
+    if connection.vendor != "postgresql":
+        pytest.skip("PostgreSQL's")
+    with sweeper._counting("default"), connection.cursor() as cursor:
+        cursor.execute("SHOW synchronous_commit")
+        assert cursor.fetchone() == ("on",)
 
 
 def test_an_idle_sweep_asks_little(rows: InProcess, django_assert_max_num_queries: Any) -> None:
