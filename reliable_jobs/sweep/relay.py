@@ -171,7 +171,7 @@ class Relay:
             if not self._prunes_on:
                 self._prune_at = time.monotonic() + (PRUNE_AGAIN if pruned is None else PRUNE_EVERY)
         self._looked_at = time.monotonic()
-        # After a look that nobody asked for, whoever asks is not to wait.
+        # A commit that comes after an idle look is seen at once: only looks that commits ask for are spaced out.
         self._rest = NUDGE_EVERY if found or self._woken else 0.0
         if not found and (self.failed or self.left_due):
             self._rest, self.more = FAILED_PAUSE, False
