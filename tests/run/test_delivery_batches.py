@@ -734,7 +734,8 @@ def test_an_agent_that_wraps_tracers_sees_each_job_and_no_message(
 def test_a_broker_that_says_nothing_holds_up_nobody_who_tells_of_jobs(scheme: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        events = task_events.TaskEvents(Celery("silent", broker=f"{scheme}://127.0.0.1:{port}//"), HOSTNAME, 0)
+        unheard = Celery("silent", broker=f"{scheme}://127.0.0.1:{port}//")
+        events = task_events.TaskEvents(unheard, HOSTNAME, 0)
 
         def tell() -> None:
             for number in range(2 * task_events._MOST_MESSAGES):
@@ -745,6 +746,9 @@ def test_a_broker_that_says_nothing_holds_up_nobody_who_tells_of_jobs(scheme: st
         telling.start()
         telling.join(PATIENCE)
         assert not telling.is_alive()
+    # Its thread would still connect, and be refused, while other tests count what is left in memory.
+    teller = task_events._teller(unheard)
+    wait_until(lambda: teller._handed_over.empty() and teller._free.is_set(), "every event is given up")
 
 
 @pytest.mark.parametrize("scheme", ["amqp", "redis"])

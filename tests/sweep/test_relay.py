@@ -35,6 +35,12 @@ def by_relay(settings: Any) -> None:
     settings.RELIABLE_JOBS = {"DISPATCH": "relay"}
 
 
+@pytest.fixture
+def alone(settings: Any) -> None:
+    """Nothing but the test's own thread writes: in SQLite's memory a second writer is refused at once."""
+    settings.RELIABLE_JOBS = {"PRESENCE_INTERVAL": 0}
+
+
 @pytest.fixture(autouse=True)
 def nobody_was_woken_lately() -> None:
     notify._last.clear()
@@ -115,7 +121,7 @@ def test_a_relay_sweeps_and_prunes_too(jobs: InProcess, by_relay: None, monkeypa
 
 
 def test_a_relay_prunes_in_small_steps_between_its_looks(
-    jobs: InProcess, by_relay: None, monkeypatch: pytest.MonkeyPatch
+    jobs: InProcess, alone: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two seconds of pruning, each hour, would be two seconds in which nothing is published."""
     old, pauses = [relay.PRUNE_LIMIT + 5], []
@@ -153,7 +159,9 @@ def test_a_pruning_that_fails_is_tried_again_within_minutes(jobs: InProcess, mon
     assert running._prune_at - time.monotonic() <= relay.PRUNE_AGAIN
 
 
-def test_a_relay_that_prunes_rests_where_the_broker_is_away(jobs: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relay_that_prunes_rests_where_the_broker_is_away(
+    jobs: InProcess, alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pauses: list[float] = []
     running = Relay(app)
 
