@@ -23,7 +23,7 @@ from reliable_jobs import lifecycle
 from reliable_jobs.conf import settings
 from reliable_jobs.errors import KeyConflict
 from reliable_jobs.message.row_to_message import Outgoing
-from reliable_jobs.run import execution
+from reliable_jobs.run import lease
 from reliable_jobs.sweep import pruner, sweeper
 from tests.celery_app import app
 
@@ -280,7 +280,7 @@ class World:
 
     def beat(self, run: Run) -> None:
         """One beat of a non-atomic run's heart."""
-        self._act(lambda: execution._heartbeat(run.inner, _OneBeat()))
+        self._act(lambda: lease.heartbeat(run.inner, _OneBeat()))
 
     # --- what bodies tell ---------------------------------------------------------------------------------------------
 

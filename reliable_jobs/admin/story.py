@@ -18,7 +18,7 @@ from reliable_jobs.dispatch.answers import Depth
 from reliable_jobs.models import Job, JobEvent, Pause, PauseKind
 from reliable_jobs.presence import Consumers
 from reliable_jobs.status import EventKind, Reason, Status
-from reliable_jobs.sweep.sweeper import next_check
+from reliable_jobs.sweep.sends import next_check
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,11 +23,10 @@ from reliable_jobs.lifecycle.held_places import hold_place, take_over
 from reliable_jobs.lifecycle.later_steps import end_steps
 from reliable_jobs.lifecycle.listeners import listen
 from reliable_jobs.lifecycle.operations import Report, cancel, hand_back, requeue
-from reliable_jobs.lifecycle.pauses import bring_back, pause, paused, put_back, put_off, resume
+from reliable_jobs.lifecycle.pauses import anything_paused, bring_back, pause, paused, put_back, put_off, resume
 from reliable_jobs.lifecycle.receipts import park, take_receipt
 from reliable_jobs.lifecycle.relayed import fail_unsendable, mark_sent, take_in
 from reliable_jobs.lifecycle.settle import cancel_run, expire, fail, hold, run_again, succeed, succeed_many
-from reliable_jobs.lifecycle.sql import anything_paused, send_due
 from reliable_jobs.lifecycle.transition import (
     Claim,
     Refusal,
@@ -74,7 +73,6 @@ __all__ = [
     "rescue",
     "resume",
     "run_again",
-    "send_due",
     "step_back",
     "succeed",
     "succeed_many",

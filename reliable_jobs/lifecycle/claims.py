@@ -5,11 +5,13 @@ from __future__ import annotations
 import datetime
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from django.db import transaction
-from django.db.models import F
+from django.db import connections, transaction
+from django.db.models import DateTimeField, F
 from django.db.models.functions import Least
+from django.utils.timezone import is_naive, make_aware
 
 from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
@@ -40,7 +42,7 @@ def _lock_if_fit(
     job_id: uuid.UUID, content_version: int, using: str, root_id: uuid.UUID | None = None
 ) -> Claim | Refusal:
     """Lock the row and see whether a message of this content version may run it now."""
-    locked = sql.lock_row(using, job_id, root_id)
+    locked = _lock_row(using, job_id, root_id)
     if locked is None:
         seen = Job.objects.using(using).find(job_id)
         if seen is None:
@@ -83,7 +85,7 @@ def claim_many(task: str, content_versions: Mapping[uuid.UUID, int], using: str)
 
     What was started, interrupted or has failed before is left to a message of its own.
     """
-    found = sql.lock_bundle(using, task, list(content_versions))
+    found = _lock_bundle(using, task, list(content_versions))
     claims = {job.pk: Claim(job, using, now) for job, now in found if job.content_version == content_versions[job.pk]}
     return [claims[job_id] for job_id in content_versions if job_id in claims]
 
@@ -173,3 +175,74 @@ def extend_lease(claim: Claim, lease: float) -> bool:
             lease_at=Least(Now() + datetime.timedelta(seconds=lease), F("deadline_at"))
         )
     return rows.exists()
+
+
+# --- The lock ---------------------------------------------------------------------------------------------------------
+
+
+class _Locked(NamedTuple):
+    """A job's row, as the statement that locked it has seen it."""
+
+    job: Job
+    #: By the database's clock.
+    now: datetime.datetime
+    workflow_cancelled: bool
+    #: "queue" or "task"; None where neither is paused.
+    paused_by: str | None
+
+
+def _lock_row(alias: str, job_id: uuid.UUID, root_id: uuid.UUID | None) -> _Locked | None:
+    """Lock a job's row where that can be done at once.
+
+    Must be called in a transaction.
+
+    Args:
+        root_id: the workflow that the message names. Another one than the row's costs a statement more.
+    """
+    found = _select(
+        alias, sql.LOCK_ROW, sql.CLAIMED, [root_id, Job._meta.pk.to_python(job_id)]
+    )  # a request has it as text
+    if not found:
+        return None
+    job, now, (workflow_cancelled, anything_paused) = found[0]
+    if job.root_id != root_id:
+        workflow_cancelled = sql.rows(alias, sql.WORKFLOW_CANCELLED, job.pk)[0][0]
+    paused_by = sql.rows(alias, sql.PAUSED_BY, job.pk)[0][0] if anything_paused else None
+    return _Locked(job, now, bool(workflow_cancelled), paused_by)
+
+
+def _lock_bundle(alias: str, task: str, job_ids: Sequence[uuid.UUID]) -> list[tuple[Job, datetime.datetime]]:
+    """Lock those jobs of a task that are plainly fit for a first run, as far as that can be done at once.
+
+    Must be called in a transaction.
+    """
+    found = _select(alias, sql.LOCK_BUNDLE, sql.CLAIMED_AND_SENT, [task, *job_ids], len(job_ids))
+    return [(job, now) for job, now, _ in found]
+
+
+def _select(
+    alias: str, text: str, names: tuple[str, ...], values: Sequence[Any], count: int = 1
+) -> list[tuple[Job, datetime.datetime, Sequence[Any]]]:
+    """The rows, the database's time, and what lies between them."""
+    connection = connections[alias]
+    with connection.cursor() as cursor:
+        cursor.execute(sql.in_words(connection, text, count), sql.prepared(connection, values))
+        rows = cursor.fetchall()
+    found = []
+    for row in rows:
+        columns, more, now = row[: len(names)], row[len(names) : -1], row[-1]
+        if connection.vendor != "postgresql":
+            *columns, now = _python(connection, names, [*columns, now])
+        found.append((Job.from_db(alias, names, columns), now, more))
+    return found
+
+
+def _python(connection: Any, names: tuple[str, ...], row: Sequence[Any]) -> list[Any]:
+    """A row's values as the model has them; MySQL and SQLite know no UUID, boolean or time zone, SQLite no time."""
+    fields: list[Any] = [*map(Job._meta.get_field, names), DateTimeField()]
+    values = [field.to_python(value) for field, value in zip(fields, row, strict=True)]
+    zone = connection.timezone
+    return [
+        make_aware(value, zone) if zone and isinstance(value, datetime.datetime) and is_naive(value) else value
+        for value in values
+    ]

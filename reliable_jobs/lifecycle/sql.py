@@ -10,15 +10,14 @@ import datetime
 import functools
 import uuid
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.db import connections
 from django.db.models import BinaryField, DateTimeField, UUIDField
-from django.utils.timezone import is_naive, make_aware
 
 from reliable_jobs.clock import from_now_sql, now_sql
 from reliable_jobs.compat.django import skips_locked, zone_of
-from reliable_jobs.message.row_to_message import SENT, RowToSend
+from reliable_jobs.message.row_to_message import SENT
 from reliable_jobs.models import CancelledWorkflow, Job, JobGroup, Pause
 
 # --- The statements ---------------------------------------------------------------------------------------------------
@@ -251,84 +250,3 @@ def rows(alias: str, text: str, *values: Any) -> list[tuple[Any, ...]]:
         cursor.execute(in_words(connection, text), prepared(connection, values))
         found: list[tuple[Any, ...]] = cursor.fetchall()
     return found
-
-
-def anything_paused(alias: str) -> bool:
-    """Whether any queue or task is."""
-    return bool(rows(alias, ANYTHING_PAUSED)[0][0])
-
-
-def send_due(alias: str, queue: str, limit: int, grace: float) -> list[RowToSend]:
-    """Count due rows of a queue as sent, and read them, the oldest first (PostgreSQL).
-
-    Args:
-        grace: seconds until the sweeper looks at them.
-    """
-    found = sorted(rows(alias, SEND_DUE, grace, queue, limit), key=lambda row: row[-1])
-    return [RowToSend(*row[:-1]) for row in found]
-
-
-class Locked(NamedTuple):
-    """A job's row, as the statement that locked it has seen it."""
-
-    job: Job
-    #: By the database's clock.
-    now: datetime.datetime
-    workflow_cancelled: bool
-    #: "queue" or "task"; None where neither is paused.
-    paused_by: str | None
-
-
-def lock_row(alias: str, job_id: uuid.UUID, root_id: uuid.UUID | None) -> Locked | None:
-    """Lock a job's row where that can be done at once.
-
-    Must be called in a transaction.
-
-    Args:
-        root_id: the workflow that the message names. Another one than the row's costs a statement more.
-    """
-    found = _select(alias, LOCK_ROW, CLAIMED, [root_id, Job._meta.pk.to_python(job_id)])  # a request has it as text
-    if not found:
-        return None
-    job, now, (workflow_cancelled, anything_paused) = found[0]
-    if job.root_id != root_id:
-        workflow_cancelled = rows(alias, WORKFLOW_CANCELLED, job.pk)[0][0]
-    paused_by = rows(alias, PAUSED_BY, job.pk)[0][0] if anything_paused else None
-    return Locked(job, now, bool(workflow_cancelled), paused_by)
-
-
-def lock_bundle(alias: str, task: str, job_ids: Sequence[uuid.UUID]) -> list[tuple[Job, datetime.datetime]]:
-    """Lock those jobs of a task that are plainly fit for a first run, as far as that can be done at once.
-
-    Must be called in a transaction.
-    """
-    found = _select(alias, LOCK_BUNDLE, CLAIMED_AND_SENT, [task, *job_ids], len(job_ids))
-    return [(job, now) for job, now, _ in found]
-
-
-def _select(
-    alias: str, text: str, names: tuple[str, ...], values: Sequence[Any], count: int = 1
-) -> list[tuple[Job, datetime.datetime, Sequence[Any]]]:
-    """The rows, the database's time, and what lies between them."""
-    connection = connections[alias]
-    with connection.cursor() as cursor:
-        cursor.execute(in_words(connection, text, count), prepared(connection, values))
-        rows = cursor.fetchall()
-    found = []
-    for row in rows:
-        columns, more, now = row[: len(names)], row[len(names) : -1], row[-1]
-        if connection.vendor != "postgresql":
-            *columns, now = _python(connection, names, [*columns, now])
-        found.append((Job.from_db(alias, names, columns), now, more))
-    return found
-
-
-def _python(connection: Any, names: tuple[str, ...], row: Sequence[Any]) -> list[Any]:
-    """A row's values as the model has them; MySQL and SQLite know no UUID, boolean or time zone, SQLite no time."""
-    fields: list[Any] = [*map(Job._meta.get_field, names), _FIELDS[datetime.datetime]]
-    values = [field.to_python(value) for field, value in zip(fields, row, strict=True)]
-    zone = connection.timezone
-    return [
-        make_aware(value, zone) if zone and isinstance(value, datetime.datetime) and is_naive(value) else value
-        for value in values
-    ]

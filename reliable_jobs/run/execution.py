@@ -11,15 +11,14 @@ token and lease are committed first, which counts the start; the function's tran
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, SoftTimeLimitExceeded
 from django.db import Error as DatabaseError
 from django.db import connections, transaction
 
-from reliable_jobs import databases, lifecycle, signals
+from reliable_jobs import lifecycle, signals
 from reliable_jobs.compat.django import driver_of
 from reliable_jobs.compat.django_transaction import open_blocks
 from reliable_jobs.conf import settings
@@ -27,7 +26,7 @@ from reliable_jobs.errors import BrokenTransaction, RunTakenAway
 from reliable_jobs.lifecycle import Claim, Refusal, db_errors
 from reliable_jobs.logs import job_logger
 from reliable_jobs.message import result_text
-from reliable_jobs.run import kept_connections, native, outcomes, recovery, settling
+from reliable_jobs.run import kept_connections, lease, outcomes, recovery, settling
 from reliable_jobs.run.arrival import Delivery
 from reliable_jobs.run.round_trips import FunctionSavepoint, FunctionUndone, is_cut_off
 from reliable_jobs.run.state import NotStarted, Outcome, Run
@@ -181,7 +180,7 @@ def _run_leased(task: RunnableTask, run: Run, args: Any, kwargs: Any) -> Outcome
     """A non-atomic run: a thread keeps the lease, the function opens its own transactions, the settlement is fenced."""
     claim = run.claim
     depth = len(open_blocks(connections[claim.using]))
-    with kept_alive(run):
+    with lease.kept_alive(run):
         try:
             ended = _call_function(task, run, args, kwargs, None)
         except BaseException as error:
@@ -215,40 +214,6 @@ def _run_leased(task: RunnableTask, run: Run, args: Any, kwargs: Any) -> Outcome
         logger.warning("%s", message)
         raise Ignore(message)
     return ended
-
-
-@contextmanager
-def kept_alive(run: Run) -> Iterator[None]:
-    """Inside, a thread extends the lease of a committed claim."""
-    beat = native.Thread(functools.partial(_heartbeat, run))
-    try:
-        yield
-    finally:
-        beat.stop.release()
-        beat.join(timeout=settings.LEASE)
-        if run.missed_beats:
-            # Here, because in the other thread a log handler's lock, as eventlet makes it, would hang the worker.
-            logger.warning(
-                "Job %s: its lease could not be extended %d time(s) while it ran; the last error: %r",
-                run.claim.job.pk,
-                run.missed_beats,
-                run.last_miss,
-            )
-
-
-def _heartbeat(run: Run, stop: Any) -> None:
-    claim = run.claim
-    try:
-        while not stop.acquire(timeout=settings.LEASE / 3):
-            try:
-                if not lifecycle.extend_lease(claim, settings.LEASE):
-                    run.lost = True
-                    return
-            except Exception as error:  # whatever it is: a run without a lease would be begun a second time
-                run.missed_beats, run.last_miss = run.missed_beats + 1, error.with_traceback(None)
-                databases.discard(claim.using)
-    finally:
-        connections[claim.using].close()
 
 
 def _call_function(

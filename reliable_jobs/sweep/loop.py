@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import TypeVar
 
 from celery import Celery
 
@@ -13,7 +12,6 @@ from reliable_jobs.compat.django import close_connections
 from reliable_jobs.sqlite_forks import without_forks
 from reliable_jobs.sweep import statistics, sweeper
 
-_T = TypeVar("_T")
 logger = logging.getLogger(__name__)
 
 
@@ -65,18 +63,17 @@ class SweepLoop:
         """One round. Says whether there is more to do at once."""
         if self.before is not None:
             self._try(self.before)
-        report = self._try(lambda: sweeper.sweep(self.app, actor=self.actor))
+        report = sweeper.Report()
+        self._try(lambda: sweeper.sweep(self.app, actor=self.actor, report=report))
         self._try(statistics.roll_when_due)
-        more = report is not None and report.more
-        if not (more or self.keep_connections):
+        if not (report.more or self.keep_connections):
             close_connections()
-        return more
+        return report.more
 
-    def _try(self, work: Callable[[], _T]) -> _T | None:
+    def _try(self, work: Callable[[], object]) -> None:
         try:
-            return work()
+            work()
         except Exception as error:
             # A sweeper that dies would be noticed only when jobs are missing; it logs and goes on.
             logger.warning("Sweep by %s failed (%s: %s); trying again.", self.actor, type(error).__name__, error)
             close_connections()
-            return None

@@ -9,20 +9,16 @@ message that was not confirmed may have arrived all the same: its row is sent ag
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
-import datetime
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from celery import Celery
 from django.db import connections, transaction
 
 from reliable_jobs import databases, lifecycle, queues
-from reliable_jobs.clock import Now
 from reliable_jobs.compat.django import skips_locked
-from reliable_jobs.compat.django_transaction import in_transaction
 from reliable_jobs.conf import settings
 from reliable_jobs.dispatch import on_commit
 from reliable_jobs.dispatch.answers import Confirms
@@ -30,7 +26,7 @@ from reliable_jobs.dispatch.publisher import publisher
 from reliable_jobs.message.row_to_message import RowToSend, outgoing
 from reliable_jobs.models import Job, PauseKind
 from reliable_jobs.status import Status
-from reliable_jobs.sweep import acts, unconfirmed
+from reliable_jobs.sweep import acts, sends, unconfirmed
 from reliable_jobs.sweep.ensure_jobs import sweep_declared
 from reliable_jobs.sweep.lost_messages import probably_lost
 from reliable_jobs.workflow import cancelling, chords, plain_parts
@@ -137,7 +133,7 @@ def send_again(app: Celery, alias: str, job_ids: Iterable[uuid.UUID]) -> set[uui
     with transaction.atomic(using=alias):
         waiting = Job.objects.using(alias).filter(pk__in=list(job_ids), status=Status.WAITING, sends=1)
         jobs = RowToSend.each(waiting.lock())
-        _raise_sends(alias, jobs)
+        sends.raise_sends(alias, jobs)
     if jobs:
         _publish(app, alias, jobs, Report())
     return {job.pk for job in jobs}
@@ -159,7 +155,7 @@ def _publish_due(app: Celery, alias: str, report: Report, on_backlog: OnBacklog 
         return  # the broker is away: no send is counted that can't happen
     left = settings.SWEEP_LIMIT
     while left > 0 and due:
-        taken, jobs = _take_due(alias, due, min(left, settings.PUBLISH_WINDOW), paused=bool(pauses))
+        taken, jobs = sends.take_due(alias, due, min(left, settings.PUBLISH_WINDOW), paused=bool(pauses))
         if not taken:
             return
         left -= taken
@@ -173,84 +169,6 @@ def _publish_due(app: Celery, alias: str, report: Report, on_backlog: OnBacklog 
             report.left_due = True
             return  # what went back is due again at once: not in this round
     report.more |= bool(due)
-
-
-def _take_due(alias: str, due: collections.deque[str], window: int, *, paused: bool) -> tuple[int, list[RowToSend]]:
-    """Take due rows, and count those as sent that are to be published: how many, and the latter.
-
-    Args:
-        due: see :func:`_in_turn`.
-        window: how many rows at most.
-        paused: whether anything is.
-    """
-    with _counting(alias):
-        if connections[alias].vendor == "postgresql" and not paused:
-            grace = next_check(settings.GRACE, 1, settings.MAX_GRACE)
-            jobs = _in_turn(due, window, lambda queue, size: lifecycle.send_due(alias, queue, size, grace))
-            return len(jobs), jobs
-
-        def take(queue: str, size: int) -> list[RowToSend]:
-            rows = Job.objects.using(alias).due().filter(queue=queue).order_by("due_at")
-            return RowToSend.each(rows.lock()[:size])
-
-        taken = _in_turn(due, window, take)
-        jobs = lifecycle.put_off(taken, alias) if paused else taken
-        _raise_sends(alias, jobs)
-        return len(taken), jobs
-
-
-def _in_turn(due: collections.deque[str], window: int, take: Callable[[str, int], list[RowToSend]]) -> list[RowToSend]:
-    """Due rows, as many of each queue: none waits until another one is empty.
-
-    Args:
-        due: the queues. Those of which all have been taken leave it, and those that had their turn stand behind.
-        window: how many rows at most.
-        take: takes so many of a queue, at most.
-    """
-    jobs: list[RowToSend] = []
-    share = -(-window // len(due))
-    for _ in range(len(due)):
-        size = min(share, window - len(jobs))
-        if not size:
-            break
-        found = take(due[0], size)
-        jobs += found
-        if len(found) < size:
-            due.popleft()
-        else:
-            due.rotate(-1)
-    return jobs
-
-
-@contextlib.contextmanager
-def _counting(alias: str) -> Iterator[None]:
-    """A transaction that counts sends. On PostgreSQL its COMMIT does not wait for the disk (2 ms at the median, 15 at
-    the 99th percentile): others see it at once, and a server that breaks down within half a second costs those jobs a
-    copy, which is dropped."""
-    ours = not in_transaction(connections[alias])
-    with transaction.atomic(using=alias):
-        if ours and connections[alias].vendor == "postgresql":
-            with connections[alias].cursor() as cursor:
-                cursor.execute("SET LOCAL synchronous_commit TO off")
-        yield
-
-
-def _raise_sends(alias: str, jobs: Iterable[RowToSend]) -> None:
-    """Count the send and set the next look, one statement per number of sends."""
-    by_sends: dict[int, list[uuid.UUID]] = {}
-    for job in jobs:
-        by_sends.setdefault(job.sends, []).append(job.pk)
-        job.sends += 1
-    for sends, ids in by_sends.items():
-        pause = next_check(settings.GRACE, sends + 1, settings.MAX_GRACE)
-        Job.objects.using(alias).filter(pk__in=ids, status=Status.WAITING, sends=sends).update(
-            sends=sends + 1, check_at=Now() + datetime.timedelta(seconds=pause)
-        )
-
-
-def next_check(grace: float, sends: int, limit: float) -> float:
-    """Seconds from the ``sends``-th publish to the sweeper's next look: it doubles with every send (I8)."""
-    return min(limit, grace * 2.0 ** min(max(sends, 1) - 1, 32))
 
 
 def _publish(app: Celery, alias: str, jobs: list[RowToSend], report: Report) -> Confirms:
@@ -290,9 +208,9 @@ def _publish_overdue(app: Celery, alias: str, report: Report) -> None:
     for queue in overdue:
         if queue in depths and depths[queue].abandoned:
             continue  # the messages are there; what is missing is a worker
-        with _counting(alias):
+        with sends.counting(alias):
             jobs = probably_lost(alias, queue, limit)
-            _raise_sends(alias, jobs)
+            sends.raise_sends(alias, jobs)
         if not jobs:
             continue
         confirms = _publish(app, alias, jobs, report)

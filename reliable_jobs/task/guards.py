@@ -91,7 +91,7 @@ def _claimed(task: Any, trail: Trail) -> Iterator[None]:
     if trail.run is None:
         yield
         return
-    with stages.execution.kept_alive(trail.run):
+    with stages.lease.kept_alive(trail.run):
         yield
 
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reliable_jobs import databases, lifecycle, models, results
     from reliable_jobs.enqueue import bulk, insert, keys, outbox
-    from reliable_jobs.run import delivery, execution, outcomes, state, tracing, unreported_errors
+    from reliable_jobs.run import delivery, lease, outcomes, state, tracing, unreported_errors
     from reliable_jobs.workflow import unit
 
 __all__ = [
     "bulk",
     "databases",
     "delivery",
-    "execution",
     "insert",
     "keys",
+    "lease",
     "lifecycle",
     "models",
     "outbox",
@@ -43,16 +43,16 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from reliable_jobs import databases, lifecycle, models, results
     from reliable_jobs.enqueue import bulk, insert, keys, outbox
-    from reliable_jobs.run import delivery, execution, outcomes, state, tracing, unreported_errors
+    from reliable_jobs.run import delivery, lease, outcomes, state, tracing, unreported_errors
     from reliable_jobs.workflow import unit
 
     imported = (
         bulk,
         databases,
         delivery,
-        execution,
         insert,
         keys,
+        lease,
         lifecycle,
         models,
         outbox,

@@ -127,6 +127,7 @@ ELSEWHERE = {
         "run/unreported_errors.py",
         "run/bundle_transaction.py",
         "run/delivery.py",
+        "run/lease.py",
     ),
 }
 #: Functions that only sweeps and probes call, threads of their own, or a run whose task function has ended.
@@ -136,7 +137,7 @@ AFTERWARDS = {
     "is_cut_off",
     "settle",
     "_first",
-    "_heartbeat",
+    "heartbeat",
     "part_ended",
     "_write_copies",
     "_watch",

@@ -20,7 +20,7 @@ from django.utils import timezone
 from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle import Claim
 from reliable_jobs.models import Job
-from reliable_jobs.run import execution, pools, recovery
+from reliable_jobs.run import lease, pools, recovery
 from reliable_jobs.run.state import Run
 from tests.support.harness import Stack, Worker, lines, wait_until
 from tests.testapp import tasks
@@ -159,9 +159,9 @@ def test_a_heartbeat_that_fails_goes_on_and_the_run_logs_it(
         beats.append(threading.get_ident())
         raise error
 
-    monkeypatch.setattr(execution.lifecycle, "extend_lease", fails)
+    monkeypatch.setattr(lease.lifecycle, "extend_lease", fails)
     run = Run(Claim(Job(), "default", timezone.now()), "a worker")
-    with override_settings(RELIABLE_JOBS={"LEASE": 0.1}), execution.kept_alive(run):
+    with override_settings(RELIABLE_JOBS={"LEASE": 0.1}), lease.kept_alive(run):
         wait_until(lambda: len(beats) > 2, "it goes on")
     told = [record for record in caplog.records if "could not be extended" in record.message]
     assert [record.thread for record in told] == [threading.get_ident()]

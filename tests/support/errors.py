@@ -31,7 +31,7 @@ import reliable_jobs
 from reliable_jobs import ReliableTask
 from reliable_jobs.compat.celery_backend import AnsweringBackend
 from reliable_jobs.models import Job, JobEvent, JobGroup
-from reliable_jobs.run import bundle_transaction, delivery, execution, kept_connections
+from reliable_jobs.run import bundle_transaction, delivery, kept_connections, lease
 from reliable_jobs.sweep import sweeper
 from reliable_jobs.worker import parking, requests, revocation
 from tests.celery_app import app
@@ -230,7 +230,7 @@ def worker(jobs: InProcess, monkeypatch: pytest.MonkeyPatch, settings: Any) -> I
     monkeypatch.setattr("reliable_jobs.run.delivery.REDELIVERY_PATIENCE", 0.2)
     if connection.vendor == "sqlite":
         # In memory a statement that meets another thread's is refused at once, whatever the timeout.
-        monkeypatch.setattr(execution, "_heartbeat", lambda run, stop: None)
+        monkeypatch.setattr(lease, "heartbeat", lambda run, stop: None)
     with inline_aside():
         made = Worker(jobs)
         with made.listening():

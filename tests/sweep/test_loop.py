@@ -20,7 +20,7 @@ class Ticking:
         self.ticks = 0
         self.ticked = threading.Semaphore(0)
 
-        def sweep(app: Any, *, actor: str) -> None:
+        def sweep(app: Any, *, actor: str, report: sweeper.Report) -> None:
             self.ticks += 1
             self.ticked.release()
             if fail:
@@ -78,8 +78,17 @@ def test_a_sweep_that_fails_does_not_end_the_loop(
     assert "no database" in caplog.text
 
 
+def test_a_failing_database_takes_nothing_from_anothers_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sweep(app: Any, *, actor: str, report: sweeper.Report) -> None:
+        report.more = True
+        raise RuntimeError("another database's")
+
+    monkeypatch.setattr(sweeper, "sweep", sweep)
+    assert SweepLoop(app, actor="test", interval=None, keep_connections=True).once()
+
+
 def test_what_is_to_be_done_before_a_sweep_is_done_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    monkeypatch.setattr(sweeper, "sweep", lambda app, actor: order.append("sweep"))
+    monkeypatch.setattr(sweeper, "sweep", lambda app, **_: order.append("sweep"))
     SweepLoop(app, actor="test", interval=None, keep_connections=True, before=lambda: order.append("before")).once()
     assert order == ["before", "sweep"]

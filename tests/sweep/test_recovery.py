@@ -56,11 +56,11 @@ class Rounds:
         monkeypatch.setattr(sweeper, "sweep", self.sweep)
         monkeypatch.setattr(statistics, "roll_when_due", lambda: None)
 
-    def sweep(self, app: Any, actor: str) -> sweeper.Report:
+    def sweep(self, app: Any, actor: str, report: sweeper.Report) -> None:
         with self.did:
             self.count += 1
             self.did.notify_all()
-        return sweeper.Report(published=1, more=self.count <= self.more)
+        report.published, report.more = 1, self.count <= self.more
 
     def reach(self, count: int) -> bool:
         with self.did:

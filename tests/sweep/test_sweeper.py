@@ -16,6 +16,7 @@ from reliable_jobs.dispatch.publisher import Publisher, publisher
 from reliable_jobs.message.row_to_message import HEADER
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.sweep import sweeper
+from reliable_jobs.sweep.sends import counting, next_check
 from tests.celery_app import app
 from tests.support import inprocess
 from tests.support.inprocess import InProcess
@@ -119,7 +120,7 @@ def test_a_sweep_within_a_callers_transaction_leaves_its_commit_alone(rows: InPr
     """Only its own COMMIT need not wait for the disk."""
     if connection.vendor != "postgresql":
         pytest.skip("PostgreSQL's")
-    with sweeper._counting("default"), connection.cursor() as cursor:
+    with counting("default"), connection.cursor() as cursor:
         cursor.execute("SHOW synchronous_commit")
         assert cursor.fetchone() == ("on",)
 
@@ -213,7 +214,7 @@ def test_every_send_doubles_the_next_look(rows: InProcess, sends: int) -> None:
     (job,) = relayed(sends=sends, check_at=past())
     assert rows.sweep().republished == 1
     assert now(job).sends == sends + 1
-    wanted = sweeper.next_check(15, sends + 1, 3600)
+    wanted = next_check(15, sends + 1, 3600)
     assert wanted - 5 < check_in(job) <= wanted
     (message,) = rows.take()
     assert message.headers[HEADER]["send"] == sends + 1
@@ -329,7 +330,7 @@ def test_after_a_wipe_every_message_comes_again(jobs: InProcess) -> None:
 
 @pytest.mark.promise("I8")
 def test_every_send_doubles_the_time_to_the_next_look_up_to_a_limit() -> None:
-    assert [sweeper.next_check(15, sends, 3600) for sends in (1, 2, 3, 4)] == [15, 30, 60, 120]
-    assert sweeper.next_check(15, 9, 3600) == 3600
-    assert sweeper.next_check(15, 10**9, 3600) == 3600
-    assert sweeper.next_check(15, 0, 3600) == 15
+    assert [next_check(15, sends, 3600) for sends in (1, 2, 3, 4)] == [15, 30, 60, 120]
+    assert next_check(15, 9, 3600) == 3600
+    assert next_check(15, 10**9, 3600) == 3600
+    assert next_check(15, 0, 3600) == 15

@@ -102,8 +102,8 @@ MUTANTS = [
     Mutant(
         "heartbeat",
         "I4",
-        "run/execution.py",
-        "    beat = native.Thread(functools.partial(_heartbeat, run))\n",
+        "run/lease.py",
+        "    beat = native.Thread(functools.partial(heartbeat, run))\n",
         "    beat = native.Thread(lambda stop: None)\n",
         (f"{I4}::test_a_non_atomic_run_keeps_its_lease_while_it_lives",),
     ),

@@ -32,7 +32,7 @@ MUTANTS = [
     Mutant(
         "count-the-send",
         "I8",
-        "sweep/sweeper.py",
+        "sweep/sends.py",
         "sends=sends + 1, check_at=Now() + datetime.timedelta(seconds=pause)",
         "sends=sends",
         (f"{I2}::test_a_sweep_counts_its_send_so_that_the_next_one_does_not_repeat_it",),
@@ -48,7 +48,7 @@ MUTANTS = [
     Mutant(
         "doubling",
         "I8",
-        "sweep/sweeper.py",
+        "sweep/sends.py",
         "return min(limit, grace * 2.0 ** min(max(sends, 1) - 1, 32))",
         "return min(limit, grace)",
         (f"{I2}::test_every_send_doubles_the_time_to_the_next_one",),
