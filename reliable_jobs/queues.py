@@ -8,13 +8,13 @@ there the rows are read.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from django.db import connections
 
 from reliable_jobs.clock import now_sql
 from reliable_jobs.compat.django import zone_of
-from reliable_jobs.models import Job
+from reliable_jobs.models import Job, Pause
 
 
 class Kind(NamedTuple):
@@ -47,34 +47,38 @@ _FOUND = """
 _ANY = f"{_FOUND} SELECT queue FROM found ORDER BY queue"
 _ANY_BY_ROWS = "SELECT DISTINCT queue FROM {job} WHERE {condition} ORDER BY queue"
 
-#: The oldest first.
-_PAST = f"{_FOUND} SELECT queue FROM found WHERE at <= {{now}} ORDER BY at"
+#: The oldest first. Whether anything is paused is asked with it: a question of its own takes as long as this one.
+_PAST = f"{_FOUND} SELECT queue, EXISTS (SELECT 1 FROM {{pause}}) FROM found WHERE at <= {{now}} ORDER BY at"
 _PAST_BY_ROWS = """
-    SELECT queue FROM {job} WHERE {condition} AND {time} <= {now} GROUP BY queue ORDER BY MIN({time})
+    SELECT queue, EXISTS (SELECT 1 FROM {pause})
+    FROM {job} WHERE {condition} AND {time} <= {now} GROUP BY queue ORDER BY MIN({time})
 """
 
 
 def with_any(kind: Kind, using: str) -> list[str]:
     """The queues that have jobs of this kind, by name."""
-    return _names(using, kind, _ANY, _ANY_BY_ROWS)
+    return [queue for (queue,) in _rows(using, kind, _ANY, _ANY_BY_ROWS)]
 
 
-def with_past(kind: Kind, using: str) -> list[str]:
-    """The queues in which the time of a job of this kind has come, the one that has waited longest first."""
-    return _names(using, kind, _PAST, _PAST_BY_ROWS)
+def with_past(kind: Kind, using: str) -> tuple[list[str], bool]:
+    """The queues in which the time of a job of this kind has come, the one that has waited longest first; and, where
+    there is one, whether any queue or task is paused."""
+    found = _rows(using, kind, _PAST, _PAST_BY_ROWS)
+    return [queue for queue, _ in found], any(paused for _, paused in found)
 
 
-def _names(using: str, kind: Kind, by_steps: str, by_rows: str) -> list[str]:
+def _rows(using: str, kind: Kind, by_steps: str, by_rows: str) -> list[tuple[Any, ...]]:
     connection = connections[using]
     text = by_steps if connection.vendor == "postgresql" else by_rows
     with connection.cursor() as cursor:
         cursor.execute(_in_words(text, kind, connection.vendor, zone_of(connection) == "UTC"), [])
-        return [queue for (queue,) in cursor.fetchall()]
+        found: list[tuple[Any, ...]] = cursor.fetchall()
+    return found
 
 
 @functools.cache
 def _in_words(text: str, kind: Kind, vendor: str, utc: bool) -> str:
     """Everything that it depends on is among the arguments, as in lifecycle/sql.py."""
     quote = "`" if vendor == "mysql" else '"'
-    table = f"{quote}{Job._meta.db_table}{quote}"
-    return text.format(job=table, now=now_sql(vendor, utc), condition=kind.condition, time=kind.time)
+    tables = {name: f"{quote}{model._meta.db_table}{quote}" for name, model in (("job", Job), ("pause", Pause))}
+    return text.format(**tables, now=now_sql(vendor, utc), condition=kind.condition, time=kind.time)

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 #: Idle connections kept per process.
 MAX_IDLE = 10
+#: Seconds for which a broker that has confirmed a message is not asked whether it does.
+TRUSTED = 1.0
 
 
 class Publisher:
@@ -48,6 +50,8 @@ class Publisher:
         #: When a probe may be started next, where one could not be (monotonic).
         self._probe_at = 0.0
         self._away = False
+        #: When the broker last confirmed what it was sent (monotonic).
+        self._confirmed_at = -math.inf
         #: When the broker answered again after it had been away (monotonic); None: it has not been.
         self._back_at: float | None = None
 
@@ -104,6 +108,8 @@ class Publisher:
                 # its way on this connection would confirm the next messages.
                 link.drop()
                 raise
+        if confirms.error is None:
+            self._confirmed_at = time.monotonic()
         if confirms.error is None and not confirms.returned:
             self._keep(link)
         else:
@@ -123,10 +129,12 @@ class Publisher:
             link.close()
 
     def reachable(self, timeout: float = 5.0) -> bool:
-        """Whether the broker takes and confirms a message now; where the transport knows no confirms, whether there is
-        a connection, which may be an idle one. Not for requests: it may take the whole timeout."""
+        """Whether the broker takes and confirms a message now, or did within the last second; where the transport knows
+        no confirms, whether there is a connection, which may be an idle one. Not for requests: it may take the whole
+        timeout."""
         self._forked()
-        answers = self._answers(timeout)
+        trusted = not self._away and time.monotonic() - self._confirmed_at < TRUSTED
+        answers = trusted or self._answers(timeout)
         if self._away and answers:
             self._back_at = time.monotonic()
         self._away = not answers

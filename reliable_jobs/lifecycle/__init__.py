@@ -23,7 +23,7 @@ from reliable_jobs.lifecycle.held_places import hold_place, take_over
 from reliable_jobs.lifecycle.later_steps import end_steps
 from reliable_jobs.lifecycle.listeners import listen
 from reliable_jobs.lifecycle.operations import Report, cancel, hand_back, requeue
-from reliable_jobs.lifecycle.pauses import anything_paused, bring_back, pause, paused, put_back, put_off, resume
+from reliable_jobs.lifecycle.pauses import bring_back, pause, paused, put_back, put_off, resume
 from reliable_jobs.lifecycle.receipts import park, take_receipt
 from reliable_jobs.lifecycle.relayed import fail_unsendable, mark_sent, take_in
 from reliable_jobs.lifecycle.settle import cancel_run, expire, fail, hold, run_again, succeed, succeed_many
@@ -41,7 +41,6 @@ __all__ = [
     "Refusal",
     "Report",
     "Subject",
-    "anything_paused",
     "bring_back",
     "cancel",
     "cancel_run",

@@ -22,7 +22,6 @@ from django.db.models import Exists, OuterRef
 
 from reliable_jobs.clock import Now
 from reliable_jobs.compat.django import locks_no_keys
-from reliable_jobs.lifecycle import sql
 from reliable_jobs.lifecycle.db_errors import clean
 from reliable_jobs.lifecycle.transition import ERROR_LIMIT
 from reliable_jobs.message.row_to_message import RowToSend
@@ -64,11 +63,6 @@ def bring_back(using: str) -> None:
     with transaction.atomic(using=using):
         locked = list(ahead.filter(pk__in=ids).lock().values_list("pk", flat=True))
         ahead.filter(pk__in=locked).update(paused_at=None, due_at=Now())
-
-
-def anything_paused(alias: str) -> bool:
-    """Whether any queue or task is."""
-    return bool(sql.rows(alias, sql.ANYTHING_PAUSED)[0][0])
 
 
 def paused(using: str, kind: str = "") -> list[Pause]:

@@ -38,9 +38,6 @@ WORKFLOW_CANCELLED = "SELECT {workflow_cancelled} FROM {job} WHERE id = %s"
 #: Asked of a locked row while anything is paused.
 PAUSED_BY = "SELECT {paused_by} FROM {job} WHERE id = %s"
 
-#: Asked before due rows are published.
-ANYTHING_PAUSED = "SELECT EXISTS (SELECT 1 FROM {pause})"
-
 #: Due rows of a queue, the oldest first: locked as far as that can be done at once, counted as sent, and read
 #: (PostgreSQL).
 SEND_DUE = """

@@ -36,6 +36,8 @@ SHORT, ACTIVE = 0.02, 1.0
 #: The shortest pause after a round that met an error, or a broker that is away, and published nothing; in seconds.
 #: However many processes wake the relay meanwhile: each try is a new connection, and a line in the log.
 FAILED_PAUSE = 0.5
+#: How often connections are checked before they are used again, in seconds.
+CHECK_EVERY = 1.0
 #: How often the whole sweep and the pruner run, in seconds.
 SWEEP_EVERY = 1.0
 PRUNE_EVERY = 3600.0
@@ -66,7 +68,7 @@ class Relay:
         self.more = False
         self._wake = threading.Event()
         self._stopped = False
-        self._sweep_at = self._prune_at = 0.0
+        self._check_at = self._sweep_at = self._prune_at = 0.0
         #: Whether the last pruning met its limit.
         self._prunes_on = False
         self._worked_at = -ACTIVE
@@ -155,6 +157,9 @@ class Relay:
     def _round(self) -> int:
         """Publish what is due; sweep and prune when it is time. Returns how many rows were published."""
         self.failed = self.left_due = self.more = False
+        if time.monotonic() >= self._check_at:
+            self._check_at = time.monotonic() + CHECK_EVERY
+            close_old_connections()
         found = self._by_two(lambda report, more: sweeper.publish_due(self.app, report, more))
         if time.monotonic() >= self._sweep_at and not self._stopped:
             self._sweep_at = time.monotonic() + SWEEP_EVERY
@@ -183,9 +188,13 @@ class Relay:
         helps: list[concurrent.futures.Future[None] | None] = []
         mine, of_second = sweeper.Report(), sweeper.Report()
 
+        def second() -> None:
+            close_old_connections()
+            sweeper.publish_due(self.app, of_second)
+
         def help_out() -> None:
             if not helps:
-                helps.append(self._submit(lambda: self._try(lambda: sweeper.publish_due(self.app, of_second))))
+                helps.append(self._submit(lambda: self._try(second)))
 
         self._try(lambda: work(mine, help_out))
         for future in helps:
@@ -198,7 +207,6 @@ class Relay:
 
     def _try(self, work: Callable[[], _T]) -> _T | None:
         try:
-            close_old_connections()
             return work()
         except Exception as error:
             # A relay that dies would be noticed only when jobs are late; it says so and goes on.

@@ -143,8 +143,9 @@ def send_again(app: Celery, alias: str, job_ids: Iterable[uuid.UUID]) -> set[uui
 
 
 def _publish_due(app: Celery, alias: str, report: Report, on_backlog: OnBacklog | None) -> None:
-    due = collections.deque(queues.with_past(queues.UNSENT, alias))
-    pauses = lifecycle.paused(alias) if due and lifecycle.anything_paused(alias) else []
+    names, anything_paused = queues.with_past(queues.UNSENT, alias)
+    due = collections.deque(names)
+    pauses = lifecycle.paused(alias) if anything_paused else []
     for pause in pauses:
         if pause.kind == PauseKind.QUEUE and pause.name in due:
             due.remove(pause.name)
@@ -198,7 +199,7 @@ def _publish(app: Celery, alias: str, jobs: list[RowToSend], report: Report) -> 
 
 
 def _publish_overdue(app: Celery, alias: str, report: Report) -> None:
-    overdue = queues.with_past(queues.SENT, alias)
+    overdue, _ = queues.with_past(queues.SENT, alias)
     if not overdue or not publisher(app).reachable():
         return
     depths = publisher(app).depths(overdue, timeout=DEPTHS_TIMEOUT)

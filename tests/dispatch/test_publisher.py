@@ -13,17 +13,22 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from django.test import override_settings
 from kombu import Exchange, Queue
 from kombu.transport import memory
 
+from reliable_jobs.dispatch import publisher as module
 from reliable_jobs.dispatch.amqp_pipeline import time_left
 from reliable_jobs.dispatch.answers import BrokerTimeout, Confirms
 from reliable_jobs.dispatch.connection import Link
 from reliable_jobs.dispatch.publisher import MAX_IDLE, Publisher, publisher
 from reliable_jobs.message.row_to_message import Outgoing
+from reliable_jobs.models import Job
+from reliable_jobs.sweep import sweeper
 from tests.celery_app import app
 from tests.support import inprocess
 from tests.support.harness import Stack, wait_until
+from tests.testapp import tasks
 
 rows = inprocess.rows
 servers = pytest.mark.servers
@@ -364,6 +369,51 @@ def test_a_probe_leaves_nothing_in_the_broker(mine: Publisher, stack: Stack) -> 
         assert mine.reachable()
     assert stack.depth() == 0
     assert len(mine._idle) == 1, "it uses the connection that it kept"
+
+
+@servers
+def test_a_broker_that_confirmed_within_the_last_second_is_not_asked(
+    mine: Publisher, stack: Stack, broker_proxy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(Link, "probe", lambda self, timeout: asked.append(timeout))
+    monkeypatch.setattr(module, "TRUSTED", 3600.0)
+    with stack.through(broker_proxy.url(stack.broker_url)):
+        assert mine.publish([message(stack.queue)], timeout=5).confirmed
+        assert mine.reachable()
+        assert not asked
+        broker_proxy.refuse(True)
+        broker_proxy.cut()
+        assert not mine.publish([message(stack.queue)], timeout=1).confirmed
+        assert not mine.reachable(timeout=0.5), "a publish that failed is newer"
+        broker_proxy.refuse(False)
+        assert mine.reachable()
+        assert asked
+    monkeypatch.setattr(module, "TRUSTED", 0.0)
+    asked.clear()
+    assert mine.publish([message(stack.queue)], timeout=5).confirmed
+    assert mine.reachable()
+    assert asked, "a while ago is not now"
+
+
+@servers
+@pytest.mark.promise("I8")
+def test_a_broker_that_goes_just_after_it_confirmed_costs_no_send(
+    mine: Publisher, stack: Stack, broker_proxy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TRUSTED", 3600.0)
+    monkeypatch.setattr(sweeper, "publisher", lambda app: mine)
+    with stack.through(broker_proxy.url(stack.broker_url)), override_settings(RELIABLE_JOBS={"DISPATCH": "relay"}):
+        assert mine.publish([message(stack.queue)], timeout=5).confirmed
+        job = tasks.effect.delay("due")
+        broker_proxy.refuse(True)
+        broker_proxy.cut()
+        report = sweeper.Report()
+        sweeper.publish_due(app, report)
+        assert (report.published, report.left_due) == (0, True)
+        assert Job.objects.get(pk=job.id).sends == 0
+    sweeper.publish_due(app, report)
+    assert report.published == 1
 
 
 @servers

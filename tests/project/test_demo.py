@@ -122,7 +122,7 @@ def test_the_demo_passes_on_embedded_parts_and_leaves_nothing_behind(place: Path
     assert_nothing_is_left(place)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.servers
 @pytest.mark.promise("I2")
 @pytest.mark.promise("I3")

@@ -120,6 +120,20 @@ def test_a_relay_sweeps_and_prunes_too(jobs: InProcess, by_relay: None, monkeypa
     assert done == ["sweep by relay", "prune"]
 
 
+def test_a_relay_checks_its_connections_once_a_second(
+    jobs: InProcess, alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks: list[str] = []
+    monkeypatch.setattr(relay, "close_old_connections", lambda: checks.append("check"))
+    running = Relay(app)
+    for _ in range(3):
+        running._round()
+    assert checks == ["check"]
+    running._check_at -= relay.CHECK_EVERY
+    running._round()
+    assert checks == ["check"] * 2
+
+
 def test_a_relay_prunes_in_small_steps_between_its_looks(
     jobs: InProcess, alone: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
