@@ -47,7 +47,7 @@ def _without_fence() -> None:
 
     _replace(settle, "transition", transition)
     _replace(lifecycle, "succeed", succeed)
-    _replace(lifecycle, "hold_by_token", lambda claim: True)
+    _replace(lifecycle, "lock_by_token", lambda claim: True)
     _replace(lifecycle, "extend_lease", lambda claim, lease: True)
 
 

@@ -15,7 +15,7 @@ from reliable_jobs.lifecycle.claims import (
     claim_many,
     claim_to_report,
     extend_lease,
-    hold_by_token,
+    lock_by_token,
     step_back,
 )
 from reliable_jobs.lifecycle.dead_runs import last_death, rescue
@@ -26,7 +26,7 @@ from reliable_jobs.lifecycle.operations import Report, cancel, hand_back, requeu
 from reliable_jobs.lifecycle.pauses import bring_back, pause, paused, put_back, put_off, resume
 from reliable_jobs.lifecycle.receipts import park, take_receipt
 from reliable_jobs.lifecycle.relayed import fail_unsendable, mark_sent, take_in
-from reliable_jobs.lifecycle.settle import cancel_run, expire, fail, hold, run_again, succeed, succeed_many
+from reliable_jobs.lifecycle.settle import cancel_run, expire, fail, keep_place, run_again, succeed, succeed_many
 from reliable_jobs.lifecycle.transition import (
     Claim,
     Refusal,
@@ -55,11 +55,11 @@ __all__ = [
     "fail",
     "fail_unsendable",
     "hand_back",
-    "hold",
-    "hold_by_token",
     "hold_place",
+    "keep_place",
     "last_death",
     "listen",
+    "lock_by_token",
     "mark_sent",
     "of_lost_answer",
     "park",

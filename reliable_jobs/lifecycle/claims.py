@@ -150,7 +150,7 @@ def step_back(job_id: uuid.UUID, using: str, delay: float) -> bool:
         )
 
 
-def hold_by_token(claim: Claim) -> bool:
+def lock_by_token(claim: Claim) -> bool:
     """Lock the row of a committed claim inside the function's transaction; from there the lock is the lease.
 
     Waits for the row: with our token on it nobody can hold it but for a moment (a copy of the message that looks at

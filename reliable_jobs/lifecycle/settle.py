@@ -177,7 +177,7 @@ def run_again(
     return won
 
 
-def hold(claim: Claim, worker: str, *, sent: bool = False) -> bool:
+def keep_place(claim: Claim, worker: str, *, sent: bool = False) -> bool:
     """Keep the job's place: a later step of a workflow has its id, and will be written into the row (held_places.py).
     No claim and no sweep takes it meanwhile, and messages of what it was are stale.
 

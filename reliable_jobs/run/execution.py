@@ -106,8 +106,8 @@ def run_claimed(task: RunnableTask, run: Run, args: Any, kwargs: Any) -> Outcome
         logger.warning("Job %s: %d start(s) never reported; running it with care.", claim.job.pk, claim.job.crashes - 1)
     if not task.atomic:
         return _run_leased(task, run, args, kwargs)
-    hold = functools.partial(lifecycle.hold_by_token, claim)
-    return _run_in_transaction(task, claim.using, hold, args, kwargs, worker=run.worker, committed=run)
+    take = functools.partial(lifecycle.lock_by_token, claim)
+    return _run_in_transaction(task, claim.using, take, args, kwargs, worker=run.worker, committed=run)
 
 
 def _run_in_transaction(

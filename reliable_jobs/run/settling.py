@@ -74,7 +74,7 @@ def replaced(task: RunnableTask, run: Run, by: Any, signal: BaseException) -> Ou
         if why is not None:
             return lifecycle.cancel_run(claim, run.worker, why)
         ours = is_written_here(task.app, by, str(task.request.id))
-        if not lifecycle.hold(claim, run.worker, sent=not ours):
+        if not lifecycle.keep_place(claim, run.worker, sent=not ours):
             return False
         with _ended(task, claim).unit():
             by.apply_async()

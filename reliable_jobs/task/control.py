@@ -89,7 +89,7 @@ class RunControl(Task):
 
     @staticmethod
     def _holds(run: Run) -> bool:
-        return run.claim.token is None or stages.lifecycle.hold_by_token(run.claim)
+        return run.claim.token is None or stages.lifecycle.lock_by_token(run.claim)
 
     def on_rollback(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Call a function if this run fails, for good or until another attempt. What an atomic task function writes

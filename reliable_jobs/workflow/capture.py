@@ -54,7 +54,7 @@ def send_task(app: Any, below: Any, name: str, args: Any, kwargs: Any, options: 
     if here is not None and here.app is app:
         return _as_row(here, below, name, args, kwargs, options)
     if here is None and in_group:
-        return group.hold(below, name, args, kwargs, options)
+        return group.collect(below, name, args, kwargs, options)
     return below(name, args, kwargs, **options)
 
 
@@ -101,20 +101,20 @@ class _GroupCalls(_Rows):
 
     def __init__(self, app: Any, group_id: str | None) -> None:
         self.app, self._group_id = app, group_id
-        self._held: list[tuple[Any, str, Any, Any, dict[str, Any]]] = []
+        self._collected: list[tuple[Any, str, Any, Any, dict[str, Any]]] = []
         self._stack = contextlib.ExitStack()
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[_GroupCalls]:
         with self._stack, unit.calling_group(self):
             yield self
-            if self._held:
+            if self._collected:
                 self._publish()
 
-    def hold(self, below: Any, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
-        """Keep a call of a task that is not reliable."""
+    def collect(self, below: Any, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
+        """A call of a task that is not reliable: it goes out when all of the group's calls are known."""
         options["task_id"] = options.get("task_id") or str(uuid.uuid4())
-        self._held.append((below, name, args, kwargs, options))
+        self._collected.append((below, name, args, kwargs, options))
         return (options.get("result_cls") or self.app.AsyncResult)(options["task_id"])
 
     def begin(self) -> None:
@@ -125,13 +125,13 @@ class _GroupCalls(_Rows):
         # Celery makes each task of a group that no task calls a root of its own. They belong together: cancelling.py.
         root_id = self._group_id if self.app.current_worker_task is None else None
         here = self._stack.enter_context(unit.unit_of_work(self.app, alias, root_id=root_id, follows=False))
-        held, self._held = self._held, []
-        for below, name, args, kwargs, options in held:
+        collected, self._collected = self._collected, []
+        for below, name, args, kwargs, options in collected:
             _as_row(here, below, name, args, kwargs, options)
 
     def _publish(self) -> None:
         with self.app.producer_or_acquire() as producer:
-            for below, name, args, kwargs, options in self._held:
+            for below, name, args, kwargs, options in self._collected:
                 below(name, args, kwargs, **{**options, "producer": producer})
 
 

@@ -186,7 +186,7 @@ def test_a_run_that_was_rescued_and_started_again_has_lost(ending: str) -> None:
     new = claim_committed(job.pk)
     assert isinstance(new, Claim)
     assert not ENDINGS[ending](old)
-    assert not lifecycle.hold_by_token(old)
+    assert not lifecycle.lock_by_token(old)
     assert ENDINGS[ending](new)
 
 

@@ -181,7 +181,7 @@ def test_cancel_and_requeue_do_not_wait_for_a_row_that_a_run_holds(stack: Stack)
 def test_rescue_leaves_a_run_whose_lock_is_held_though_its_lease_is_over(stack: Stack) -> None:
     job = make(Status.RUNNING, lease_at=past())
     mine = claim(job)
-    other = Transaction(lambda: lifecycle.hold_by_token(mine))
+    other = Transaction(lambda: lifecycle.lock_by_token(mine))
     assert other.answer is True
     assert lifecycle.rescue("default", 10) == 0
     assert lifecycle.extend_lease(mine, 10), "the run holds its row itself"

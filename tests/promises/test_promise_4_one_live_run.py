@@ -144,7 +144,7 @@ def test_a_claim_waits_for_a_copy_that_only_looks_at_its_row(stack: Stack) -> No
     end = threading.Timer(0.3, copy.end)
     end.start()
     with transaction.atomic():
-        assert lifecycle.hold_by_token(claim)
+        assert lifecycle.lock_by_token(claim)
     end.join()
 
 
