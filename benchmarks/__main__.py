@@ -1,7 +1,7 @@
 """Measures the contenders side by side and prints medians, spread and ratios.
 
-    python -m benchmarks [enqueue bulk relay work results chord latency behind sweep horizon churn hour watching]
-                         [--rounds N] [--quick] [--json FILE]
+    python -m benchmarks [enqueue bulk relay work scale memory results chord latency behind sweep horizon churn hour
+                         watching] [--rounds N] [--quick] [--json FILE]
 
 Uses the PostgreSQL of DATABASE_URL and the RabbitMQ of BROKER_URL (by default those on this machine) and removes there
 what it has made. Every run counts effects: a contender that loses or doubles one gets no figure but VOID, and the exit
@@ -27,6 +27,8 @@ NAMES = (
     "bulk",
     "relay",
     "work",
+    "scale",
+    "memory",
     "results",
     "chord",
     "latency",

@@ -28,6 +28,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from kombu import Connection
 
+from benchmarks import machine
 from benchmarks.rivals import NotRun, Rival, load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -263,6 +264,10 @@ class Arena:
         self._logs.append(log)
         return process, log
 
+    def alive(self) -> list[int]:
+        """The ids of the processes that were started and have not ended, the oldest first."""
+        return [process.pid for process in self._processes if process.poll() is None]
+
     def check_processes(self) -> None:
         for process, log in zip(self._processes, self._logs, strict=True):
             if process.poll():
@@ -398,10 +403,17 @@ class Arena:
     def drain(self, count: int, seconds: float) -> float:
         """With ``count`` jobs waiting and the workers let go: jobs per second from the first effect until all are
         committed, and each is there once."""
-        finished = self.wait_for_effects(count, seconds)
+        return self.rate(count, self.wait_for_effects(count, seconds))
+
+    def rate(self, count: int, finished: datetime.datetime) -> float:
+        """Jobs per second from the first effect to ``finished``, if each is there once."""
         self.check_effects(count)
         started = self.sql("SELECT min(at) FROM benchmark_effect")[0][0]
         return float(count / (finished - started).total_seconds())
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """See :func:`benchmarks.machine.cpu_seconds`."""
+        return machine.cpu_seconds(process.pid for process in self._processes)
 
 
 def _install(arena: Arena) -> None:

@@ -36,6 +36,8 @@ class Rival:
     stored: ClassVar[str] = ""
     #: Its jobs are messages in the queue as soon as they are enqueued.
     messages: ClassVar[bool] = False
+    #: How many work.
+    processes: int = 2
 
     # --- how it is declared, in every process -------------------------------------------------------------------------
 
@@ -78,7 +80,7 @@ class Rival:
         return {}
 
     def workers(self) -> list[list[str]]:
-        """The command lines that work with two processes on the bodies."""
+        """The command lines that work on the bodies, with as many processes as ``processes`` says."""
         raise NotRun("it has no workers")
 
     def servers(self) -> list[list[str]]:

@@ -16,11 +16,22 @@ from celery import Celery, shared_task
 from benchmarks.rivals import Rival
 
 
-def worker() -> list[str]:
-    """Two children, everything else by default. Mingle and gossip talk to whatever other workers share the broker; the
-    name is new each time, because the broker may not have noticed yet that the last one's worker is gone."""
+def worker(processes: int) -> list[str]:
+    """So many children, everything else by default. Mingle and gossip talk to whatever other workers share the broker;
+    the name is new each time, because the broker may not have noticed yet that the last one's worker is gone."""
     return [
-        *(sys.executable, "-m", "celery", "-A", "benchmarks.project.celery", "worker", "-c", "2", "-l", "WARNING"),
+        *(
+            sys.executable,
+            "-m",
+            "celery",
+            "-A",
+            "benchmarks.project.celery",
+            "worker",
+            "-c",
+            str(processes),
+            "-l",
+            "WARNING",
+        ),
         *("--without-mingle", "--without-gossip", "-n", f"benchmark-{uuid.uuid4().hex[:8]}@%h"),
     ]
 
@@ -61,7 +72,7 @@ class BareCelery(Rival):
             effect.delay(number)
 
     def workers(self) -> list[list[str]]:
-        return [worker()]
+        return [worker(self.processes)]
 
 
 class KeptCelery(BareCelery):

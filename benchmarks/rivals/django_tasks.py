@@ -39,4 +39,4 @@ class DjangoTasks(Rival):
                     effect.enqueue(number)
 
     def workers(self) -> list[list[str]]:
-        return [django_command("db_worker", "--no-startup-delay", "--verbosity", "0")] * 2
+        return [django_command("db_worker", "--no-startup-delay", "--verbosity", "0")] * self.processes

@@ -42,7 +42,7 @@ class ObanPy(Rival):
         modules = ["--cron-modules", "benchmarks.rivals.oban"]  # else it searches every file for workers
         return [
             [sys.executable, "-m", "oban", "start", "--queues", "default:10", "--log-level", "WARNING", *modules]
-        ] * 2
+        ] * self.processes
 
 
 async def _enqueue(chunks: list[range]) -> None:

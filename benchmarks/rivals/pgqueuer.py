@@ -48,7 +48,7 @@ class Pgqueuer(Rival):
             "--log-level",
             "WARNING",
         ]
-        return [command] * 2
+        return [command] * self.processes
 
 
 async def _enqueue(chunks: list[range]) -> None:

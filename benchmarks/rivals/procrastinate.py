@@ -50,4 +50,4 @@ class Procrastinate(Rival):
         asyncio.run(app.job_manager.delete_old_jobs(nb_hours=0, include_failed=True))
 
     def workers(self) -> list[list[str]]:
-        return [django_command("procrastinate", "worker", "--concurrency", "1")] * 2
+        return [django_command("procrastinate", "worker", "--concurrency", "1")] * self.processes

@@ -91,7 +91,7 @@ class OnCommit(Rival):
         pruner.prune()
 
     def workers(self) -> list[list[str]]:
-        return [worker()]
+        return [worker(self.processes)]
 
 
 class Relay(OnCommit):
