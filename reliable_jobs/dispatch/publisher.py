@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 #: Idle connections kept per process.
 MAX_IDLE = 10
-#: Seconds for which a broker that has confirmed a message is not asked whether it does.
+#: Seconds for which a broker that has answered a publish is trusted to answer the next one.
 TRUSTED = 1.0
 
 
@@ -50,8 +50,8 @@ class Publisher:
         #: When a probe may be started next, where one could not be (monotonic).
         self._probe_at = 0.0
         self._away = False
-        #: When the broker last confirmed what it was sent (monotonic).
-        self._confirmed_at = -math.inf
+        #: When the broker last answered a publish, if none has failed since (monotonic).
+        self._answered_at = -math.inf
         #: When the broker answered again after it had been away (monotonic); None: it has not been.
         self._back_at: float | None = None
 
@@ -81,6 +81,8 @@ class Publisher:
         total = self._try_once(packed, deadline, reuse=True)
         if len(total.confirmed) < len(packed):
             total = second_tries.publish(self._try_once, packed, total, deadline)
+        if messages:
+            self._answered_at = time.monotonic() if total.error is None else -math.inf
         if total.error is not None and not total.confirmed:
             self._trip(total.error)
         if jobs_of:
@@ -108,8 +110,6 @@ class Publisher:
                 # its way on this connection would confirm the next messages.
                 link.drop()
                 raise
-        if confirms.error is None:
-            self._confirmed_at = time.monotonic()
         if confirms.error is None and not confirms.returned:
             self._keep(link)
         else:
@@ -129,16 +129,20 @@ class Publisher:
             link.close()
 
     def reachable(self, timeout: float = 5.0) -> bool:
-        """Whether the broker takes and confirms a message now, or did within the last second; where the transport knows
-        no confirms, whether there is a connection, which may be an idle one. Not for requests: it may take the whole
-        timeout."""
+        """Whether the broker takes and confirms a message now; where the transport knows no confirms, whether there is
+        a connection, which may be an idle one. Not for requests: it may take the whole timeout."""
         self._forked()
-        trusted = not self._away and time.monotonic() - self._confirmed_at < TRUSTED
-        answers = trusted or self._answers(timeout)
+        answers = self._answers(timeout)
         if self._away and answers:
             self._back_at = time.monotonic()
         self._away = not answers
         return answers
+
+    @property
+    def answered_lately(self) -> bool:
+        """Whether the broker has answered a publish within the last second, and failed none since."""
+        self._forked()
+        return time.monotonic() - self._answered_at < TRUSTED
 
     @property
     def back_for(self) -> float:
@@ -172,7 +176,7 @@ class Publisher:
             timeout: seconds for all of them, connecting included.
         """
         self._forked()
-        if self._open or not queues:
+        if self._away or not queues:
             return {}
         found: dict[str, Depth] = {}
 

@@ -159,7 +159,7 @@ class Relay:
         self.failed = self.left_due = self.more = False
         if time.monotonic() >= self._check_at:
             self._check_at = time.monotonic() + CHECK_EVERY
-            close_old_connections()
+            self._try(close_old_connections)
         found = self._by_two(lambda report, more: sweeper.publish_due(self.app, report, more))
         if time.monotonic() >= self._sweep_at and not self._stopped:
             self._sweep_at = time.monotonic() + SWEEP_EVERY

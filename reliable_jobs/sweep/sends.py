@@ -1,7 +1,7 @@
 """Takes the rows that are to be published next, and counts their sends.
 
-The count is committed before the message goes out: a sweeper that dies in between leaves a row that is overdue, and
-never one that two send at once.
+The count is committed before the message goes out, unless a caller's transaction is open: a sweeper that dies in
+between leaves a row that is overdue, and the row's lock and its count keep a second one from sending it too.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def _publish_due(app: Celery, alias: str, report: Report, on_backlog: OnBacklog 
             due.remove(pause.name)
     if not due:
         return
-    if not publisher(app).reachable():
+    if not (publisher(app).answered_lately or publisher(app).reachable()):
         report.left_due = True
         return  # the broker is away: no send is counted that can't happen
     left = settings.SWEEP_LIMIT

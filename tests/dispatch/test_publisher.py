@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from django.test import override_settings
-from kombu import Exchange, Queue
+from kombu import Connection, Exchange, Queue
 from kombu.transport import memory
 
 from reliable_jobs.dispatch import publisher as module
@@ -28,6 +28,7 @@ from reliable_jobs.sweep import sweeper
 from tests.celery_app import app
 from tests.support import inprocess
 from tests.support.harness import Stack, wait_until
+from tests.support.rows import past
 from tests.testapp import tasks
 
 rows = inprocess.rows
@@ -372,48 +373,66 @@ def test_a_probe_leaves_nothing_in_the_broker(mine: Publisher, stack: Stack) -> 
 
 
 @servers
-def test_a_broker_that_confirmed_within_the_last_second_is_not_asked(
+def test_a_broker_is_trusted_from_an_answer_to_the_next_failure(
     mine: Publisher, stack: Stack, broker_proxy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[float] = []
-    monkeypatch.setattr(Link, "probe", lambda self, timeout: asked.append(timeout))
     monkeypatch.setattr(module, "TRUSTED", 3600.0)
+    assert mine.publish([]).error is None
+    assert not mine.answered_lately, "nobody was asked"
     with stack.through(broker_proxy.url(stack.broker_url)):
         assert mine.publish([message(stack.queue)], timeout=5).confirmed
-        assert mine.reachable()
-        assert not asked
+        assert mine.answered_lately
         broker_proxy.refuse(True)
         broker_proxy.cut()
+        for _ in range(2):  # the second one finds the breaker open
+            mine._answered_at = time.monotonic()
+            assert not mine.publish([message(stack.queue)], timeout=1).confirmed
+            assert not mine.answered_lately
+    assert mine.publish([message(stack.queue)], timeout=5).confirmed
+    monkeypatch.setattr(module, "TRUSTED", 0.0)
+    assert not mine.answered_lately, "a while ago is not now"
+
+
+@servers
+def test_depths_are_asked_for_from_the_moment_that_the_broker_is_back(
+    mine: Publisher, stack: Stack, broker_proxy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mine, "_start_probe", lambda: None)
+    with stack.through(broker_proxy.url(stack.broker_url)):
+        broker_proxy.refuse(True)
         assert not mine.publish([message(stack.queue)], timeout=1).confirmed
-        assert not mine.reachable(timeout=0.5), "a publish that failed is newer"
+        assert not mine.depths([stack.queue])
         broker_proxy.refuse(False)
         assert mine.reachable()
-        assert asked
-    monkeypatch.setattr(module, "TRUSTED", 0.0)
-    asked.clear()
-    assert mine.publish([message(stack.queue)], timeout=5).confirmed
-    assert mine.reachable()
-    assert asked, "a while ago is not now"
+        assert mine._open, "the breaker is its probe's business"
+        assert stack.queue in mine.depths([stack.queue])
 
 
 @servers
 @pytest.mark.promise("I8")
-def test_a_broker_that_goes_just_after_it_confirmed_costs_no_send(
-    mine: Publisher, stack: Stack, broker_proxy: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("sends", [0, 1], ids=["due", "overdue"])
+def test_a_broker_that_goes_just_after_it_answered_costs_nothing(
+    mine: Publisher, stack: Stack, broker_proxy: Any, monkeypatch: pytest.MonkeyPatch, sends: int
 ) -> None:
     monkeypatch.setattr(module, "TRUSTED", 3600.0)
     monkeypatch.setattr(sweeper, "publisher", lambda app: mine)
     with stack.through(broker_proxy.url(stack.broker_url)), override_settings(RELIABLE_JOBS={"DISPATCH": "relay"}):
         assert mine.publish([message(stack.queue)], timeout=5).confirmed
+        with Connection(stack.broker_url) as connection:
+            connection.default_channel.queue_purge(stack.queue)
         job = tasks.effect.delay("due")
+        if sends:
+            Job.objects.update(sends=sends, due_at=past(100), check_at=past())
+        before = Job.objects.get(pk=job.id)
         broker_proxy.refuse(True)
         broker_proxy.cut()
-        report = sweeper.Report()
-        sweeper.publish_due(app, report)
-        assert (report.published, report.left_due) == (0, True)
-        assert Job.objects.get(pk=job.id).sends == 0
-    sweeper.publish_due(app, report)
-    assert report.published == 1
+        report = sweeper.sweep(app)
+        assert (report.published, report.republished) == (0, 0)
+        after = Job.objects.get(pk=job.id)
+        assert (after.sends, after.check_at if sends else None) == (sends, before.check_at if sends else None)
+    assert mine.reachable()
+    report = sweeper.sweep(app)
+    assert report.published + report.republished == 1, "at once"
 
 
 @servers

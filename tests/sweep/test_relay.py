@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection, transaction
+from django.db import InterfaceError, connection, transaction
 from django.utils import timezone
 
 from reliable_jobs import lifecycle
@@ -132,6 +132,18 @@ def test_a_relay_checks_its_connections_once_a_second(
     running._check_at -= relay.CHECK_EVERY
     running._round()
     assert checks == ["check"] * 2
+
+
+def test_a_relay_outlives_a_connection_that_cannot_be_closed(
+    jobs: InProcess, alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise InterfaceError("it has died")
+
+    monkeypatch.setattr(relay, "close_old_connections", fails)
+    running = Relay(app)
+    running._round()
+    assert running.failed
 
 
 def test_a_relay_prunes_in_small_steps_between_its_looks(

@@ -44,8 +44,8 @@ class Stack(Queues):
         self.database_url = urlunsplit(parts._replace(path=f"/{self.database_name}"))
         #: No sweep unless a test says so: in workers the fallback is off, and beat is not running. A confirm may take
         #: long on a loaded machine, and what is not confirmed in time is sent once more.
-        self.settings: dict[str, Any] = {"GRACE": 0.3, "LEASE": 2.0, "WORKER_SWEEP_INTERVAL": 0.0}
-        self.settings.update(PUBLISH_TIMEOUT=10.0, **settings)
+        standing = {"GRACE": 0.3, "LEASE": 2.0, "WORKER_SWEEP_INTERVAL": 0.0, "PUBLISH_TIMEOUT": 10.0}
+        self.settings: dict[str, Any] = {**standing, **settings}
         self.queue = f"rj_{os.getpid()}_{uuid.uuid4().hex[:6]}"
         self.queues: list[str] = []
         self.processes: list[Process] = []
