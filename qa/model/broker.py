@@ -75,6 +75,7 @@ class Broker:
         self.history: list[Published] = []
         self.ever: list[Outgoing] = []
         self.breaker_open = False
+        self._answered_at: datetime.datetime | None = None
         #: As for a process that has seen no outage. A sweeper that has sends fewer copies, which breaks nothing.
         self.back_for = math.inf
         #: Workers that consume its queues. What a delivery has taken is prefetched, and not ready any more.
@@ -86,6 +87,7 @@ class Broker:
             raise Killed
         confirms = Confirms()
         if self.mood == "down":
+            self._answered_at = None
             confirms.error = ConnectionRefusedError("the model's broker is away")
             return confirms
         for message in messages:
@@ -101,7 +103,14 @@ class Broker:
                 confirms.error = BrokerTimeout("not confirmed in time")
             else:
                 confirms.nacked.add(message.id)
+        if messages:
+            self._answered_at = None if confirms.error is not None else self._now()
         return confirms
+
+    @property
+    def answered_lately(self) -> bool:
+        trusted = datetime.timedelta(seconds=publisher_module.TRUSTED)
+        return self._answered_at is not None and self._now() - self._answered_at < trusted
 
     def reachable(self, timeout: float = 5.0) -> bool:
         return self.mood != "down"

@@ -133,7 +133,7 @@ def test_the_same_id_twice_is_one_requeue_and_one_cancel() -> None:
     job = make("failed")
     lifecycle.requeue([job.pk, job.pk], "default", actor="ann")
     lifecycle.cancel([job.pk, job.pk], "default", actor="ann")
-    assert list(JobEvent.objects.values_list("kind", flat=True)) == ["requeue", "cancel"]
+    assert list(JobEvent.objects.order_by("pk").values_list("kind", flat=True)) == ["requeue", "cancel"]
 
 
 @pytest.mark.django_db

@@ -14,8 +14,9 @@ class Recorder(Transport):
     def capture_envelope(self, envelope: Any) -> None:
         event = envelope.get_event()
         if event is not None:
-            with open(os.environ["TEST_SENTRY_FILE"], "a") as file:
-                file.write(json.dumps(event, default=repr) + "\n")
+            # In one piece: a worker's processes write here, too.
+            with open(os.environ["TEST_SENTRY_FILE"], "ab", buffering=0) as file:
+                file.write(f"{json.dumps(event, default=repr)}\n".encode())
 
 
 def start() -> None:

@@ -119,7 +119,8 @@ class Site:
 
     def told(self) -> list[str]:
         """The types of exceptions, and messages; without what Sentry made of log records."""
-        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        # Behind the last line's end another one is being written.
+        lines = self.file.read_text().rpartition("\n")[0].splitlines() if self.file.exists() else []
         events = [event for event in map(json.loads, lines) if "logger" not in event]
         return [
             event["exception"]["values"][-1]["type"] if "exception" in event else event["message"] for event in events
