@@ -7,39 +7,30 @@ for the disk), or for a lock or an answer (idle, and no disk).
 from __future__ import annotations
 
 import concurrent.futures
-import tempfile
+import contextlib
+import socket
 import time
-from pathlib import Path
 
 from benchmarks import machine
+from benchmarks.enqueue import WARM_UP, placing
 from benchmarks.harness import Arena, Benchmark, Contender
 from benchmarks.rivals import Rival
 
-#: Orders of each producer before its clock starts.
-WARM_UP = 50
+#: Seconds for the producers to start and to become warm.
+PATIENCE = 120.0
 
 
-def produce(rival: Rival, first: int, count: int, producers: int, meeting: str) -> tuple[float, float]:
+def produce(rival: Rival, first: int, count: int, gate: int) -> tuple[float, float]:
     """In the child: orders with one job each, each in a transaction. Returns when the clock was started and stopped.
 
     Args:
-        meeting: a directory in which the producers wait for each other once they are warm.
+        gate: a port of this machine. It hangs up when all producers are warm and have called.
     """
-    from django.db import transaction
-
-    from benchmarks.project.models import Order
-
-    def place(number: int) -> None:
-        with transaction.atomic():
-            Order.objects.create(number=number)
-            rival.enqueue(number)
-
+    place = placing(rival)
     for number in range(first - WARM_UP, first):
         place(number)
-    place_to_meet = Path(meeting)
-    (place_to_meet / str(first)).touch()
-    while len(list(place_to_meet.iterdir())) < producers:
-        time.sleep(0.005)
+    with socket.create_connection(("127.0.0.1", gate)) as call:
+        call.recv(1)
     started = time.time()
     for number in range(first, first + count):
         place(number)
@@ -83,10 +74,14 @@ def _work(arena: Arena, jobs: int, processes: int) -> dict[str, float]:
 def _enqueue(arena: Arena, orders: int, producers: int) -> float:
     arena.open()
     each = orders // producers
-    with tempfile.TemporaryDirectory() as meeting, concurrent.futures.ThreadPoolExecutor(producers) as pool:
-        about = {"count": each, "producers": producers, "meeting": meeting}
-        firsts = range(WARM_UP, producers * (each + WARM_UP), each + WARM_UP)
-        calls = [pool.submit(arena.child, "benchmarks.scale:produce", first=first, **about) for first in firsts]
+    with concurrent.futures.ThreadPoolExecutor(producers) as pool:
+        with contextlib.ExitStack() as hangs_up, socket.create_server(("127.0.0.1", 0), backlog=producers) as gate:
+            gate.settimeout(PATIENCE)
+            about = {"count": each, "gate": gate.getsockname()[1]}
+            firsts = range(WARM_UP, producers * (each + WARM_UP), each + WARM_UP)
+            calls = [pool.submit(arena.child, "benchmarks.scale:produce", first=first, **about) for first in firsts]
+            for _ in firsts:
+                hangs_up.enter_context(gate.accept()[0])
         spans = [call.result() for call in calls]
     wanted = producers * (each + WARM_UP)
     arena.require("orders", arena.number("SELECT count(*) FROM benchmark_order"), wanted)

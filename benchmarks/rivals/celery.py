@@ -20,19 +20,8 @@ def worker(processes: int) -> list[str]:
     """So many children, everything else by default. Mingle and gossip talk to whatever other workers share the broker;
     the name is new each time, because the broker may not have noticed yet that the last one's worker is gone."""
     return [
-        *(
-            sys.executable,
-            "-m",
-            "celery",
-            "-A",
-            "benchmarks.project.celery",
-            "worker",
-            "-c",
-            str(processes),
-            "-l",
-            "WARNING",
-        ),
-        *("--without-mingle", "--without-gossip", "-n", f"benchmark-{uuid.uuid4().hex[:8]}@%h"),
+        *(sys.executable, "-m", "celery", "-A", "benchmarks.project.celery", "worker", "-l", "WARNING"),
+        *("-c", str(processes), "--without-mingle", "--without-gossip", "-n", f"benchmark-{uuid.uuid4().hex[:8]}@%h"),
     ]
 
 

@@ -199,9 +199,8 @@ def _lock_row(alias: str, job_id: uuid.UUID, root_id: uuid.UUID | None) -> _Lock
     Args:
         root_id: the workflow that the message names. Another one than the row's costs a statement more.
     """
-    found = _select(
-        alias, sql.LOCK_ROW, sql.CLAIMED, [root_id, Job._meta.pk.to_python(job_id)]
-    )  # a request has it as text
+    key = Job._meta.pk.to_python(job_id)  # a request has it as text
+    found = _select(alias, sql.LOCK_ROW, sql.CLAIMED, [root_id, key])
     if not found:
         return None
     job, now, (workflow_cancelled, anything_paused) = found[0]

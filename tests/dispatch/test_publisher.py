@@ -429,7 +429,8 @@ def test_a_broker_that_goes_just_after_it_answered_costs_nothing(
         report = sweeper.sweep(app)
         assert (report.published, report.republished) == (0, 0)
         after = Job.objects.get(pk=job.id)
-        assert (after.sends, after.check_at if sends else None) == (sends, before.check_at if sends else None)
+        assert after.sends == sends
+        assert not sends or after.check_at == before.check_at
     assert mine.reachable()
     report = sweeper.sweep(app)
     assert report.published + report.republished == 1, "at once"

@@ -12,7 +12,7 @@ MOST = {
     "delay(), commit, confirm": 27,
     "first run": 37,
     "run with a committed claim": 40,
-    "sweep of one row": 41,
+    "sweep of one row": 38,
 }
 
 
