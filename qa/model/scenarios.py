@@ -172,7 +172,7 @@ def three_sends(world: World) -> None:
         world.sweep()
 
 
-@needs("count-the-send")
+@needs("count-the-send-again")
 def two_sweeps_of_one_lost_message(world: World) -> None:
     world.enqueue()
     world.tick(17)

@@ -83,8 +83,7 @@ class JobChangeList(_ChangeList):
         return [(state, state_label(state)) for state in STATES]
 
     def get_queryset(self, request: HttpRequest, *args: Any, **kwargs: Any) -> QuerySet[Any]:
-        rows = super().get_queryset(request, *args, **kwargs)
-        return rows.defer(*HEAVY).annotate(now=Now(), error_start=Left("error", 200))
+        return _as_shown(super().get_queryset(request, *args, **kwargs))
 
     def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[Any]:
         # Without the primary key that Django adds: 100,000 jobs of one bulk insert have one time, and sorting them by
@@ -103,7 +102,8 @@ class JobChangeList(_ChangeList):
         using, size = self.root_queryset.db, self.list_per_page
         if self._waiting_alone:
             ids = first_waiting(using, (self.page_num - 1) * size if self.multi_page else 0, size)
-            found = {job.pk: job for job in self.queryset.filter(pk__in=ids)[:size]}
+            rows: Any = self.root_queryset  # a JobQuerySet: that of Job, narrowed by the model admin
+            found = _as_shown(rows.filter(pk__in=ids).still(Status.WAITING)).in_bulk()
             self.result_list = [found[pk] for pk in ids if pk in found]
         else:
             # Where everything fits on one page Django asks without a LIMIT.
@@ -112,6 +112,10 @@ class JobChangeList(_ChangeList):
         held = holders(waiting, using)
         for job in self.result_list:
             job.held = held.get(job.pk)
+
+
+def _as_shown(rows: QuerySet[Any]) -> QuerySet[Any]:
+    return rows.defer(*HEAVY).annotate(now=Now(), error_start=Left("error", 200))
 
 
 def first_waiting(using: str, start: int, count: int) -> list[uuid.UUID]:

@@ -156,5 +156,5 @@ def _take_key(job: Job, key: str, using: str) -> Job | None:
         if holder.status not in (Status.FAILED, Status.CANCELLED, Status.EXPIRED):
             return holder
         # Nothing was done under the key. Its job can be requeued while no other has the key.
-        rows.filter(pk=holder.pk, status=holder.status, live_key=key).update(live_key=None)
+        rows.filter(pk=holder.pk, live_key=key).still(holder.status).update(live_key=None)
     raise KeyBusy(f"{job.task}: key {key!r} changed hands {_KEY_ROUNDS} times.")

@@ -75,7 +75,7 @@ def claim_to_report(job_id: uuid.UUID, content_version: int, using: str, worker:
     claim = _lock_if_fit(job_id, content_version, using)
     if claim is not Refusal.LOCKED:
         return claim
-    mine = Job.objects.using(using).filter(pk=job_id, status=Status.RUNNING, worker=worker)
+    mine = Job.objects.using(using).filter(pk=job_id, worker=worker).still(Status.RUNNING)
     job = mine.annotate(now=Now()).defer("payload").lock().first()
     return claim if job is None else Claim(job, using, job.now, job.token)  # type: ignore[attr-defined]
 
@@ -144,7 +144,7 @@ def _another_suspect_runs(job: Job, using: str, worker: str) -> bool:
 def step_back(job_id: uuid.UUID, using: str, delay: float) -> bool:
     """A suspect makes room for another one: due again after ``delay`` seconds, published by the sweeper."""
     with transaction.atomic(using=using):
-        job = Job.objects.using(using).filter(pk=job_id, status=Status.WAITING).lock().first()
+        job = Job.objects.using(using).filter(pk=job_id).still(Status.WAITING).lock().first()
         return job is not None and transition(
             job, using, Status.WAITING, sends=0, check_at=None, due_at=Now() + datetime.timedelta(seconds=delay)
         )
@@ -158,7 +158,8 @@ def lock_by_token(claim: Claim) -> bool:
     """
     return (
         Job.objects.using(claim.using)
-        .filter(pk=claim.job.pk, token=claim.token, status=Status.RUNNING)
+        .filter(pk=claim.job.pk, token=claim.token)
+        .still(Status.RUNNING)
         .lock(wait=True)
         .values_list("pk")
         .first()
@@ -168,7 +169,7 @@ def lock_by_token(claim: Claim) -> bool:
 
 def extend_lease(claim: Claim, lease: float) -> bool:
     """Heartbeat of a non-atomic run. False when the run has lost its job; True also while it holds the row itself."""
-    rows = Job.objects.using(claim.using).filter(pk=claim.job.pk, token=claim.token, status=Status.RUNNING)
+    rows = Job.objects.using(claim.using).filter(pk=claim.job.pk, token=claim.token).still(Status.RUNNING)
     with transaction.atomic(using=claim.using):
         mine = rows.lock().values_list("pk", flat=True)
         rows.filter(pk__in=list(mine)).update(

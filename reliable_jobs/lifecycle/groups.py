@@ -105,7 +105,7 @@ def _hold_again(groups: Iterable[JobGroup], using: str) -> None:
     rows = Job.objects.using(using)
     for group in groups:
         ids = [one for _, one in rows_of_body(group)]
-        written = rows.filter(pk__in=ids, status=Status.FAILED, reason=Reason.EARLIER_STEP)
+        written = rows.filter(pk__in=ids, reason=Reason.EARLIER_STEP).still(Status.FAILED)
         written.update(
             status=Status.WAITING,
             reason=Reason.NONE,
@@ -181,7 +181,7 @@ def cancel(group: JobGroup, using: str, *, why: str, reason: str = Reason.NONE) 
             ),
             ignore_conflicts=True,
         )
-        rows.filter(pk__in=list(ended), status=Status.WAITING, due_at=None).update(**written, epoch=F("epoch") + 1)
+        rows.filter(pk__in=list(ended), due_at=None).still(Status.WAITING).update(**written, epoch=F("epoch") + 1)
 
 
 def rows_of_body(group: JobGroup) -> list[tuple[dict[str, object], uuid.UUID]]:

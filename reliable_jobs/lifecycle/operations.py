@@ -193,12 +193,12 @@ def cancel(
             rows = Job.objects.using(using)
             why = clean(CANCELLED_BY % {"actor": actor}, ERROR_LIMIT)
             bodies = groups.cancel_for(batch, using, why=why, reason=reason)
-            waiting = rows.filter(pk__in=batch, status=Status.WAITING).only("task", "queue").lock()
+            waiting = rows.filter(pk__in=batch).still(Status.WAITING).only("task", "queue").lock()
             by_id: dict[uuid.UUID, Job | Subject] = {job.pk: job for job in waiting}
             locked = list(by_id)
             by_id = {**{body.pk: body for body in bodies}, **by_id}
             _explain_skips(batch, set(by_id), using, report)
-            rows.filter(pk__in=locked, status=Status.WAITING).update(
+            rows.filter(pk__in=locked).still(Status.WAITING).update(
                 status=Status.CANCELLED,
                 reason=reason,
                 epoch=F("epoch") + 1,
@@ -259,7 +259,7 @@ def hand_back(
     """
     with transaction.atomic(using=using):
         # Not one that keeps the place of a step: it would begin the job anew.
-        rows = Job.objects.using(using).filter(pk=job_id, status=Status.WAITING, due_at__isnull=False)
+        rows = Job.objects.using(using).filter(pk=job_id, due_at__isnull=False).still(Status.WAITING)
         if content_version is not None:
             rows = rows.filter(content_version=content_version)
         job = rows.annotate(now=Now()).lock().first()

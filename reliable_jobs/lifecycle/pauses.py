@@ -75,7 +75,7 @@ def put_back(job_id: uuid.UUID, kind: str, using: str) -> None:
     """A claim was refused because of a pause: the row waits without a message. Writes no event."""
     with transaction.atomic(using=using):
         # Not one that keeps the place of a step: it would begin the job anew.
-        rows = Job.objects.using(using).filter(pk=job_id, status=Status.WAITING, due_at__isnull=False)
+        rows = Job.objects.using(using).filter(pk=job_id, due_at__isnull=False).still(Status.WAITING)
         job = rows.defer("payload").lock().first()
         if job is None:
             return
@@ -94,7 +94,7 @@ def put_off(jobs: Sequence[_Row], using: str) -> list[_Row]:
     tasks = set(locked.values_list("name", flat=True)) if by_task.exists() else set()
     ids = [job.pk for job in jobs if job.task in tasks]
     if ids:
-        Job.objects.using(using).filter(pk__in=ids, status=Status.WAITING).update(
+        Job.objects.using(using).filter(pk__in=ids).still(Status.WAITING).update(
             sends=0, check_at=None, due_at=Now() + AHEAD, paused_at=Now()
         )
     return [job for job in jobs if job.task not in tasks]

@@ -27,7 +27,7 @@ def mark_sent(ids: Iterable[uuid.UUID], using: str) -> int:
     """
     with transaction.atomic(using=using):
         rows = Job.objects.using(using)
-        waiting = rows.filter(pk__in=list(ids), status=Status.WAITING, relay_only=True)
+        waiting = rows.filter(pk__in=list(ids), relay_only=True).still(Status.WAITING)
         locked = list(waiting.lock().values_list("pk", flat=True))
         # Its finished_at is when it was sent: the pruner goes by it.
         return rows.filter(pk__in=locked).update(
@@ -45,7 +45,7 @@ def fail_unsendable(why: Mapping[uuid.UUID, str], using: str, *, actor: str) -> 
         how many rows have become ``failed``.
     """
     with transaction.atomic(using=using):
-        rows = Job.objects.using(using).filter(pk__in=list(why), status=Status.WAITING, relay_only=True)
+        rows = Job.objects.using(using).filter(pk__in=list(why), relay_only=True).still(Status.WAITING)
         failed = 0
         for job in rows.defer("payload", "envelope").lock():
             error = clean(why[job.pk], ERROR_LIMIT)

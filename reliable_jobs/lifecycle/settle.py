@@ -40,7 +40,8 @@ def succeed(
     job = claim.job
     values = (str(reason), result, subtasks, worker, settings.RELEASE, claim.now, claim.now, claim.hands_on, job.pk)
     if claim.token is None:
-        won = sql.write(claim.using, sql.SUCCEED_FIRST_RUN, *values, job.epoch) == 1
+        text = sql.SUCCEED_INTERRUPTED if job.interruptions else sql.SUCCEED_FIRST_RUN
+        won = sql.write(claim.using, text, *values, job.epoch) == 1
     else:
         won = sql.write(claim.using, sql.SUCCEED_BY_TOKEN, *values, claim.token) == 1
     if not won:

@@ -1,6 +1,8 @@
 """The statements that nearly every job needs, as SQL: claims, successes, new rows. Django takes longer to compile one
 than PostgreSQL to carry it out. All others are Django's: failures and retries, by ``transition`` in transition.py.
 
+Of rows that are told by their ids the status is asked with IS TRUE: see JobQuerySet.still().
+
 A word in braces differs from database to database: :func:`in_words` says what it stands for. A ``%s`` is a parameter.
 """
 
@@ -22,11 +24,16 @@ from reliable_jobs.models import CancelledWorkflow, Job, JobGroup, Pause
 
 # --- The statements ---------------------------------------------------------------------------------------------------
 
+#: How the statements begin that each run says: run/prepared.py has them planned once. The type of each of their
+#: parameters is plain.
+OF_EACH_RUN = "/* each run */"
+
 #: A job that arrived: lock its row, if nobody holds it. The conditions are looked at afterwards: each has its answer.
 #: PostgreSQL takes longer to plan this than to do it, so it asks in a cheaper way: about the workflow that the message
 #: names, and not the row (0.12 ms less of 0.39), and whether anything at all is paused (0.09 ms less).
 LOCK_ROW = """
-    SELECT {claimed}, EXISTS (SELECT 1 FROM {cancelled} WHERE root_id = %s), EXISTS (SELECT 1 FROM {pause}), {now}
+    /* each run */ SELECT {claimed}, EXISTS (SELECT 1 FROM {cancelled} WHERE root_id = %s),
+        EXISTS (SELECT 1 FROM {pause}), {now}
     FROM {job}
     WHERE id = %s
     {for_update}
@@ -54,7 +61,7 @@ SEND_DUE = """
 LOCK_BUNDLE = """
     SELECT {claimed_and_sent}, {now}
     FROM {job}
-    WHERE task = %s AND status = 'waiting' AND due_at <= {now}
+    WHERE task = %s AND (status = 'waiting') IS TRUE AND due_at <= {now}
         AND failures = 0 AND crashes = 0 AND interruptions = 0 AND id IN ({ids})
         AND NOT {workflow_cancelled} AND {paused_by} IS NULL
     {for_update}
@@ -65,20 +72,23 @@ CLAIM = """
     UPDATE {job}
     SET status = 'running', token = %s, lease_at = {from_now}, deadline_at = {from_now}, crashes = crashes + 1,
         started_at = COALESCE(started_at, {now}), run_started_at = {now}, worker = %s, "release" = %s, epoch = epoch + 1
-    WHERE id = %s AND epoch = %s AND status = 'waiting'
+    WHERE id = %s AND epoch = %s AND (status = 'waiting') IS TRUE
 """
 
 #: The end of a first run, which holds the row's lock. Whether what follows it owes now what it owed is a parameter.
 SUCCEED_FIRST_RUN = """
-    UPDATE {job}
+    /* each run */ UPDATE {job}
     SET status = 'succeeded', reason = %s, result = %s, error = '', error_class = '', traceback = '', exception = NULL,
         subtasks = %s, worker = %s, "release" = %s, started_at = COALESCE(started_at, %s), run_started_at = %s,
         finished_at = {now}, deadline_at = NULL, live_key = CASE WHEN key_forever THEN live_key END,
         owes = CASE WHEN %s THEN NULL ELSE owes END, epoch = epoch + 1
-    WHERE id = %s AND epoch = %s AND status = 'waiting'
+    WHERE id = %s AND epoch = %s AND (status = 'waiting') IS TRUE
 """
 
-#: The end of a run with a committed claim, which gives its crash back.
+#: The same of a run that was interrupted before, maybe by its session having forgotten what it had prepared.
+SUCCEED_INTERRUPTED = SUCCEED_FIRST_RUN.replace(OF_EACH_RUN, "")
+
+#: The end of a run with a committed claim, which gives its crash back. Of a task that never runs again all are such.
 SUCCEED_BY_TOKEN = """
     UPDATE {job}
     SET status = 'succeeded', reason = %s, result = %s, error = '', error_class = '', traceback = '', exception = NULL,
@@ -87,7 +97,7 @@ SUCCEED_BY_TOKEN = """
         crashes = crashes - 1, token = NULL, lease_at = NULL,
         live_key = CASE WHEN key_forever THEN live_key END, owes = CASE WHEN %s THEN NULL ELSE owes END,
         epoch = epoch + 1
-    WHERE id = %s AND token = %s AND status = 'running'
+    WHERE id = %s AND token = %s AND (status = 'running') IS TRUE
 """
 
 #: The end of a bundle's first runs (PostgreSQL).
@@ -98,7 +108,7 @@ SUCCEED_MANY = """
         started_at = COALESCE(job.started_at, %s), run_started_at = %s, finished_at = {now},
         deadline_at = NULL, live_key = CASE WHEN job.key_forever THEN job.live_key END, epoch = job.epoch + 1
     FROM unnest(%s::uuid[], %s::integer[], %s::text[], %s::text[]) AS done (id, epoch, result, subtasks)
-    WHERE job.id = done.id AND job.epoch = done.epoch AND job.status = 'waiting'
+    WHERE job.id = done.id AND job.epoch = done.epoch AND (job.status = 'waiting') IS TRUE
 """
 
 _INTO = """

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from django.db import transaction
-from django.db.models import F, Q
+from django.db.models import F
 
 from reliable_jobs.clock import Now
 from reliable_jobs.conf import settings
@@ -85,9 +85,9 @@ def succeeded_by(worker: str, claims: Sequence[Claim]) -> bool:
     COMMIT may still be on its way on a connection that was lost."""
     using = claims[0].using
     wanted = {claim.job.pk: claim.job.epoch + 1 for claim in claims}
-    rows = Job.objects.using(using).filter(pk__in=list(wanted), status=Status.SUCCEEDED, worker=worker).order_by("pk")
+    rows = Job.objects.using(using).filter(pk__in=list(wanted), worker=worker).still(Status.SUCCEEDED)
     with transaction.atomic(using=using):
-        return dict(rows.lock(wait=True).values_list("pk", "epoch")) == wanted
+        return dict(rows.order_by("pk").lock(wait=True).values_list("pk", "epoch")) == wanted
 
 
 def check_allowed(job: Job, status: str) -> None:
@@ -109,8 +109,11 @@ def transition(job: Job, using: str, status: str, *, token_now: uuid.UUID | None
         changes["finished_at"] = Now()
         if not job.key_forever:
             changes["live_key"] = None
-    fence = Q(token=token_now, status=Status.RUNNING) if token_now else Q(epoch=job.epoch, status=job.status)
-    rows = Job.objects.using(using).filter(fence, pk=job.pk)
+    rows = Job.objects.using(using).filter(pk=job.pk)
+    if token_now:
+        rows = rows.filter(token=token_now).still(Status.RUNNING)
+    else:
+        rows = rows.filter(epoch=job.epoch).still(job.status)
     return rows.update(status=status, epoch=F("epoch") + 1, **changes) == 1
 
 

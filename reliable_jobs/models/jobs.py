@@ -1,4 +1,4 @@
-"""A job, what its run says of itself, and its history.
+"""A job, and which jobs one asks for.
 
 A scope (``due``, ``overdue`` …) repeats the condition of its partial index word for word, so that PostgreSQL and
 SQLite can use it; tests/test_models.py reads the plans.
@@ -9,14 +9,14 @@ from __future__ import annotations
 import uuid
 
 from django.db import connections, models
-from django.db.models import F, Q, functions
+from django.db.models import Case, F, Q, Value, When, functions
 from django.utils.translation import gettext_lazy as _
 
 from reliable_jobs.clock import Now
 from reliable_jobs.columns import StampField, UniqueWhereGiven
 from reliable_jobs.compat.django import locks_no_keys, skips_locked
 from reliable_jobs.conf import RELEASE_LENGTH
-from reliable_jobs.status import FINAL, OPEN, EventKind, Reason, Status
+from reliable_jobs.status import FINAL, OPEN, Reason, Status
 
 
 class JobQuerySet(models.QuerySet["Job"]):
@@ -54,6 +54,15 @@ class JobQuerySet(models.QuerySet["Job"]):
             skip_locked=skips_locked(connection) and not wait,
             no_key=locks_no_keys(connection),
         )
+
+    def still(self, status: str) -> JobQuerySet:
+        """Those with this status, of rows that are told by their ids.
+
+        As a plain condition PostgreSQL holds it against the partial indexes. Where its statistics are of an hour when
+        nothing waited, as they mostly are where a queue is healthy, it takes the index of all waiting rows to be empty,
+        and reads it from end to end for each row (4 ms a settlement with 25,000 waiting, 40 with 300,000).
+        """
+        return self.filter(Case(When(status=status, then=Value(True)), default=Value(False)))
 
 
 class Job(models.Model):
@@ -240,61 +249,3 @@ class Job(models.Model):
     @property
     def is_final(self) -> bool:
         return self.status in FINAL
-
-
-class JobState(models.Model):
-    """What a run says of itself before it has ended: STARTED, and Celery's ``update_state()``.
-
-    Beside the job's row, because that one is locked by the run, whose transaction nobody sees; without a database
-    constraint, as an event's reference. It counts while the row has the same epoch: what an earlier run said is over.
-    """
-
-    job = models.OneToOneField(
-        Job, on_delete=models.CASCADE, db_constraint=False, primary_key=True, related_name="task_state"
-    )
-    epoch = models.PositiveIntegerField()
-    state = models.CharField(max_length=255)
-    #: JSON text; NULL for none.
-    meta = models.TextField(null=True, blank=True)  # noqa: DJ001 - "" is no JSON
-    at = StampField(db_default=functions.Now())  # noqa: TID251 - see StampField
-
-    class Meta:
-        verbose_name = _("job state")
-        verbose_name_plural = _("job states")
-
-    def __str__(self) -> str:
-        return self.state
-
-
-class JobEvent(models.Model):
-    """Something that a person will ask about. The reference to the job is not a database constraint: an event must be
-    writable while a run holds the job's row, and pruning must not take a lock on it."""
-
-    job = models.ForeignKey(Job, on_delete=models.CASCADE, db_constraint=False, related_name="events")
-    kind = models.CharField(max_length=20, choices=EventKind.choices)
-    at = StampField(db_default=functions.Now())  # noqa: TID251 - see StampField
-    #: Who or what did it: a user's name, a worker's, "sweeper".
-    actor = models.CharField(max_length=255, blank=True, default="")
-    detail = models.TextField(blank=True, default="")
-    traceback = models.TextField(blank=True, default="")
-    #: Copied from the job, for statistics: pruning and requeueing change what its row says.
-    task = models.CharField(max_length=255, blank=True, default="", db_default="")
-    queue = models.CharField(max_length=255, blank=True, default="", db_default="")
-    error_class = models.CharField(max_length=255, blank=True, default="", db_default="")
-    #: Of the process that ran the job; where none did, of the one that wrote this.
-    release = models.CharField(max_length=RELEASE_LENGTH, blank=True, default="", db_default="")
-    #: Whether the job has ended with it. False: a run has, and the job goes on. NULL: neither.
-    final = models.BooleanField(null=True, blank=True)
-    #: The bulk act that this was a step of.
-    act_id = models.UUIDField(null=True, blank=True)
-
-    class Meta:
-        verbose_name = _("job event")
-        verbose_name_plural = _("job events")
-        indexes = (
-            models.Index(fields=["at"], name="reliable_job_event_at"),
-            models.Index(fields=["act_id"], name="reliable_job_event_act", condition=Q(act_id__isnull=False)),
-        )
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.at:%Y-%m-%d %H:%M:%S}" if self.at else self.kind

@@ -16,7 +16,8 @@ from typing import Any
 from django.db.models import Exists, OuterRef
 from django.utils.translation import gettext_noop
 
-from reliable_jobs.models.jobs import Job, JobEvent, JobQuerySet
+from reliable_jobs.models.history import JobEvent
+from reliable_jobs.models.jobs import Job, JobQuerySet
 from reliable_jobs.models.moments import read_moment, refused
 from reliable_jobs.status import FINAL, EventKind, Reason, Status
 

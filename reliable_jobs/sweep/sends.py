@@ -102,7 +102,7 @@ def raise_sends(alias: str, jobs: Iterable[RowToSend]) -> None:
         job.sends += 1
     for sends, ids in by_sends.items():
         pause = next_check(settings.GRACE, sends + 1, settings.MAX_GRACE)
-        Job.objects.using(alias).filter(pk__in=ids, status=Status.WAITING, sends=sends).update(
+        Job.objects.using(alias).filter(pk__in=ids, sends=sends).still(Status.WAITING).update(
             sends=sends + 1, check_at=Now() + datetime.timedelta(seconds=pause)
         )
 

@@ -131,7 +131,7 @@ def send_again(app: Celery, alias: str, job_ids: Iterable[uuid.UUID]) -> set[uui
         django.db.DatabaseError: nothing was sent.
     """
     with transaction.atomic(using=alias):
-        waiting = Job.objects.using(alias).filter(pk__in=list(job_ids), status=Status.WAITING, sends=1)
+        waiting = Job.objects.using(alias).filter(pk__in=list(job_ids), sends=1).still(Status.WAITING)
         jobs = RowToSend.each(waiting.lock())
         sends.raise_sends(alias, jobs)
     if jobs:

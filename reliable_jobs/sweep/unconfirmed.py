@@ -31,7 +31,7 @@ def take_back(alias: str, jobs: list[RowToSend], confirms: Confirms) -> None:
         if sends > 1:
             changes["check_at"] = Now() + datetime.timedelta(seconds=settings.GRACE)
         # Only where ``sends`` is still ours: another sweeper may have sent the row since.
-        Job.objects.using(alias).filter(pk__in=ids, status=Status.WAITING, sends=sends).update(**changes)
+        Job.objects.using(alias).filter(pk__in=ids, sends=sends).still(Status.WAITING).update(**changes)
     for job in returned:
         about = fields(job.pk, job.task, job.queue)
         logger.warning("Job %s was not routed: %s", job.pk, confirms.returned[job.pk], extra=about)

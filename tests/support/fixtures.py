@@ -149,7 +149,7 @@ def outside(tmp_path: Path) -> Path:
     return tmp_path / "outside"
 
 
-def _or_skip(start: Callable[[], Any]) -> Any:
+def or_skip(start: Callable[[], Any]) -> Any:
     from tests.support.private_servers import ServerMissing
 
     try:
@@ -192,7 +192,7 @@ def private_rabbitmq() -> Iterator[Any]:
     """A broker that a test may stop, wipe and raise alarms in."""
     from tests.support.private_servers import PrivateRabbitMQ
 
-    with _or_skip(PrivateRabbitMQ) as server:
+    with or_skip(PrivateRabbitMQ) as server:
         yield server
 
 
@@ -201,7 +201,7 @@ def private_redis() -> Iterator[Any]:
     """A Redis of the tests' own."""
     from tests.support.private_servers import PrivateRedis
 
-    with _or_skip(PrivateRedis) as server:
+    with or_skip(PrivateRedis) as server:
         yield server
 
 
@@ -210,7 +210,7 @@ def private_postgres() -> Iterator[Any]:
     """A database server that a test may stop and restart."""
     from tests.support.private_servers import PrivatePostgres
 
-    with _or_skip(PrivatePostgres) as server:
+    with or_skip(PrivatePostgres) as server:
         yield server
 
 

@@ -20,8 +20,8 @@ MUTANTS = [
         "look-behind-the-commit",
         "I2",
         "run/joined.py",
-        "[*before, sql, *after, *behind]",
-        "[*before, sql, *behind, *after]",
+        "*before, said, *after, *behind]",
+        "*before, said, *behind, *after]",
         ("tests/run/test_joined.py::test_the_look_behind_the_commit_sees_what_others_commit_before_it",),
         also=(
             (
@@ -132,8 +132,8 @@ MUTANTS = [
         "held-rows-are-not-handed-back",
         "I3",
         "lifecycle/operations.py",
-        "status=Status.WAITING, due_at__isnull=False)",
-        "status=Status.WAITING)",
+        "filter(pk=job_id, due_at__isnull=False).still",
+        "filter(pk=job_id).still",
         ("tests/workflow/test_replace.py::test_a_copy_that_is_handed_back_begins_no_replaced_job_anew",),
         also=(
             (

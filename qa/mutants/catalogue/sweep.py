@@ -32,10 +32,18 @@ MUTANTS = [
     Mutant(
         "count-the-send",
         "I8",
+        "lifecycle/sql.py",
+        "SET sends = 1, check_at = {from_now}",
+        "SET sends = 0, check_at = {from_now}",
+        (f"{I2}::test_a_sweep_counts_its_send_so_that_the_next_one_does_not_repeat_it",),
+    ),
+    Mutant(
+        "count-the-send-again",
+        "I8",
         "sweep/sends.py",
         "sends=sends + 1, check_at=Now() + datetime.timedelta(seconds=pause)",
         "sends=sends",
-        (f"{I2}::test_a_sweep_counts_its_send_so_that_the_next_one_does_not_repeat_it",),
+        (f"{I2}::test_every_send_doubles_the_time_to_the_next_one",),
     ),
     Mutant(
         "relay-heard",
