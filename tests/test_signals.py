@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import subprocess
 import sys
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from celery import shared_task
 from celery.exceptions import SoftTimeLimitExceeded
 from django.db import OperationalError, connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.dispatch import Signal
 
 from reliable_jobs import ReliableTask, lifecycle, signals
 from reliable_jobs import jobs as public
@@ -220,6 +222,86 @@ def test_a_job_is_parked_twice_and_settled_when_given_up(jobs: InProcess, heard:
     ]
     (settled,) = heard.of("settled")
     assert (settled["status"], settled["kind"]) == ("failed", "parked")
+
+
+class Counted(list[tuple[str, Any]]):
+    """Signals that were counted, with the job of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in NAMES:
+            signals.count(getattr(signals, name), functools.partial(self.note, name))
+
+    def note(self, name: str, said: Mapping[str, Any]) -> None:
+        self.append((name, said["job_id"]))
+
+
+@pytest.fixture
+def counted() -> Iterator[Counted]:
+    yield Counted()
+    for name in NAMES:
+        signals.count(getattr(signals, name), None)
+
+
+def test_counters_are_told_as_receivers_are(jobs: InProcess, heard: Heard, counted: Counted) -> None:
+    with pytest.raises(ValueError, match="undo"), transaction.atomic():
+        tasks.effect.delay("undone")
+        raise ValueError("undo")
+    jobs.run(tasks.effect, "counted")
+    jobs.run(small, False)
+    assert counted == [(name, said["job_id"]) for name, said in heard]
+    assert heard.names() == ["enqueued", "published", "started", "settled"] * 2
+
+
+def test_counters_alone_cost_no_dispatch_and_no_guard(
+    jobs: InProcess, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Signal, "send_robust", lambda signal, *args, **said: called.append(signal))
+        patch.setattr(signals, "_send_guarded", lambda signal, *args: called.append(signal))
+        job = jobs.run(tasks.effect, "counted")
+    assert job.status == "succeeded"
+    assert [name for name, _ in counted] == list(NAMES[:4])
+    assert not called
+
+
+def test_receivers_beside_a_counter_cannot_use_the_database(
+    jobs: InProcess, counted: Counted, caplog: pytest.LogCaptureFixture
+) -> None:
+    def receive(**said: Any) -> None:
+        Effect.objects.create(name="receiver")
+
+    with receiving(signals.job_started, receive):
+        assert jobs.run(tasks.effect, "function").status == "succeeded"
+    assert (jobs.effects("function"), jobs.effects("receiver"), len(counted)) == (1, 0, 4)
+    assert "must not use the job's database" in caplog.text
+
+
+@pytest.mark.parametrize("name", NAMES[:4])
+def test_a_counter_that_raises_fails_no_job(
+    jobs: InProcess, heard: Heard, counted: Counted, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    def count(said: Any) -> None:
+        raise ValueError("a counter's own error")
+
+    signals.count(getattr(signals, name), count)
+    assert jobs.run(tasks.effect, "counter").status == "succeeded"
+    assert [record.levelname for record in caplog.records if record.name == signals.__name__] == ["ERROR"]
+    assert (len(heard), len(counted)) == (4, 3)
+
+
+def test_a_soft_time_limit_that_meets_a_counter_is_the_functions(
+    jobs: InProcess, heard: Heard, counted: Counted
+) -> None:
+    def count(said: Any) -> None:
+        raise SoftTimeLimitExceeded
+
+    signals.count(signals.job_started, count)
+    job = jobs.run(tasks.effect, "in time")
+    assert (job.status, job.error_class.split(".")[-1]) == ("failed", "SoftTimeLimitExceeded")
+    assert jobs.effects("in time") == 0
+    assert len(heard.of("started")) == 1
 
 
 @pytest.mark.servers

@@ -1,18 +1,21 @@
-"""What a worker has done, counted for Prometheus by receivers of our signals. Import it where it is to be counted only:
-the counters are made then, and prometheus-client decides then whether a pool's children add up."""
+"""What a worker has done, counted for Prometheus. Import it where it is to be counted only: the counters are made then,
+and prometheus-client decides then whether a pool's children add up.
+
+A count reaches the metrics within a second (:mod:`~reliable_jobs.telemetry.tally`). A process that is killed loses
+those of its last second.
+"""
 
 from __future__ import annotations
 
-import os
-import threading
+import atexit
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from celery.signals import worker_process_shutdown
 from prometheus_client import Counter, Histogram
 
 from reliable_jobs import signals
-
-#: Seconds.
-BUCKETS = (0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0)
+from reliable_jobs.telemetry.tally import BUCKETS, add, carry_over
 
 ENQUEUED = Counter("reliable_jobs_enqueued", "Jobs that task functions here have enqueued.", ["task", "queue"])
 PUBLISHED = Counter("reliable_jobs_published", "Messages that the broker has confirmed.", ["task", "queue"])
@@ -31,42 +34,46 @@ RUN = Histogram(
 )
 
 
-#: Held while something is counted, and while the process forks: prometheus-client has one lock for all of its files,
-#: and a child that is forked while another thread holds that (the sweeper's, beside the worker) would wait for ever.
-_counting = threading.RLock()
-os.register_at_fork(before=_counting.acquire, after_in_parent=_counting.release, after_in_child=_counting.release)
-
-
 def connect() -> None:
-    """Count from now on."""
-    receivers = {
-        signals.job_enqueued: _count(ENQUEUED),
-        signals.job_published: _count(PUBLISHED),
-        signals.job_started: _started,
-        signals.job_settled: _settled,
-        signals.job_rescued: _count(RESCUED),
-        signals.job_parked: _count(PARKED),
-    }
-    for signal, receiver in receivers.items():
-        signal.connect(receiver, weak=False, dispatch_uid="reliable_jobs.telemetry.counters")
+    """Count from now on, in this process and in its children."""
+    for signal, counter in _COUNTERS.items():
+        signals.count(signal, counter)
+    # A pool's child ends without atexit.
+    worker_process_shutdown.connect(carry_over, dispatch_uid="reliable_jobs.telemetry.counters")
+    atexit.register(carry_over)
 
 
-def _count(counter: Counter) -> Any:
-    def receive(*, task: str, queue: str, **more: Any) -> None:
-        with _counting:
-            counter.labels(task, queue).inc()
-
-    return receive
-
-
-def _started(*, task: str, queue: str, wait: float, **more: Any) -> None:
-    with _counting:
-        STARTED.labels(task, queue).inc()
-        WAIT.labels(task, queue).observe(max(0.0, wait))
+def disconnect() -> None:
+    """Count no more; what is pending is carried over."""
+    for signal in _COUNTERS:
+        signals.count(signal, None)
+    worker_process_shutdown.disconnect(dispatch_uid="reliable_jobs.telemetry.counters")
+    atexit.unregister(carry_over)
+    carry_over()
 
 
-def _settled(*, task: str, queue: str, status: str, seconds: float | None, **more: Any) -> None:
-    with _counting:
-        SETTLED.labels(task, queue, status).inc()
-        if seconds is not None:
-            RUN.labels(task, queue).observe(seconds)
+def _count(counter: Counter) -> Callable[[Mapping[str, Any]], None]:
+    def count(said: Mapping[str, Any]) -> None:
+        add(counter, said["task"], said["queue"])
+
+    return count
+
+
+def _started(said: Mapping[str, Any]) -> None:
+    add(STARTED, said["task"], said["queue"], observed=(WAIT, max(0.0, said["wait"])))
+
+
+def _settled(said: Mapping[str, Any]) -> None:
+    seconds = said["seconds"]
+    observed = None if seconds is None else (RUN, seconds)
+    add(SETTLED, said["task"], said["queue"], said["status"], observed=observed)
+
+
+_COUNTERS = {
+    signals.job_enqueued: _count(ENQUEUED),
+    signals.job_published: _count(PUBLISHED),
+    signals.job_started: _started,
+    signals.job_settled: _settled,
+    signals.job_rescued: _count(RESCUED),
+    signals.job_parked: _count(PARKED),
+}

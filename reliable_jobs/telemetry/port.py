@@ -8,7 +8,7 @@ import importlib.util
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from celery import signals
@@ -56,6 +56,8 @@ def _count(**kwargs: Any) -> None:
     from reliable_jobs.telemetry import counters
 
     counters.connect()
+    # Before the directory is removed: _close() undoes the last first.
+    _undo.append(counters.disconnect)
 
 
 def _open(**kwargs: Any) -> None:
@@ -100,10 +102,18 @@ def _listen() -> None:
         OSError: the port can't be opened.
     """
     from prometheus_client import CollectorRegistry, start_http_server
+    from prometheus_client.metrics_core import Metric
     from prometheus_client.multiprocess import MultiProcessCollector
 
+    from reliable_jobs.telemetry.tally import carry_over
+
+    class UpToDate(MultiProcessCollector):
+        def collect(self) -> Iterable[Metric]:
+            carry_over()
+            return super().collect()
+
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)
+    UpToDate(registry)
     host, port = address(settings.METRICS_LISTEN)
     server, _ = start_http_server(port, host, registry)
     _undo.append(server.server_close)

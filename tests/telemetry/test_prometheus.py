@@ -34,7 +34,7 @@ from reliable_jobs.status import Ending, ProcessKind
 from reliable_jobs.telemetry import counters, port
 from reliable_jobs.telemetry.fleet import Fleet
 from reliable_jobs.testing import override_dispatch
-from tests.support.fixtures import _or_skip
+from tests.support.fixtures import or_skip
 from tests.support.harness import Stack, wait_until
 from tests.support.private_servers import PrivatePrometheus, free_port
 from tests.support.private_servers.server import program
@@ -188,7 +188,7 @@ def test_an_address_that_is_none_is_refused(text: Any) -> None:
 
 
 @pytest.mark.servers
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
 def test_a_worker_shows_what_all_its_children_did(stack: Stack, idle_queue: str, tmp_path: Path, pool: str) -> None:
     where = f"127.0.0.1:{free_port()}"
     worker = stack.worker(pool=pool, concurrency=2, METRICS_LISTEN=where)
@@ -235,7 +235,7 @@ def test_a_worker_that_is_to_show_metrics_and_cannot_does_not_start(monkeypatch:
 
 
 def test_promtool_finds_nothing_wrong_with_the_files() -> None:
-    promtool = _or_skip(lambda: program("promtool"))
+    promtool = or_skip(lambda: program("promtool"))
     for arguments in (["rules", RULES.name], ["config", "prometheus.yml"]):
         done = subprocess.run([promtool, "check", *arguments], cwd=MONITORING, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -268,7 +268,7 @@ scrape_configs:
     authorization: {{credentials: {TOKEN}}}
     static_configs: [{{targets: ["{host}"]}}]
 """
-    with _or_skip(lambda: PrivatePrometheus(configuration, {"rules.yml": rules})) as prometheus:
+    with or_skip(lambda: PrivatePrometheus(configuration, {"rules.yml": rules})) as prometheus:
         loaded = prometheus.get("/api/v1/rules")["groups"][0]["rules"]
         assert len(loaded) == RULES.read_text().count("- alert: ")
 
