@@ -68,6 +68,16 @@ def places(pool: Any) -> int:
     return pool.num_processes or 0
 
 
+@CELERY.undocumented(
+    "prefork.TaskPool.maintain_pool",
+    inside="celery.concurrency.prefork:TaskPool.on_start",
+    tests=["test_ended_children"],
+)
+def replace_ended_children(pool: Any) -> None:
+    """Answer what children of a prefork pool ran that have ended, and start others in their places."""
+    pool.maintain_pool()
+
+
 @CELERY.undocumented("BasePool.is_green", at="celery.concurrency.base:BasePool.is_green", tests=["test_watchdog"])
 def may_block(pool: Any) -> bool:
     """Whether the consumer's loop may wait for a run: in a greenlet pool and in solo."""

@@ -13,7 +13,7 @@ from django.db.backends.signals import connection_created
 
 from reliable_jobs import databases, tasks
 from reliable_jobs.compat import register
-from reliable_jobs.compat.celery_pool import is_pool, limits_of_worker, pool_of
+from reliable_jobs.compat.celery_pool import is_pool, limits_of_worker, pool_of, replace_ended_children
 from reliable_jobs.compat.django import driver_of, settings_of
 from reliable_jobs.conf import settings
 from reliable_jobs.presence import Beacon
@@ -27,6 +27,8 @@ from reliable_jobs.worker.presence import PresenceStep
 
 logger = logging.getLogger(__name__)
 
+#: Seconds between two looks for children that have ended.
+CHILDREN_INTERVAL = 0.5
 #: A killed worker's statement would run on, its locks held, until the server notices (4.7 s measured; hours for a
 #: lost host). Settings that an older server does not know are left out.
 POSTGRESQL_SESSION = (
@@ -52,6 +54,7 @@ def _on_worker_init(sender: Any = None, **kwargs: Any) -> None:
                 "committed. Remove AUTOCOMMIT from its settings."
             )
     app.steps["consumer"].add(ParkingStep)
+    app.steps["worker"].add(ChildrenStep)
     app.steps["worker"].add(SweepStep)
     app.steps["worker"].add(PresenceStep)
     watchdog_steps.install(app)
@@ -79,6 +82,25 @@ def _prepare_session(connection: Any, **kwargs: Any) -> None:
         cursor.execute(
             "SELECT " + ", ".join(["set_config(%s, %s, false)"] * len(known)), [part for pair in known for part in pair]
         )
+
+
+class ChildrenStep(bootsteps.StartStopStep):
+    """Looks for children that have ended. Celery is told of an end by a pipe, which closes a moment before the process
+    can be waited for: a busy worker is too early, finds nothing, and looks again up to 5 s later."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        self._timer: Any = None
+
+    def include_if(self, worker: Any) -> bool:
+        return is_pool(pool_of(worker), "prefork")
+
+    def register_with_event_loop(self, worker: Any, hub: Any) -> None:
+        if self._timer is not None:  # of the loop before the last reconnect
+            self._timer.cancel()
+        self._timer = hub.call_repeatedly(CHILDREN_INTERVAL, replace_ended_children, worker.pool)
 
 
 class SweepStep(bootsteps.StartStopStep):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from django.db import Error as DatabaseError
-from django.db import transaction
+from django.db import OperationalError, transaction
 from django.db.models import Max
 
 from reliable_jobs import databases, lifecycle
@@ -20,6 +20,7 @@ from reliable_jobs.clock import Now
 from reliable_jobs.compat.celery_worker import revoked_at, revoked_stamps
 from reliable_jobs.conf import settings
 from reliable_jobs.lifecycle import db_errors
+from reliable_jobs.lifecycle.locks import impatient, is_lock_timeout
 from reliable_jobs.message.row_to_message import HEADER, as_uuid, foreign_id
 from reliable_jobs.models import Job, JobEvent
 from reliable_jobs.run import arrival
@@ -28,6 +29,8 @@ from reliable_jobs.worker.parking import aside
 
 #: How long a cancel of a terminated run waits for the dead child's database session to end, in seconds.
 TERMINATED_PATIENCE = 10.0
+#: How long it waits for the row's lock before it looks for a run with a lease, in milliseconds.
+LOCK_PATIENCE_MS = 1000
 #: How long the parent process waits to hear whether a requeue is newer than a revocation, in seconds.
 LOOK_PATIENCE = 5.0
 
@@ -70,10 +73,24 @@ def cancel_revoked(job_id: uuid.UUID, alias: str, terminated: bool) -> None:
     deadline = time.monotonic() + (TERMINATED_PATIENCE if terminated else 1.0) + (settings.LEASE if terminated else 0)
     while True:
         lifecycle.rescue(alias, settings.SWEEP_LIMIT, actor="revoke")
-        report = lifecycle.cancel([job_id], alias, actor="revoke", reason=Reason.REVOKED)
+        with transaction.atomic(using=alias):
+            if terminated:
+                _outwait_run(job_id, alias)
+            report = lifecycle.cancel([job_id], alias, actor="revoke", reason=Reason.REVOKED)
         if report.skipped.get(job_id) != "running" or time.monotonic() > deadline:
             return
         time.sleep(0.2)
+
+
+def _outwait_run(job_id: uuid.UUID, alias: str) -> None:
+    """Lock a job as soon as its terminated run lets go of it, within a transaction. A child that gives its job back as
+    it dies makes it due at once: a sweep that came between would send it to be run again."""
+    try:
+        with impatient(alias, LOCK_PATIENCE_MS), transaction.atomic(using=alias):
+            Job.objects.using(alias).filter(pk=job_id).lock(wait=True).values_list("pk").first()
+    except OperationalError as error:
+        if not is_lock_timeout(error):
+            raise
 
 
 def terminate(job_id: uuid.UUID, alias: str, kill: Callable[[], None]) -> None:
@@ -89,7 +106,7 @@ def terminate(job_id: uuid.UUID, alias: str, kill: Callable[[], None]) -> None:
         if not db_errors.is_conflict(error, alias):
             raise
         held = True  # without SKIP LOCKED it has waited for the run
-    if held and Job.objects.using(alias).filter(pk=job_id, status=Status.WAITING).exists():
+    if held and Job.objects.using(alias).filter(pk=job_id).still(Status.WAITING).exists():
         kill()
         cancel_revoked(job_id, alias, terminated=True)
 

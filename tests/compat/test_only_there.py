@@ -55,6 +55,7 @@ WORDS = {
     "as_uri",
     "forget",
     "groups",
+    "inc",
     "persistent",
     "lock",
     "loop",
@@ -65,7 +66,7 @@ WORDS = {
     "wait",
     "wrapped",
 }
-WORDS |= {"_connection", "_transport", "callbacks", "errbacks", "receivers"}
+WORDS |= {"_buckets", "_connection", "_transport", "callbacks", "errbacks", "receivers"}
 
 
 def files() -> list[Path]:

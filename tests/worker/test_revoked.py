@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 from celery import chord, group
+from django.db import connection, transaction
 from django.test import override_settings
 from django.utils import timezone
 
 from reliable_jobs import jobs
 from reliable_jobs.models import Job, JobGroup
+from reliable_jobs.worker import revocation
+from reliable_jobs.worker.parking import aside
 from tests.celery_app import app
 from tests.support.harness import PATIENCE, Stack, Worker, wait_until
 from tests.testapp import tasks
@@ -101,6 +104,27 @@ def test_a_terminated_run_is_cancelled_and_told(
     hearing.wait_for_line(f"task_revoked {task_id} terminated=True expired=False")
     wait_until(lambda: told(task_id), "the monitors are told")
     assert [event["terminated"] for event in told(task_id)] == [True]
+
+
+@pytest.mark.promise("I7")
+def test_a_cancel_waits_for_the_lock_of_a_terminated_run(stack: Stack) -> None:
+    """A dying child makes its job due. A cancel that came by now and then left the time in between to the sweep."""
+    job_id = uuid.UUID(tasks.effect.apply_async(("gives itself back",), countdown=600).id)
+    waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+
+    def waiting() -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute(waits)
+            return bool(cursor.fetchone()[0])
+
+    with transaction.atomic():
+        Job.objects.filter(pk=job_id).lock().get()
+        thread = aside(lambda: revocation.cancel_revoked(job_id, "default", terminated=True), "the cancel")
+        wait_until(waiting, "the cancel waits for the row")
+        Job.objects.filter(pk=job_id).update(sends=0, check_at=None, due_at=timezone.now())
+    assert thread is not None
+    thread.join(PATIENCE)
+    assert Job.objects.get(pk=job_id).status == "cancelled"
 
 
 @pytest.mark.promise("I7")
