@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +22,9 @@ from tests.support.inprocess import extra_alias
 from tests.testapp import tasks
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
+
+#: Each statement is planned by the server once, from its first use on.
+PREPARED = {"server_side_binding": True, "prepare_threshold": 0}
 
 
 def overriding(**entries: Any) -> dict[str, str]:
@@ -44,11 +47,11 @@ def test_a1_databases_as_startproject_writes_it_runs_every_job(stack: Stack) -> 
 @pytest.fixture
 def pgbouncer(stack: Stack) -> Iterator[Any]:
     """In transaction mode, before two sessions of the server."""
-    from tests.support.fixtures import _or_skip
+    from tests.support.fixtures import or_skip
     from tests.support.private_servers import PgBouncer
 
     port = urlsplit(stack.database_url).port or 5432
-    with _or_skip(lambda: PgBouncer(port, settings={"default_pool_size": "2"})) as server:
+    with or_skip(lambda: PgBouncer(port, settings={"default_pool_size": "2"})) as server:
         server.database = urlsplit(stack.database_url)._replace(netloc=f"postgres@127.0.0.1:{server.port}").geturl()
         yield server
 
@@ -169,6 +172,47 @@ def test_a13_psycopg2_runs_jobs_and_tells_errors_apart(stack: Stack, outside: Pa
     for name, count in (("a13", 4), ("a13 retried", 1), ("a13 deadlocked", 1), ("a13 read only", 1), ("a13 lost", 1)):
         assert stack.effects(name) == count
     assert "psycopg2" in failed.traceback
+
+
+@pytest.fixture
+def widened(stack: Stack) -> Iterator[Callable[[], None]]:
+    """Gives a column that each claim reads another type, as a migration would."""
+
+    def alter(length: int) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"ALTER TABLE reliable_jobs_job ALTER COLUMN queue TYPE varchar({length})")
+
+    yield lambda: alter(300)
+    alter(255)
+
+
+@pytest.mark.promise("I3", "I5")
+def test_prepared_statements_outlive_a_migration(
+    stack: Stack, widened: Callable[[], None], gate: Path, outside: Path
+) -> None:
+    """PostgreSQL says "cached plan must not change result type" to a claim then. It is tried again on a new session."""
+    stack.worker(concurrency=1, **overriding(CONN_MAX_AGE=None, OPTIONS=PREPARED))
+    gate.touch()
+
+    def run(names: list[str]) -> None:
+        atomic = [tasks.effect.delay(name) for name in names]
+        others = [tasks.slow_outside.delay(name, str(outside), str(gate)) for name in names]
+        for job in map(stack.ends, [*atomic, *others]):
+            assert (job.crashes, job.failures, stack.kinds(job)) == (0, 0, [])
+        assert [stack.effects(name) for name in names] == [2] * len(names)
+
+    def sessions() -> list[tuple[int]]:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            return cursor.fetchall()
+
+    run(["before 1", "before 2", "before 3"])
+    before = sessions()
+    widened()
+    run(["after 1", "after 2", "after 3"])
+    assert sessions() != before, "no statement had been prepared"
 
 
 @pytest.mark.promise("I3", "I7")

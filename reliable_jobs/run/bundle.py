@@ -107,19 +107,19 @@ def _send_alone(app: Any, alias: str, job_ids: set[uuid.UUID], patience: float, 
     """
     until = time.monotonic() + patience
     left = job_ids
-    while left:
+    while True:
         left = waiting_out_outages(
             alias, "Jobs of a bundle", functools.partial(_if_it_answers, _send_some, app, alias, left), began
         )
-        if time.monotonic() >= until:
-            return  # they run elsewhere; if not, the sweeper will find them
+        if not left or time.monotonic() >= until:
+            return  # what is left runs elsewhere; if not, the sweeper will find it
         time.sleep(0.1)
 
 
 def _send_some(app: Any, alias: str, job_ids: set[uuid.UUID]) -> set[uuid.UUID]:
     """Send those that are free; returns those that wait for their second send, and are not."""
     left = job_ids - sweeper.send_again(app, alias, job_ids)
-    waiting = Job.objects.using(alias).filter(pk__in=list(left), status=Status.WAITING, sends=1)
+    waiting = Job.objects.using(alias).filter(pk__in=list(left), sends=1).still(Status.WAITING)
     return set(waiting.values_list("pk", flat=True))
 
 

@@ -18,7 +18,9 @@ from django.db import DatabaseError, OperationalError
 from reliable_jobs.compat.django import driver_of
 from reliable_jobs.compat.psycopg import begins_plainly, without_begin
 from reliable_jobs.lifecycle.db_errors import sqlstate
+from reliable_jobs.lifecycle.sql import OF_EACH_RUN
 from reliable_jobs.models import Job
+from reliable_jobs.run import prepared
 
 logger = logging.getLogger(__name__)
 
@@ -51,34 +53,51 @@ class Join:
     commit: bool = False
     behind: str | None = None
     found: tuple[Any, ...] | None = dataclasses.field(default=None, init=False)
+    #: Whether something was prepared, or an EXECUTE stood for the statement.
+    _shortened: bool = dataclasses.field(default=False, init=False)
 
     def __call__(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
         if not (self.begin or self.before or self.after) or not self._fits(sql):
             return execute(sql, params, many, context)
         connection = context["connection"]
+        driver = driver_of(connection)
         try:
-            send = functools.partial(self._send, execute, sql, params, many, context)
-            if self.begin and begins_plainly(driver_of(connection)):
+            send = functools.partial(self._send, execute, sql, params, many, context, driver)
+            if self.begin and begins_plainly(driver):
                 # Only around this statement: for one that a wrapper of the project ran earlier, psycopg has begun.
                 self.begin, self.before = False, ["BEGIN", *self.before]
-                return without_begin(driver_of(connection), send)
+                return without_begin(driver, functools.partial(send, outside=True))
             self.begin = False
             return send()
         except (AttributeError, TypeError, NotImplementedError, DatabaseError) as error:
-            failed = _switch_off(connection.alias, error)
+            failed = _switch_off(connection.alias, error, shortened=self._shortened)
             if failed is None:
                 raise
             # Without a cause: its SQLSTATE would be taken for the job's.
             raise failed from None
 
-    def _send(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+    def _send(
+        self, execute: Any, sql: str, params: Any, many: bool, context: Any, driver: Any, *, outside: bool = False
+    ) -> Any:
+        """Send everything.
+
+        Args:
+            outside: of any transaction, so that what is said first stays.
+        """
         before, self.before = self.before, ()
         after, self.after = self.after, ()
+        is_of_each_run = sql.startswith(OF_EACH_RUN)
         if self.commit:
             sql, after = f"WITH won AS ({sql}\nRETURNING 1) SELECT 1 / count(*) FROM won", ["COMMIT"]
         behind = [self.behind] if self.behind and self.commit else []
-        result = execute("\n; ".join([*before, sql, *after, *behind]), params, many, context)
-        self._skip(context["cursor"], before)
+        opening, said = list[str](), sql
+        if is_of_each_run:
+            opening, said = prepared.shorten(context["connection"].alias, driver, sql, params, outside=outside)
+        self._shortened = bool(opening) or said != sql
+        result = execute("\n; ".join([*opening, *before, said, *after, *behind]), params, many, context)
+        if opening:
+            prepared.read(driver, context["cursor"])
+        self._skip(context["cursor"], [*opening, *before])
         if behind:
             # The cursor stays here. For the caller it is the same: the statement's own answer is one row, too.
             self._skip(context["cursor"], [sql, *after])
@@ -102,6 +121,9 @@ class Join:
 #: What servers and proxies answer if they refuse the text, and not what is in it: syntax error, feature not supported,
 #: no such prepared statement.
 _REFUSALS = ("42601", "0A000", "26000")
+#: How they begin where it refuses what is prepared: there is no such statement, its plan would give other columns now,
+#: there is one of that name, its parameters can't be told or don't fit.
+_OF_PREPARED = ("26000", "0A000", "42")
 #: Aliases on which joining has failed in this process.
 switched_off: set[str] = set()
 
@@ -114,8 +136,21 @@ class JoiningFailed(OperationalError):
     """
 
 
-def _switch_off(alias: str, error: Exception) -> JoiningFailed | None:
-    """Send statements one by one from now on, if an error comes from joining them, and not from one of them."""
+def _switch_off(alias: str, error: Exception, *, shortened: bool) -> JoiningFailed | None:
+    """Send statements one by one from now on, if an error comes from joining them, and not from one of them; or send
+    them in full, if it comes from prepared ones.
+
+    Args:
+        shortened: whether there were any of these.
+    """
+    if shortened and (sqlstate(error) or "").startswith(_OF_PREPARED):
+        prepared.switched_off.add(alias)
+        logger.info(
+            "Statements can't be prepared on database %r (%s). From now on they are sent in full.",
+            alias,
+            error,
+        )
+        return JoiningFailed(f"statements can't be prepared: {error}")
     if not _is_refusal(error):
         return None
     switched_off.add(alias)

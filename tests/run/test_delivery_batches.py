@@ -457,6 +457,16 @@ def test_a_redelivered_message_is_taken_apart_and_each_start_is_counted(jobs: In
     assert statuses(ids) == ["succeeded"] * 4
 
 
+def test_a_redelivered_message_waits_for_nobody_when_all_are_sent(
+    jobs: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It paused for 0.1 s. A killed worker leaves several such messages to the others."""
+    _, message = one_message(jobs)
+    monkeypatch.setattr(bundle.time, "sleep", lambda seconds: pytest.fail(f"paused for {seconds} s"))
+    jobs.deliver(message, redelivered=True)
+    assert len(jobs.take()) == 4
+
+
 @pytest.mark.promise("I6")
 @pytest.mark.parametrize("at_once", [1, 100], ids=["message shared", "transaction shared"])
 def test_a_store_that_kills_the_process_keeps_no_neighbour_back(

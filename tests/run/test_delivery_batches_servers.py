@@ -275,6 +275,7 @@ def test_a_monitor_hears_that_a_slow_job_has_started(stack: Stack, outside: Path
 def test_two_hundred_jobs_and_five_kills_have_their_effects_once(
     stack: Stack, outside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(bundles, "ENOUGH", 20)  # as by default not fewer than the messages: what is left goes alone
     monkeypatch.setattr(bundles, "MESSAGES", 10)
     whats = ["fail" if number % 10 == 3 else "retry" if number % 10 == 7 else "" for number in range(200)]
     whats[55] = "die"

@@ -137,7 +137,7 @@ def test_a_look_that_brings_no_answer_is_made_again(jobs: InProcess, monkeypatch
 
 def test_the_begin_travels_with_the_claim(jobs: InProcess) -> None:
     claim, _body, settle, *_ = statements(jobs)
-    assert claim.startswith("BEGIN\n; SELECT")
+    assert claim.startswith("BEGIN\n; /* each run */ SELECT")
     assert settle.endswith("\n; COMMIT")
 
 
@@ -156,7 +156,7 @@ def test_a_begin_that_says_more_is_left_to_the_driver(jobs: InProcess, monkeypat
 
     connection.ensure_connection()
     connection.connection.isolation_level = IsolationLevel.REPEATABLE_READ
-    assert statements(jobs)[0].startswith("SELECT")
+    assert statements(jobs)[0].startswith("/* each run */ SELECT")
     assert settled() == ["succeeded"]
 
 

@@ -409,6 +409,7 @@ def test_a_misfit_is_told_and_a_fit_is_not() -> None:
     assert class_based.misfit((), {}) is not None
 
 
+@pytest.mark.django_db
 @pytest.mark.promise("I2")
 @pytest.mark.parametrize(
     ("raised", "answered", "logged"),

@@ -151,6 +151,11 @@ DATABASES = [
     ),
     site("server-side-binding", "`server_side_binding` True", postgresql("'OPTIONS': {'server_side_binding': True},")),
     site(
+        "prepared-statements",
+        "`server_side_binding` True, `prepare_threshold` 5, `CONN_MAX_AGE` None",
+        postgresql("'CONN_MAX_AGE': None, 'OPTIONS': {'server_side_binding': True, 'prepare_threshold': 5},"),
+    ),
+    site(
         "schema",
         "another schema than public, by `search_path`",
         postgresql("'OPTIONS': {'options': '-c search_path=company'},"),
