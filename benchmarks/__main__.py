@@ -1,11 +1,11 @@
 """Measures the contenders side by side and prints medians, spread and ratios.
 
     python -m benchmarks [enqueue bulk relay work scale memory results chord latency behind sweep horizon churn hour
-                         watching] [--rounds N] [--quick] [--json FILE]
+                         watching faults pressure] [--rounds N] [--quick] [--json FILE]
 
 Uses the PostgreSQL of DATABASE_URL and the RabbitMQ of BROKER_URL (by default those on this machine) and removes there
 what it has made. Every run counts effects: a contender that loses or doubles one gets no figure but VOID, and the exit
-status is 1.
+status is 1. Only 'faults' reports what is lost or doubled as figures; it has a PostgreSQL of its own.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ NAMES = (
     "churn",
     "hour",
     "watching",
+    "faults",
+    "pressure",
 )
 
 

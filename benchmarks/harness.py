@@ -38,6 +38,8 @@ BROKER_URL = os.environ.get("BROKER_URL", "amqp://guest:guest@127.0.0.1:5672//")
 PREFIX = f"rj_bench_{os.getpid()}"
 #: One name for all, because rows that are copied with a database hold it; made anew for every run.
 QUEUE = f"{PREFIX}_jobs"
+#: The settings of PostgreSQL that head the report.
+SETTINGS = ("fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "autovacuum")
 #: Jobs that the workers do before the clock starts.
 WARM = 200
 
@@ -82,8 +84,9 @@ class Benchmark:
 class Servers:
     """What this run has made on the servers, and its removal."""
 
-    def __init__(self) -> None:
-        self._admin = psycopg.connect(DATABASE_URL, autocommit=True)
+    def __init__(self, url: str = DATABASE_URL) -> None:
+        self._url = url
+        self._admin = psycopg.connect(url, autocommit=True)
         self._templates: dict[Any, str] = {}
         self.databases: list[str] = []
         self._serial = 0
@@ -93,30 +96,43 @@ class Servers:
         self._serial += 1
         return f"{PREFIX}_{self._serial}"
 
+    def url_of(self, database: str) -> str:
+        return urlunsplit(urlsplit(self._url)._replace(path=f"/{database}"))
+
+    def _execute(self, statement: str) -> psycopg.Cursor[Any]:
+        try:
+            return self._admin.execute(statement)
+        except psycopg.OperationalError:
+            if not self._admin.closed:
+                raise
+            # The server was restarted since the last statement.
+            self._admin = psycopg.connect(self._url, autocommit=True)
+            return self._admin.execute(statement)
+
     def show(self, setting: str) -> str:
-        row = self._admin.execute(f"SHOW {setting}").fetchone()
+        row = self._execute(f"SHOW {setting}").fetchone()
         return str(row[0]) if row else ""
 
     def checkpoint(self) -> None:
         """So that no contender pays for the pages that the one before it has dirtied."""
         with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
-            self._admin.execute("CHECKPOINT")
+            self._execute("CHECKPOINT")
 
     def new_database(self, template: str | None = None) -> str:
         name = self.name()
         copied = f' TEMPLATE "{template}"' if template else ""
         self.databases.append(name)
-        self._admin.execute(f'CREATE DATABASE "{name}"{copied}')
+        self._execute(f'CREATE DATABASE "{name}"{copied}')
         return name
 
     def drop_database(self, name: str) -> None:
-        self._admin.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        self._execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
         self.databases.remove(name)
 
-    def declare_queue(self, name: str) -> None:
+    def declare_queue(self, name: str, arguments: Mapping[str, Any]) -> None:
         """A classic durable queue, as Celery declares it itself by default."""
         with Connection(BROKER_URL) as connection, connection.channel() as channel:
-            channel.queue_declare(name, durable=True, auto_delete=False)
+            channel.queue_declare(name, durable=True, auto_delete=False, arguments=arguments)
 
     def delete_queue(self, name: str) -> None:
         """With the exchange that Celery declares beside it."""
@@ -140,10 +156,6 @@ class Servers:
         self.directory.cleanup()
 
 
-def url_of(database: str) -> str:
-    return urlunsplit(urlsplit(DATABASE_URL)._replace(path=f"/{database}"))
-
-
 # --- one run of one contender -----------------------------------------------------------------------------------------
 
 
@@ -152,7 +164,7 @@ class Arena:
 
     def __init__(self, servers: Servers, contender: Contender) -> None:
         self.rival: Rival = load(contender.rival)
-        self._servers, self._spec = servers, contender.rival
+        self._servers, self._contender = servers, contender
         self.queue = QUEUE
         self._processes: list[subprocess.Popen[bytes]] = []
         self._logs: list[Path] = []
@@ -169,15 +181,24 @@ class Arena:
         if prepare is not None:
             template = self._servers.template((*tables, prepare), template, lambda name: self._make(name, prepare))
         self._database = self._servers.new_database(template)
-        self._servers.declare_queue(self.queue)
+        self._servers.declare_queue(self.queue, self.rival.queue_arguments)
         self._servers.checkpoint()
+
+    def on(self, servers: Servers) -> Arena:
+        """Another run of the same contender, on these servers."""
+        return Arena(servers, self._contender)
+
+    def server_settings(self) -> dict[str, str]:
+        """For a server that is to be set up as this one."""
+        return {setting: self._servers.show(setting) for setting in SETTINGS}
 
     def _make(self, name: str, make: Callable[[Arena], None]) -> None:
         self._database = name
         make(self)
-        self._disconnect()
+        self.disconnect()
 
-    def _disconnect(self) -> None:
+    def disconnect(self) -> None:
+        """Close the connection of :meth:`sql`, which makes a new one."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -190,7 +211,7 @@ class Arena:
             process.wait()
         self._processes.clear()
         self._logs.clear()
-        self._disconnect()
+        self.disconnect()
         if self._database in self._servers.databases:
             self._servers.drop_database(self._database)
         self._servers.delete_queue(self.queue)
@@ -203,7 +224,7 @@ class Arena:
 
     @property
     def environment(self) -> dict[str, str]:
-        url = url_of(self._database)
+        url = self._servers.url_of(self._database)
         # Bytecode is compiled once per run, wherever the caller stands on writing it.
         inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         return {
@@ -213,7 +234,7 @@ class Arena:
             "DJANGO_SETTINGS_MODULE": "benchmarks.project.settings",
             "DATABASE_URL": url,
             "BROKER_URL": BROKER_URL,
-            "BENCHMARK_RIVAL": self._spec,
+            "BENCHMARK_RIVAL": self._contender.rival,
             "BENCHMARK_QUEUE": self.queue,
             **self.rival.environment(url),
         }
@@ -268,6 +289,19 @@ class Arena:
         """The ids of the processes that were started and have not ended, the oldest first."""
         return [process.pid for process in self._processes if process.poll() is None]
 
+    def forget_ended(self) -> int:
+        """For a caller that expects processes to end: forget those that have, and kill what they have left behind.
+        Returns how many they were."""
+        started = list(zip(self._processes, self._logs, strict=True))
+        ended = [(process, log) for process, log in started if process.poll() is not None]
+        for process, _ in ended:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        going_on = [one for one in started if one not in ended]
+        # New lists, for another thread that may be reading these.
+        self._processes, self._logs = [process for process, _ in going_on], [log for _, log in going_on]
+        return len(ended)
+
     def check_processes(self) -> None:
         for process, log in zip(self._processes, self._logs, strict=True):
             if process.poll():
@@ -287,7 +321,7 @@ class Arena:
 
     def sql(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         if self._connection is None:
-            self._connection = psycopg.connect(url_of(self._database), autocommit=True)
+            self._connection = psycopg.connect(self._servers.url_of(self._database), autocommit=True)
         cursor = self._connection.execute(statement, parameters or None)
         return cursor.fetchall() if cursor.description else []
 
@@ -486,7 +520,8 @@ def print_tables(benchmark: Benchmark, outcomes: Mapping[str, Outcome]) -> None:
                 print(f"   {label:{width}}        not run: {outcome.not_run}")
             elif values:
                 spread = f"{_format(min(values))} - {_format(max(values))}"
-                ratio = f"{statistics.median(values) / statistics.median(base):.2f}" if any(base) else "-"
+                beside = statistics.median(base) if base else 0
+                ratio = f"{statistics.median(values) / beside:.2f}" if beside else "-"
                 to = f" (to {contender.against!r})" if contender.against else ""
                 print(f"   {label:{width}}{_format(statistics.median(values)):>12}{spread:>23}   {ratio}{to}")
     print(flush=True)
@@ -513,7 +548,7 @@ def head(benchmarks: Mapping[str, Benchmark], servers: Servers) -> dict[str, str
         "python": platform.python_version(),
         "PostgreSQL": servers.show("server_version"),
     }
-    for setting in ("fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "autovacuum"):
+    for setting in SETTINGS:
         facts[setting] = servers.show(setting)
     if facts["fsync"] != "on" or facts["synchronous_commit"] != "on":
         raise SystemExit("The server runs with fsync or synchronous_commit off; no contender is durable on it.")

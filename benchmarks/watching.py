@@ -1,4 +1,5 @@
-"""What presence, statistics and metrics cost the work: jobs per second with all of it, and with nothing of it."""
+"""What presence, statistics and metrics cost the work: jobs per second, and CPU a job of all processes and servers,
+with all of it and with nothing of it. The CPU tells what the rates of an unsteady machine cannot."""
 
 from __future__ import annotations
 
@@ -16,17 +17,24 @@ def measure(arena: Arena, jobs: int, bundled: int, is_bundled: bool = False, wat
     arena.start_workers()
     with arena.paused():
         arena.refill(count)
+        before = sum(arena.cpu_seconds().values())
     rate = arena.drain(count, 60 + count / 20)
+    used = sum(arena.cpu_seconds().values()) - before
     arena.wait_until(lambda: not arena.messages(), "an empty queue", 10)
     seen = arena.number("SELECT count(*) FROM reliable_jobs_processseen WHERE seen_at > now() - interval '30 s'")
     counted = arena.number("SELECT count(*) FROM reliable_jobs_statstate WHERE rolled > now() - interval '1 minute'")
     if bool(seen) != watched or (counted and not watched):
         raise Void(f"{seen} processes said that they are there, and the statistics were counted {counted} times")
     if listen := getattr(arena.rival, "listen", ""):
-        with urllib.request.urlopen(f"http://{listen}/metrics", timeout=10) as answer:
-            lines = [line for line in answer.read().decode().splitlines() if line.startswith("reliable_jobs_settled_t")]
-        arena.require("jobs counted", int(sum(float(line.rpartition(" ")[2]) for line in lines)), count + WARM)
-    return {"jobs/s": rate}
+        arena.wait_until(lambda: _counted(listen) == count + WARM, "a metric that has counted all jobs", 10)
+    return {"jobs/s": rate, "CPU ms a job": used * 1000 / count}
+
+
+def _counted(listen: str) -> int:
+    """Jobs that have been settled, as the worker's port says."""
+    with urllib.request.urlopen(f"http://{listen}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return int(sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("reliable_jobs_settled_t")))
 
 
 OFF, ON, PORT, MORE = "nothing", "default: presence, statistics", "and METRICS_LISTEN", "and ten times as often"

@@ -26,6 +26,7 @@ BENCHMARK = Benchmark(
         Contender("Celery, connections kept", "celery:KeptCelery"),
         Contender("Celery, kept, atomic body", "celery:KeptCeleryAtomic"),
         Contender("ReliableTask", "reliable:OnCommit"),
+        Contender("ReliableTask, prepared statements", "reliable:Prepared"),
         Contender("ReliableTask, DELIVERY_BATCH = 1", "reliable:Alone"),
         Contender("ReliableTask, bundle = 100", "reliable:Bundled"),
         Contender("ReliableTask, atomic = False", "reliable:NonAtomic"),

@@ -16,6 +16,7 @@ ROOT_URLCONF = "benchmarks.project.urls"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 #: Kept, so that no contender reconnects unless something else makes it (Celery's fixup does).
 DATABASES = {"default": dj_database_url.parse(os.environ["DATABASE_URL"], conn_max_age=None, conn_health_checks=True)}
+DATABASES["default"]["OPTIONS"] = current().database_options  # type: ignore[typeddict-unknown-key]
 
 INSTALLED_APPS = [
     "django.contrib.auth",

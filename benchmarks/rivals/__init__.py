@@ -32,10 +32,16 @@ class Rival:
     #: Added to Django's settings.
     apps: ClassVar[tuple[str, ...]] = ()
     settings: ClassVar[dict[str, Any]] = {}
+    #: OPTIONS of Django's database.
+    database_options: ClassVar[dict[str, Any]] = {}
     #: Counts the jobs it has stored in the database; "" where it stores none.
     stored: ClassVar[str] = ""
+    #: Counts those of them that have not ended.
+    unfinished: ClassVar[str] = ""
     #: Its jobs are messages in the queue as soon as they are enqueued.
     messages: ClassVar[bool] = False
+    #: Arguments with which it declares its queue.
+    queue_arguments: ClassVar[dict[str, Any]] = {}
     #: How many work.
     processes: int = 2
 
@@ -62,6 +68,10 @@ class Rival:
     def fill(self, numbers: range) -> None:
         """Enqueue many as quickly as it goes. Never measured."""
         raise NotRun("it has no jobs")
+
+    def enqueue_many(self, numbers: range, priority: int) -> None:
+        """Enqueue and publish some at once, as a service would that has them together. The highest priority is 9."""
+        raise NotRun("it has no priorities")
 
     def publish(self) -> None:
         """Publish what :meth:`fill` has left to others."""

@@ -53,6 +53,12 @@ class BareCelery(Rival):
         for number in numbers:
             effect.delay(number)
 
+    def enqueue_many(self, numbers: range, priority: int) -> None:
+        from benchmarks.project.tasks import effect
+
+        for number in numbers:
+            effect.apply_async((number,), priority=priority)
+
     def bulk(self, count: int) -> None:
         """Celery has no bulk call: a group sends its messages one by one as well."""
         from benchmarks.project.tasks import effect
@@ -76,6 +82,13 @@ class KeptCelery(BareCelery):
         return app
 
 
+class KeptCeleryPriorities(KeptCelery):
+    """The same with a queue that knows priorities."""
+
+    settings: ClassVar[dict[str, Any]] = {"CELERY_TASK_QUEUE_MAX_PRIORITY": 9}
+    queue_arguments: ClassVar[dict[str, Any]] = {"x-max-priority": 9}
+
+
 class KeptCeleryAtomic(KeptCelery):
     """The same with ``transaction.atomic`` round the body: what a ReliableTask's body has, with no receipt at all."""
 
@@ -83,6 +96,12 @@ class KeptCeleryAtomic(KeptCelery):
         from django.db import transaction
 
         return shared_task(transaction.atomic(body))
+
+
+class KeptCeleryLate(KeptCelery):
+    """The same with messages that are acknowledged after the task, and returned by a worker whose child was killed."""
+
+    settings: ClassVar[dict[str, Any]] = {"CELERY_TASK_ACKS_LATE": True, "CELERY_TASK_REJECT_ON_WORKER_LOST": True}
 
 
 class KeptCeleryResults(KeptCelery):

@@ -23,6 +23,7 @@ class Pgqueuer(Rival):
 
     distributions: ClassVar[tuple[str, ...]] = ("pgqueuer", "asyncpg")
     stored = "SELECT count(*) FROM pgqueuer"
+    unfinished = f"{stored} WHERE status IN ('queued', 'picked')"
 
     def install(self) -> None:
         async def run() -> None:
@@ -34,6 +35,9 @@ class Pgqueuer(Rival):
 
     def fill(self, numbers: range) -> None:
         asyncio.run(_enqueue(in_chunks(numbers, 5000)))
+
+    def enqueue_many(self, numbers: range, priority: int) -> None:
+        asyncio.run(_enqueue([numbers], priority))
 
     def bulk(self, count: int) -> None:
         asyncio.run(_enqueue([range(count)]))
@@ -51,11 +55,11 @@ class Pgqueuer(Rival):
         return [command] * self.processes
 
 
-async def _enqueue(chunks: list[range]) -> None:
+async def _enqueue(chunks: list[range], priority: int = 0) -> None:
     connection = await asyncpg.connect(os.environ["DATABASE_URL"])
     queries = Queries(AsyncpgDriver(connection))
     for chunk in chunks:
-        await queries.enqueue(["effect"] * len(chunk), [b"%d" % number for number in chunk], [0] * len(chunk))
+        await queries.enqueue(["effect"] * len(chunk), [b"%d" % number for number in chunk], [priority] * len(chunk))
     await connection.close()
 
 

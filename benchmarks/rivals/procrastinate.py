@@ -17,6 +17,7 @@ class Procrastinate(Rival):
     distributions: ClassVar[tuple[str, ...]] = ("procrastinate",)
     apps: ClassVar[tuple[str, ...]] = ("procrastinate.contrib.django",)
     stored = "SELECT count(*) FROM procrastinate_jobs"
+    unfinished = f"{stored} WHERE status IN ('todo', 'doing')"
 
     def decorate(self, body: Callable[[int], None]) -> Any:
         from procrastinate.contrib.django import app
@@ -33,6 +34,11 @@ class Procrastinate(Rival):
 
         for chunk in in_chunks(numbers, 5000):
             effect.batch_defer(*({"number": number} for number in chunk))
+
+    def enqueue_many(self, numbers: range, priority: int) -> None:
+        from benchmarks.project.tasks import effect
+
+        effect.configure(priority=priority).batch_defer(*({"number": number} for number in numbers))
 
     def bulk(self, count: int) -> None:
         from django.db import transaction

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from celery import shared_task
 
 from benchmarks.rivals import NotRun, Rival, in_chunks
-from benchmarks.rivals.celery import worker
+from benchmarks.rivals.celery import KeptCeleryPriorities, worker
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -42,6 +42,7 @@ class OnCommit(Rival):
         "CELERY_BROKER_CHANNEL_ERROR_RETRY": True,
     }
     stored = "SELECT count(*) FROM reliable_jobs_job"
+    unfinished = f"{stored} WHERE status IN ('waiting', 'running')"
     messages = True
     task_options: ClassVar[dict[str, Any]] = {}
 
@@ -75,6 +76,14 @@ class OnCommit(Rival):
                     for number in chunk:
                         effect.delay(number)
 
+    def enqueue_many(self, numbers: range, priority: int) -> None:
+        from django.db import transaction
+
+        from benchmarks.project.tasks import effect
+
+        with transaction.atomic():
+            effect.bulk_delay([(number,) for number in numbers], priority=priority)
+
     def bulk(self, count: int) -> None:
         from django.db import transaction
 
@@ -92,6 +101,19 @@ class OnCommit(Rival):
 
     def workers(self) -> list[list[str]]:
         return [worker(self.processes)]
+
+
+class Prepared(OnCommit):
+    """Statements that the server plans once, by psycopg's means."""
+
+    database_options: ClassVar[dict[str, Any]] = {"server_side_binding": True, "prepare_threshold": 5}
+
+
+class Priorities(OnCommit):
+    """A queue that knows priorities."""
+
+    settings: ClassVar[dict[str, Any]] = {**OnCommit.settings, **KeptCeleryPriorities.settings}
+    queue_arguments = KeptCeleryPriorities.queue_arguments
 
 
 class Relay(OnCommit):
