@@ -41,6 +41,7 @@ LONGEST = (
     "tests/workflow/test_chords.py",
     "tests/admin/test_histories_browser.py",
     "tests/checks/test_checks.py",
+    "tests/telemetry/test_prometheus.py",
     "qa/errors/test_workflow_errors.py",
 )
 #: Files whose tests share no process and no database. Each test is handed out by itself. The demos stay together: each
